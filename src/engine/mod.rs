@@ -1,0 +1,1 @@
+//! The schedule: which layer, which tokens, what is kept and what is recomputed.

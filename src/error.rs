@@ -1,0 +1,71 @@
+//! The one error type of the library. Its variant decides the exit code; its text names the place and the remedy.
+
+use std::path::Path;
+
+/// What went wrong, sorted by who can mend it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The recipe or the command line is wrong: exit 2. Names file, line and key.
+    #[error("{0}")]
+    Recipe(String),
+    /// A file from outside (model, rows, adapter, template) is bad or missing: exit 3.
+    #[error("{0}")]
+    Input(String),
+    /// Not enough memory or disk: exit 4.
+    #[error("{0}")]
+    Resource(String),
+    /// The run itself failed: exit 1.
+    #[error("{0}")]
+    Run(String),
+    /// Stopped by a signal (2 or 15) after saving: exit 128 + signal.
+    #[error("stopped by signal {0}")]
+    Stopped(i32),
+    /// A tensor operation failed: exit 1.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// The library's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An unusable recipe or command line.
+    pub fn recipe(message: impl Into<String>) -> Self {
+        Self::Recipe(message.into())
+    }
+
+    /// A bad or missing file from outside.
+    pub fn input(message: impl Into<String>) -> Self {
+        Self::Input(message.into())
+    }
+
+    /// A failed run.
+    pub fn run(message: impl Into<String>) -> Self {
+        Self::Run(message.into())
+    }
+
+    /// A file from outside that cannot be read.
+    pub fn reading(path: &Path, error: std::io::Error) -> Self {
+        Self::Input(format!("{}: cannot be read: {error}", path.display()))
+    }
+
+    /// A file of ours that cannot be written; a full disk is a lack of resources.
+    pub fn writing(path: &Path, error: std::io::Error) -> Self {
+        let message = format!("{}: cannot be written: {error}", path.display());
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::Resource(message),
+            _ => Self::Run(message),
+        }
+    }
+
+    /// The process's exit code for this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Run(_) | Self::Tensor(_) => 1,
+            Self::Recipe(_) => 2,
+            Self::Input(_) => 3,
+            Self::Resource(_) => 4,
+            Self::Stopped(signal) => 128 + *signal as u8,
+        }
+    }
+}

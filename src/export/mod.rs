@@ -1,0 +1,1 @@
+//! How a trained adapter leaves: PEFT folders and merged weights.

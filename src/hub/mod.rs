@@ -1,0 +1,1 @@
+//! Models and data files by their hub names, in the public cache layout.

@@ -1,0 +1,1 @@
+//! The arithmetic: fused operations with one implementation a device and a plain-tensor fallback.

@@ -1,0 +1,21 @@
+//! `dpo-lora`: preference alignment (DPO) of a language model by LoRA, in the memory a person has.
+//!
+//! Follow the data: [`recipe`] → [`data`] → [`weights`] → [`model`] → [`engine`] → [`objective`] → [`optim`] →
+//! [`train`] → [`export`].
+
+pub mod cli;
+pub mod data;
+pub mod engine;
+pub mod error;
+pub mod export;
+pub mod hub;
+pub mod kernels;
+pub mod model;
+pub mod objective;
+pub mod optim;
+pub mod recipe;
+pub mod report;
+pub mod train;
+pub mod weights;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! From log-probs to losses, their derivatives and metrics; the reference's cache.

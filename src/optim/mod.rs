@@ -1,0 +1,1 @@
+//! Optimizers, rate schedules and clipping over one flat vector of parameters.

@@ -1,0 +1,1 @@
+//! What a person sees: progress, metrics files, measured memory, the closing summary.

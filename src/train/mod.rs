@@ -1,0 +1,1 @@
+//! The run: epochs, steps, evaluation, signals, logs, checkpoints.

@@ -1,1 +1,3 @@
-//! From log-probs to losses, their derivatives and metrics; the reference's cache.
+//! From hidden states to log-probs, losses, their derivatives and metrics; the reference's cache.
+
+pub mod logps;

@@ -1,17 +1,15 @@
 //! `config.json`: the shapes and switches of a decoder, as transformers 4 and 5 write them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::rope::{Rope, RopeScaling, yarn_attention_factor};
-use crate::{Error, Result};
+use crate::Result;
+use crate::keys::{Keys, object_file};
 
 /// The families that are read, by `model_type`.
 const FAMILIES: [&str; 2] = ["llama", "mistral"];
-
-/// No size in a config is larger; products of a few of them stay within 64 bits.
-const MAX_SIZE: u64 = 1 << 24;
 
 /// The pretrained length of a model that was stretched; beside `rope_parameters` or within.
 const ORIGINAL_MAX: &str = "original_max_position_embeddings";
@@ -62,12 +60,7 @@ impl Config {
     /// [`Error::Input`] naming the file and the key.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::reading(&path, e))?;
-        match serde_json::from_str(&text) {
-            Ok(Value::Object(map)) => Self::from_keys(&Keys { path: path.clone(), under: "", map: &map }),
-            Ok(_) => Err(Error::input(format!("{}: it should hold an object", path.display()))),
-            Err(e) => Err(Error::input(format!("{}: {e}", path.display()))),
-        }
+        Self::from_keys(&Keys::of(&path, &object_file(&path)?))
     }
 
     fn from_keys(keys: &Keys) -> Result<Self> {
@@ -116,34 +109,36 @@ impl Config {
             attention_bias: !mistral && keys.flag("attention_bias")?.unwrap_or(false),
             mlp_bias: !mistral && keys.flag("mlp_bias")?.unwrap_or(false),
             sliding_window: if mistral { sliding_window(keys)? } else { None },
-            bos_token_id: keys.token_ids("bos_token_id")?.first().copied(),
-            eos_token_ids: keys.token_ids("eos_token_id")?,
+            bos_token_id: token_ids(keys, "bos_token_id")?.first().copied(),
+            eos_token_ids: token_ids(keys, "eos_token_id")?,
             model_type: model_type.to_string(),
         })
     }
 }
 
-/// Mistral's: 4096 where the key is absent, none where it is null or switched off.
+/// Mistral's: 4096 where the key is absent, none where it is null. transformers' Mistral looks at no other switch.
 fn sliding_window(keys: &Keys) -> Result<Option<usize>> {
-    if keys.flag("use_sliding_window")? == Some(false) {
-        return Ok(None);
-    }
-    match keys.map.get("sliding_window") {
+    match keys.raw("sliding_window") {
         None => Ok(Some(4096)),
         Some(_) => keys.optional_size("sliding_window"),
     }
 }
 
+fn token_ids(keys: &Keys, key: &str) -> Result<Vec<u32>> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let ids = |value: &Value| match value {
+        Value::Array(ids) => ids.iter().map(id).collect(),
+        one => id(one).map(|id| vec![id]),
+    };
+    Ok(keys.typed(key, "a token id or a list of them", ids)?.unwrap_or_default())
+}
+
 /// Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4).
 fn rope(top: &Keys, max_position_embeddings: usize, head_dim: usize) -> Result<Rope> {
-    let empty = Map::new();
     // transformers lets a rope_scaling win over rope_parameters, and a theta inside over one outside.
-    let old = top.object("rope_scaling")?;
-    let keys = match old {
+    let keys = match top.object("rope_scaling")? {
         Some(keys) => keys,
-        None => {
-            top.object("rope_parameters")?.unwrap_or(Keys { under: "rope_parameters.", map: &empty, ..top.clone() })
-        }
+        None => top.object("rope_parameters")?.unwrap_or_else(|| top.clone()),
     };
     let theta = match keys.positive("rope_theta")? {
         Some(theta) => theta,
@@ -178,7 +173,7 @@ fn rope(top: &Keys, max_position_embeddings: usize, head_dim: usize) -> Result<R
         "yarn" => {
             let original_max = original_max()?;
             // A stated null means the ratio of the two lengths.
-            let factor = match keys.map.get("factor") {
+            let factor = match keys.raw("factor") {
                 Some(Value::Null) => max_position_embeddings as f64 / original_max as f64,
                 _ => factor()?,
             };
@@ -212,77 +207,6 @@ fn rope(top: &Keys, max_position_embeddings: usize, head_dim: usize) -> Result<R
         }
     };
     Ok(Rope { theta, scaling })
-}
-
-/// An object of the file whose values are taken by key and type; every complaint names file and key.
-#[derive(Clone)]
-struct Keys<'a> {
-    path: PathBuf,
-    /// What stands before a key in a complaint: the dotted path of the object.
-    under: &'static str,
-    map: &'a Map<String, Value>,
-}
-
-impl<'a> Keys<'a> {
-    fn bad(&self, key: &str, reason: &str) -> Error {
-        Error::input(format!("{}: {}{key}: {reason}", self.path.display(), self.under))
-    }
-
-    fn missing(&self, key: &str) -> Error {
-        self.bad(key, "it is missing")
-    }
-
-    fn stated(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|value| !value.is_null())
-    }
-
-    fn typed<T>(&self, key: &str, what: &str, take: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
-        let wrong = |value: &Value| self.bad(key, &format!("{value} is not {what}"));
-        self.stated(key).map(|value| take(value).ok_or_else(|| wrong(value))).transpose()
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&'a str>> {
-        self.typed(key, "a text", Value::as_str)
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
-        self.typed(key, "true or false", Value::as_bool)
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>> {
-        self.typed(key, "a number", Value::as_f64)
-    }
-
-    fn positive(&self, key: &str) -> Result<Option<f64>> {
-        self.typed(key, "a positive number", |v| v.as_f64().filter(|n| *n > 0.0 && (*n as f32).is_finite()))
-    }
-
-    fn optional_size(&self, key: &str) -> Result<Option<usize>> {
-        let what = format!("a whole number from 1 to {MAX_SIZE}");
-        self.typed(key, &what, |v| v.as_u64().filter(|n| (1..=MAX_SIZE).contains(n)).map(|n| n as usize))
-    }
-
-    fn size(&self, key: &str) -> Result<usize> {
-        self.optional_size(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
-        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids = |value: &Value| match value {
-            Value::Array(ids) => ids.iter().map(id).collect(),
-            one => id(one).map(|id| vec![id]),
-        };
-        Ok(self.typed(key, "a token id or a list of them", ids)?.unwrap_or_default())
-    }
-
-    fn object(&self, key: &'static str) -> Result<Option<Keys<'a>>> {
-        let under = match key {
-            "rope_scaling" => "rope_scaling.",
-            _ => "rope_parameters.",
-        };
-        let object = self.typed(key, "an object", Value::as_object)?;
-        Ok(object.filter(|map| !map.is_empty()).map(|map| Keys { path: self.path.clone(), under, map }))
-    }
 }
 
 #[cfg(test)]
@@ -338,9 +262,6 @@ mod tests {
         assert_eq!(read(&mistral).unwrap().sliding_window, Some(4096));
         mistral["sliding_window"] = json!(7);
         assert_eq!(read(&mistral).unwrap().sliding_window, Some(7));
-        mistral["use_sliding_window"] = json!(false);
-        assert_eq!(read(&mistral).unwrap().sliding_window, None);
-        mistral["use_sliding_window"] = json!(true);
         mistral["sliding_window"] = Value::Null;
         assert_eq!(read(&mistral).unwrap().sliding_window, None);
     }

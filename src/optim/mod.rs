@@ -1,1 +1,131 @@
 //! Optimizers, rate schedules and clipping over one flat vector of parameters.
+//!
+//! Every LoRA matrix is a view of one contiguous f32 tensor `[n]` and every gradient a view of another, so an
+//! optimizer is a few elementwise passes over two vectors. [`adamw`] and [`rmsprop`] hold the formulas, [`elementwise`]
+//! the passes, [`clip`] the global norm, [`schedule`] the rate.
+
+pub mod adamw;
+pub mod clip;
+mod elementwise;
+pub mod rmsprop;
+pub mod schedule;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+
+use crate::recipe;
+use crate::{Error, Result};
+pub use adamw::AdamW;
+pub use clip::{clip_scale, global_norm};
+pub use rmsprop::Rmsprop;
+pub use schedule::rate;
+
+/// Name of the tensor that holds the number of steps taken, in a state file.
+const STEP: &str = "step";
+
+/// The optimizers that a recipe can name.
+#[derive(Debug)]
+pub enum Optimizer {
+    /// AdamW.
+    AdamW(AdamW),
+    /// RMSprop.
+    Rmsprop(Rmsprop),
+}
+
+impl Optimizer {
+    /// The recipe's optimizer with zero moments for `params` (`[n]`, f32, contiguous).
+    pub fn new(train: &recipe::Train, params: &Tensor) -> Result<Self> {
+        Ok(match train.optimizer {
+            recipe::Optimizer::Adamw => Self::AdamW(AdamW::new(params, train.adam_betas, train.weight_decay)?),
+            recipe::Optimizer::Rmsprop => Self::Rmsprop(Rmsprop::new(params, train.weight_decay)?),
+        })
+    }
+
+    /// One update of `params` in place, so that views of it see the new values.
+    ///
+    /// `params` and `grads` are `[n]`, f32 and contiguous; `grads` is multiplied by `grad_scale` (see [`clip_scale`])
+    /// before use and is not changed; `lr` is this step's rate.
+    pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<()> {
+        match self {
+            Self::AdamW(it) => it.step(params, grads, lr, grad_scale),
+            Self::Rmsprop(it) => it.step(params, grads, lr, grad_scale),
+        }
+    }
+
+    /// Steps taken so far and the moments, each `[n]` f32, under torch's names.
+    pub fn state(&self) -> (u64, Vec<(String, Tensor)>) {
+        let (step, moments) = self.moments();
+        (step, moments.into_iter().map(|(name, moment)| (name.to_string(), moment.clone())).collect())
+    }
+
+    /// Takes over a state made by [`Optimizer::state`] of the same kind and size.
+    pub fn load_state(&mut self, step: u64, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        let mut loaded = Vec::new();
+        for (name, own) in self.moments().1 {
+            let tensor = tensors.get(name).ok_or_else(|| {
+                Error::input(format!("the optimizer's state has no tensor {name:?}: it belongs to another optimizer"))
+            })?;
+            if tensor.dims() != own.dims() || tensor.dtype() != DType::F32 {
+                return Err(Error::input(format!(
+                    "the optimizer's state {name:?} is {:?} {:?}, expected F32 {:?}: it belongs to another adapter",
+                    tensor.dtype(),
+                    tensor.dims(),
+                    own.dims()
+                )));
+            }
+            // A copy: the moments are updated in place and must not write into the caller's tensor.
+            loaded.push(tensor.to_device(own.device())?.copy()?);
+        }
+        let mut loaded = loaded.into_iter();
+        match self {
+            Self::AdamW(it) => {
+                it.step = step;
+                for (own, new) in [&mut it.exp_avg, &mut it.exp_avg_sq].into_iter().zip(&mut loaded) {
+                    *own = new;
+                }
+            }
+            Self::Rmsprop(it) => {
+                it.step = step;
+                for (own, new) in [&mut it.square_avg].into_iter().zip(&mut loaded) {
+                    *own = new;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the state as a safetensors file: the moments, and the number of steps as the I64 tensor `step`.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let (step, tensors) = self.state();
+        let mut tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
+        tensors.insert(STEP.into(), Tensor::new(&[step as i64], &candle_core::Device::Cpu)?);
+        candle_core::safetensors::save(&tensors, path)
+            .map_err(|error| Error::run(format!("{}: cannot be written: {error}", path.display())))
+    }
+
+    /// Takes over a state written by [`Optimizer::save`].
+    pub fn load(&mut self, path: &Path) -> Result<()> {
+        let bad = |what: String| Error::input(format!("{}: {what}", path.display()));
+        let mut tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu)
+            .map_err(|error| bad(format!("not a readable optimizer state: {error}")))?;
+        let step = tensors
+            .remove(STEP)
+            .and_then(|step| step.to_vec1::<i64>().ok())
+            .and_then(|step| u64::try_from(*step.first()?).ok())
+            .ok_or_else(|| bad(format!("no tensor {STEP:?} with the number of steps taken")))?;
+        self.load_state(step, &tensors).map_err(|error| bad(error.to_string()))
+    }
+
+    /// Steps taken and the moments by name.
+    fn moments(&self) -> (u64, Vec<(&'static str, &Tensor)>) {
+        match self {
+            Self::AdamW(it) => (it.step, vec![("exp_avg", &it.exp_avg), ("exp_avg_sq", &it.exp_avg_sq)]),
+            Self::Rmsprop(it) => (it.step, vec![("square_avg", &it.square_avg)]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

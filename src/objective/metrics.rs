@@ -1,0 +1,340 @@
+//! What is logged: TRL's metric names with TRL's meaning (`DPOTrainer._compute_loss`, TRL 1.16).
+//!
+//! | name | average |
+//! | --- | --- |
+//! | `loss`, `rewards/*`, `logps/*` | mean over the batch's pairs; a reward is `β·log π/π_ref` of an answer, an accuracy is 1 where the chosen reward is strictly larger, a log-prob is the answer's sum |
+//! | `logits/chosen`, `logits/rejected` | over all tokens of the batch's chosen (rejected) answers: the logits' mean over the vocabulary at the position that predicts the token |
+//! | `entropy` | over all answer tokens of the batch, in nats |
+//! | `mean_token_accuracy` | over the chosen answers' tokens: the share that is the model's likeliest token |
+//! | `num_tokens` | trained on since the run began, the prompt counted for both answers, as TRL's batches hold it twice |
+//!
+//! TRL forms these per micro-batch and averages the micro-batches' values; the batch here is the whole optimizer step
+//! (or the whole evaluation), which is the same where TRL's step is one micro-batch, and weighs tokens evenly where it
+//! is not.
+
+use serde_json::{Map, Value};
+
+use super::losses::PairLogps;
+
+/// Sums over one answer's tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct AnswerSums {
+    /// Of the logits' mean over the vocabulary.
+    pub mean_logits: f64,
+    /// Of the predictive distribution's entropy, in nats.
+    pub entropy: f64,
+    /// Tokens that are the model's likeliest.
+    pub correct: usize,
+}
+
+/// Sums over the pairs of a step or of an evaluation.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    beta: f64,
+    pairs: usize,
+    loss: f64,
+    rewards_chosen: f64,
+    rewards_rejected: f64,
+    wins: usize,
+    logps_chosen: f64,
+    logps_rejected: f64,
+    chosen: AnswerSums,
+    rejected: AnswerSums,
+    chosen_tokens: usize,
+    rejected_tokens: usize,
+    prompt_tokens: usize,
+}
+
+impl Metrics {
+    /// No pairs yet; `beta` scales the rewards.
+    pub fn new(beta: f64) -> Self {
+        Self {
+            beta,
+            pairs: 0,
+            loss: 0.0,
+            rewards_chosen: 0.0,
+            rewards_rejected: 0.0,
+            wins: 0,
+            logps_chosen: 0.0,
+            logps_rejected: 0.0,
+            chosen: AnswerSums::default(),
+            rejected: AnswerSums::default(),
+            chosen_tokens: 0,
+            rejected_tokens: 0,
+            prompt_tokens: 0,
+        }
+    }
+
+    /// Adds one pair: its log-probs, its loss, the tokens of its prompt and its answers' sums.
+    pub fn add(
+        &mut self,
+        logps: &PairLogps,
+        loss: f64,
+        prompt_tokens: usize,
+        chosen: &AnswerSums,
+        rejected: &AnswerSums,
+    ) {
+        let chosen_reward = self.beta * logps.chosen_logratio();
+        let rejected_reward = self.beta * logps.rejected_logratio();
+        self.pairs += 1;
+        self.loss += loss;
+        self.rewards_chosen += chosen_reward;
+        self.rewards_rejected += rejected_reward;
+        self.wins += usize::from(chosen_reward > rejected_reward);
+        self.logps_chosen += logps.chosen;
+        self.logps_rejected += logps.rejected;
+        self.chosen.add(chosen);
+        self.rejected.add(rejected);
+        self.chosen_tokens += logps.chosen_tokens;
+        self.rejected_tokens += logps.rejected_tokens;
+        self.prompt_tokens += prompt_tokens;
+    }
+
+    /// The averages; none before the first pair.
+    pub fn mean(&self) -> Option<Means> {
+        if self.pairs == 0 {
+            return None;
+        }
+        let pairs = self.pairs as f64;
+        let (chosen_tokens, rejected_tokens) = (self.chosen_tokens as f64, self.rejected_tokens as f64);
+        Some(Means {
+            pairs: self.pairs,
+            loss: self.loss / pairs,
+            rewards_chosen: self.rewards_chosen / pairs,
+            rewards_rejected: self.rewards_rejected / pairs,
+            accuracy: self.wins as f64 / pairs,
+            margin: (self.rewards_chosen - self.rewards_rejected) / pairs,
+            logps_chosen: self.logps_chosen / pairs,
+            logps_rejected: self.logps_rejected / pairs,
+            logits_chosen: self.chosen.mean_logits / chosen_tokens,
+            logits_rejected: self.rejected.mean_logits / rejected_tokens,
+            entropy: (self.chosen.entropy + self.rejected.entropy) / (chosen_tokens + rejected_tokens),
+            mean_token_accuracy: self.chosen.correct as f64 / chosen_tokens,
+            num_tokens: (2 * self.prompt_tokens + self.chosen_tokens + self.rejected_tokens) as u64,
+        })
+    }
+}
+
+impl AnswerSums {
+    fn add(&mut self, other: &Self) {
+        self.mean_logits += other.mean_logits;
+        self.entropy += other.entropy;
+        self.correct += other.correct;
+    }
+}
+
+/// Averages over a step's or an evaluation's pairs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Means {
+    /// Pairs averaged over.
+    pub pairs: usize,
+    /// `loss`
+    pub loss: f64,
+    /// `rewards/chosen`
+    pub rewards_chosen: f64,
+    /// `rewards/rejected`
+    pub rewards_rejected: f64,
+    /// `rewards/accuracies`
+    pub accuracy: f64,
+    /// `rewards/margins`
+    pub margin: f64,
+    /// `logps/chosen`
+    pub logps_chosen: f64,
+    /// `logps/rejected`
+    pub logps_rejected: f64,
+    /// `logits/chosen`
+    pub logits_chosen: f64,
+    /// `logits/rejected`
+    pub logits_rejected: f64,
+    /// `entropy`
+    pub entropy: f64,
+    /// `mean_token_accuracy`
+    pub mean_token_accuracy: f64,
+    /// Tokens of these pairs as TRL counts them; the logged `num_tokens` is the run's total.
+    pub num_tokens: u64,
+}
+
+impl Means {
+    /// The averages under TRL's names, in the order in which they are logged.
+    pub fn named(&self) -> [(&'static str, f64); 11] {
+        [
+            ("loss", self.loss),
+            ("rewards/chosen", self.rewards_chosen),
+            ("rewards/rejected", self.rewards_rejected),
+            ("rewards/accuracies", self.accuracy),
+            ("rewards/margins", self.margin),
+            ("logps/chosen", self.logps_chosen),
+            ("logps/rejected", self.logps_rejected),
+            ("logits/chosen", self.logits_chosen),
+            ("logits/rejected", self.logits_rejected),
+            ("entropy", self.entropy),
+            ("mean_token_accuracy", self.mean_token_accuracy),
+        ]
+    }
+}
+
+/// One optimizer step's row of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainRow {
+    /// Optimizer steps taken, this one included.
+    pub step: u64,
+    /// Passes over the rows, this step included.
+    pub epoch: f64,
+    /// Averages over the step's pairs, taken before its update.
+    pub means: Means,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// The rate that this step used.
+    pub learning_rate: f64,
+    /// Tokens since the run began, as TRL counts them.
+    pub num_tokens: u64,
+    /// Positions that this step worked on: prompt, chosen and rejected answer once each.
+    pub tokens: u64,
+    /// Wall time of this step.
+    pub seconds: f64,
+    /// Highest anonymous (CPU) or device memory so far, where it can be measured.
+    pub peak_bytes: Option<u64>,
+}
+
+impl TrainRow {
+    /// The row as a JSON object, keys always in this order.
+    pub fn to_json(&self) -> Value {
+        let mut row = head(self.step, self.epoch);
+        row.extend(self.means.named().map(|(name, value)| (name.to_string(), value.into())));
+        row.insert("grad_norm".into(), self.grad_norm.into());
+        row.insert("learning_rate".into(), self.learning_rate.into());
+        row.insert("num_tokens".into(), self.num_tokens.into());
+        row.insert("tokens".into(), self.tokens.into());
+        row.insert("seconds".into(), self.seconds.into());
+        row.insert("peak_bytes".into(), self.peak_bytes.into());
+        row.into()
+    }
+}
+
+/// One evaluation's row of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvalRow {
+    /// Optimizer steps taken before it.
+    pub step: u64,
+    /// Passes over the training rows before it.
+    pub epoch: f64,
+    /// Averages over the held-out pairs.
+    pub means: Means,
+    /// Tokens trained on since the run began, as TRL counts them.
+    pub num_tokens: u64,
+    /// Wall time of the evaluation: `eval_runtime`, the Hugging Face Trainer's name.
+    pub seconds: f64,
+}
+
+impl EvalRow {
+    /// The row as a JSON object with `eval_` names, keys always in this order.
+    pub fn to_json(&self) -> Value {
+        let mut row = head(self.step, self.epoch);
+        row.extend(self.means.named().map(|(name, value)| (format!("eval_{name}"), value.into())));
+        row.insert("eval_num_tokens".into(), self.num_tokens.into());
+        row.insert("eval_pairs".into(), self.means.pairs.into());
+        row.insert("eval_runtime".into(), self.seconds.into());
+        row.into()
+    }
+}
+
+fn head(step: u64, epoch: f64) -> Map<String, Value> {
+    Map::from_iter([("step".to_string(), step.into()), ("epoch".to_string(), epoch.into())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objective::losses::loss;
+    use crate::recipe::{Loss, Objective, Reference};
+
+    #[derive(serde::Deserialize)]
+    struct Fixture {
+        beta: f64,
+        prompt_tokens: usize,
+        pairs: Vec<(f64, f64, f64, f64, usize, usize)>,
+        mean_logits: Vec<f64>,
+        entropy: Vec<f64>,
+        correct: Vec<usize>,
+        metrics: Map<String, Value>,
+    }
+
+    fn fixture_metrics() -> (Metrics, Map<String, Value>) {
+        let fixture: Fixture =
+            serde_json::from_str(include_str!("../../tests/fixtures/losses.json")).expect("the fixture");
+        let objective =
+            Objective { loss: Loss::Sigmoid, beta: fixture.beta, label_smoothing: 0.0, reference: Reference::Start };
+        let mut metrics = Metrics::new(fixture.beta);
+        // As TRL's batch: all chosen answers, then all rejected ones.
+        let sums = |row: usize| AnswerSums {
+            mean_logits: fixture.mean_logits[row],
+            entropy: fixture.entropy[row],
+            correct: fixture.correct[row],
+        };
+        for (row, &(chosen, rejected, ref_chosen, ref_rejected, chosen_tokens, rejected_tokens)) in
+            fixture.pairs.iter().enumerate()
+        {
+            let logps = PairLogps { chosen, rejected, ref_chosen, ref_rejected, chosen_tokens, rejected_tokens };
+            let loss = loss(&objective, &logps).loss;
+            metrics.add(&logps, loss, fixture.prompt_tokens, &sums(row), &sums(row + fixture.pairs.len()));
+        }
+        (metrics, fixture.metrics)
+    }
+
+    #[test]
+    fn averages_equal_trl() {
+        let (metrics, trl) = fixture_metrics();
+        let means = metrics.mean().expect("pairs");
+        assert_eq!(trl["num_tokens"].as_u64(), Some(means.num_tokens));
+        assert_eq!(trl.len(), means.named().len() + 1);
+        for (name, ours) in means.named() {
+            let theirs = trl[name].as_f64().expect("a number");
+            assert!((ours - theirs).abs() < 1e-5, "{name}: {ours} against {theirs}");
+        }
+    }
+
+    #[test]
+    fn rows_have_stable_names_in_a_stable_order() {
+        let means = fixture_metrics().0.mean().expect("pairs");
+        let train = TrainRow {
+            step: 3,
+            epoch: 0.5,
+            means: means.clone(),
+            grad_norm: 2.5,
+            learning_rate: 5e-6,
+            num_tokens: 932,
+            tokens: 430,
+            seconds: 1.25,
+            peak_bytes: None,
+        };
+        let line = train.to_json().to_string();
+        assert!(line.starts_with(r#"{"step":3,"epoch":0.5,"loss":0.7067"#), "{line}");
+        assert!(
+            line.ends_with(
+                r#""grad_norm":2.5,"learning_rate":5e-6,"num_tokens":932,"tokens":430,"seconds":1.25,"peak_bytes":null}"#
+            ),
+            "{line}"
+        );
+        let eval = EvalRow { step: 3, epoch: 0.5, means, num_tokens: 932, seconds: 2.0 }.to_json().to_string();
+        assert!(eval.starts_with(r#"{"step":3,"epoch":0.5,"eval_loss":0.7067"#), "{eval}");
+        assert!(eval.contains(r#""eval_rewards/accuracies":0.5,"#), "{eval}");
+        assert!(eval.ends_with(r#""eval_num_tokens":932,"eval_pairs":8,"eval_runtime":2.0}"#), "{eval}");
+    }
+
+    #[test]
+    fn no_pairs_no_averages_and_a_tie_is_no_win() {
+        let mut metrics = Metrics::new(0.1);
+        assert_eq!(metrics.mean(), None);
+        let tie = PairLogps {
+            chosen: -3.0,
+            rejected: -4.0,
+            ref_chosen: -3.0,
+            ref_rejected: -4.0,
+            chosen_tokens: 1,
+            rejected_tokens: 1,
+        };
+        metrics.add(&tie, std::f64::consts::LN_2, 2, &AnswerSums::default(), &AnswerSums::default());
+        let means = metrics.mean().expect("a pair");
+        assert_eq!((means.accuracy, means.margin, means.num_tokens), (0.0, 0.0, 6));
+    }
+}

@@ -1,0 +1,74 @@
+//! AdamW (Loshchilov & Hutter 2019) as `torch.optim.AdamW` computes it, in f32 with the bias corrections in f64.
+
+use candle_core::{DType, Tensor};
+
+use super::elementwise::update;
+use crate::Result;
+
+/// torch's default, added to the root of the second moment.
+const EPS: f64 = 1e-8;
+
+/// AdamW over one flat vector.
+#[derive(Debug)]
+pub struct AdamW {
+    betas: [f64; 2],
+    weight_decay: f64,
+    /// Steps taken.
+    pub(super) step: u64,
+    /// First moment, `[n]`.
+    pub(super) exp_avg: Tensor,
+    /// Second moment, `[n]`.
+    pub(super) exp_avg_sq: Tensor,
+}
+
+impl AdamW {
+    /// Zero moments for `params` (`[n]`); `weight_decay` is decoupled.
+    pub fn new(params: &Tensor, betas: [f64; 2], weight_decay: f64) -> Result<Self> {
+        let zeros = || Tensor::zeros(params.dims(), DType::F32, params.device());
+        Ok(Self { betas, weight_decay, step: 0, exp_avg: zeros()?, exp_avg_sq: zeros()? })
+    }
+
+    /// See [`super::Optimizer::step`].
+    pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<()> {
+        self.step += 1;
+        let [beta1, beta2] = self.betas;
+        let correction1 = 1.0 - beta1.powf(self.step as f64);
+        let correction2 = (1.0 - beta2.powf(self.step as f64)).sqrt();
+        let decay = 1.0 - lr * self.weight_decay;
+        let step_size = lr / correction1;
+
+        let (scale, weight) = (grad_scale as f32, (1.0 - beta1) as f32);
+        update(
+            &self.exp_avg,
+            grads,
+            grads,
+            |m, g, _| lerp(m, g * scale, weight),
+            |m, g, _| m + (((g * grad_scale)? - m)? * (1.0 - beta1))?,
+        )?;
+        let (keep, take) = (beta2 as f32, (1.0 - beta2) as f32);
+        update(
+            &self.exp_avg_sq,
+            grads,
+            grads,
+            |v, g, _| {
+                let g = g * scale;
+                v * keep + take * g * g
+            },
+            |v, g, _| (v * beta2)? + ((g * grad_scale)?.sqr()? * (1.0 - beta2))?,
+        )?;
+        let (decay32, root, rate, eps) = (decay as f32, correction2 as f32, step_size as f32, EPS as f32);
+        update(
+            params,
+            &self.exp_avg,
+            &self.exp_avg_sq,
+            |p, m, v| p * decay32 - rate * (m / (v.sqrt() / root + eps)),
+            |p, m, v| (p * decay)? - ((m / ((v.sqrt()? / correction2)? + EPS)?)? * step_size)?,
+        )?;
+        Ok(())
+    }
+}
+
+/// torch's `lerp`: the two forms differ in rounding, and each ends exactly at its own end.
+fn lerp(from: f32, to: f32, weight: f32) -> f32 {
+    if weight < 0.5 { from + weight * (to - from) } else { to - (to - from) * (1.0 - weight) }
+}

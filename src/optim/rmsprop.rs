@@ -1,0 +1,57 @@
+//! RMSprop as `torch.optim.RMSprop` computes it with its defaults (no momentum, not centred), the optimizer of the DPO
+//! paper, in f32.
+
+use candle_core::{DType, Tensor};
+
+use super::elementwise::update;
+use crate::Result;
+
+/// torch's default: how much of the mean square is kept a step.
+const ALPHA: f64 = 0.99;
+/// torch's default, added to the root of the mean square.
+const EPS: f64 = 1e-8;
+
+/// RMSprop over one flat vector.
+#[derive(Debug)]
+pub struct Rmsprop {
+    weight_decay: f64,
+    /// Steps taken; the formula does not use it.
+    pub(super) step: u64,
+    /// Running mean of squared gradients, `[n]`.
+    pub(super) square_avg: Tensor,
+}
+
+impl Rmsprop {
+    /// A zero mean square for `params` (`[n]`). `weight_decay` is torch's for this optimizer: an L2 term
+    /// `weight_decay · params` added to the (scaled) gradient, not AdamW's decoupled decay.
+    pub fn new(params: &Tensor, weight_decay: f64) -> Result<Self> {
+        let square_avg = Tensor::zeros(params.dims(), DType::F32, params.device())?;
+        Ok(Self { weight_decay, step: 0, square_avg })
+    }
+
+    /// See [`super::Optimizer::step`].
+    pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<()> {
+        self.step += 1;
+        let l2 = self.weight_decay;
+        let (scale, decay, keep, take) = (grad_scale as f32, l2 as f32, ALPHA as f32, (1.0 - ALPHA) as f32);
+        update(
+            &self.square_avg,
+            grads,
+            params,
+            |s, g, p| {
+                let g = g * scale + decay * p;
+                s * keep + take * g * g
+            },
+            |s, g, p| (s * ALPHA)? + (((g * grad_scale)? + (p * l2)?)?.sqr()? * (1.0 - ALPHA))?,
+        )?;
+        let (rate, eps) = (lr as f32, EPS as f32);
+        update(
+            params,
+            grads,
+            &self.square_avg,
+            |p, g, s| p - rate * ((g * scale + decay * p) / (s.sqrt() + eps)),
+            |p, g, s| p - ((((g * grad_scale)? + (p * l2)?)? / (s.sqrt()? + EPS)?)? * lr)?,
+        )?;
+        Ok(())
+    }
+}

@@ -36,14 +36,14 @@ impl Decoder {
     /// # Errors
     /// [`Error::Input`] where a tensor is missing or has another shape than `config` says.
     pub fn open(folder: &ModelFolder, config: &Config, device: &Device) -> Result<Self> {
-        let family = Family::of(config)?;
+        let family = config.family;
         let open = Opener { folder, device };
         let embed = open.matrix(family.embed, config.vocab_size, config.hidden_size)?;
         let head = match config.tie_word_embeddings {
             true => embed.clone(),
             false => open.matrix(family.head, config.vocab_size, config.hidden_size)?,
         };
-        let blocks = (0..config.num_hidden_layers).map(|layer| open.block(layer, &family, config));
+        let blocks = (0..config.num_hidden_layers).map(|layer| open.block(layer, family, config));
         let (frequencies, scale) = config.rope.inverse_frequencies(config.head_dim, 0);
         Ok(Self {
             embed,
@@ -89,7 +89,7 @@ struct Opener<'a> {
 }
 
 impl Opener<'_> {
-    fn block(&self, layer: usize, family: &Family, config: &Config) -> Result<Block> {
+    fn block(&self, layer: usize, family: Family, config: &Config) -> Result<Block> {
         let Config { hidden_size: hidden, intermediate_size: mlp, num_attention_heads: n, .. } = *config;
         let (kv, dim) = (config.num_key_value_heads, config.head_dim);
         let part = |name: &str| format!("{}.{layer}.{name}", family.layers);

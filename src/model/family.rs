@@ -1,10 +1,7 @@
 //! The table of families: what a decoder of each is called by and made of.
 
-use super::config::Config;
-use crate::{Error, Result};
-
 /// A row of the table.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Family {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
@@ -16,28 +13,35 @@ pub struct Family {
     pub norm: &'static str,
     /// The head's tensor where it is not tied to the embedding.
     pub head: &'static str,
+    /// Whether `attention_bias` and `mlp_bias` count; else there are none, whatever they say.
+    pub biases: bool,
+    /// Whether `sliding_window` counts.
+    pub sliding_window: bool,
 }
 
+/// Llama 2 and 3, SmolLM2, TinyLlama.
 const LLAMA: Family = Family {
     model_type: "llama",
     embed: "model.embed_tokens.weight",
     layers: "model.layers",
     norm: "model.norm.weight",
     head: "lm_head.weight",
+    biases: true,
+    sliding_window: false,
 };
 
-/// Llama 2 and 3, SmolLM2, TinyLlama; Mistral, which adds a sliding window to `config.json`.
-const FAMILIES: [Family; 2] = [LLAMA, Family { model_type: "mistral", ..LLAMA }];
+const MISTRAL: Family = Family { model_type: "mistral", biases: false, sliding_window: true, ..LLAMA };
+
+const FAMILIES: [Family; 2] = [LLAMA, MISTRAL];
 
 impl Family {
-    /// The row for a model.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for a family that is not in the table.
-    pub fn of(config: &Config) -> Result<Self> {
-        FAMILIES.into_iter().find(|family| family.model_type == config.model_type).ok_or_else(|| {
-            let known = FAMILIES.map(|family| family.model_type).join(", ");
-            Error::input(format!("config.json: the family {:?} is not known; known are {known}", config.model_type))
-        })
+    /// The row of a `model_type`, if there is one.
+    pub fn find(model_type: &str) -> Option<Self> {
+        FAMILIES.into_iter().find(|family| family.model_type == model_type)
+    }
+
+    /// The model types that are read.
+    pub fn known() -> String {
+        FAMILIES.map(|family| family.model_type).join(", ")
     }
 }

@@ -5,11 +5,11 @@
 
 pub mod adapter_config;
 pub mod card;
-
+pub mod merge;
 pub mod peft;
 pub mod targets;
 
 pub use adapter_config::AdapterConfig;
-
+pub use merge::merge;
 pub use peft::{AdapterFolder, AdapterMatrix};
 pub use targets::select;

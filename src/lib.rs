@@ -10,11 +10,13 @@ pub mod error;
 pub mod export;
 pub mod hub;
 pub mod kernels;
+mod keys;
 pub mod model;
 pub mod objective;
 pub mod optim;
 pub mod recipe;
 pub mod report;
+pub mod store;
 pub mod train;
 pub mod weights;
 

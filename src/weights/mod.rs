@@ -1,1 +1,13 @@
 //! Model folders on disk, memory-mapped: what is frozen and how it multiplies.
+//!
+//! [`dtype`] turns stored bytes into f32 and back, [`safetensors`] reads one file and trusts none of it, [`folder`]
+//! puts the files of one model together. The first knows neither of the others, the last uses both.
+
+pub mod dtype;
+pub mod folder;
+pub mod safetensors;
+mod unique;
+
+pub use dtype::DType;
+pub use folder::{MappedTensor, ModelFolder};
+pub use safetensors::SafetensorsFile;

@@ -1,0 +1,287 @@
+//! Writing so that a file or a folder is either whole or absent, whenever the power goes.
+//!
+//! A thing is written under a hidden name beside its place, synced, and renamed into place. A folder also gets
+//! `manifest.json`, the size and SHA-256 of each file, written last, by which [`verify`] knows it again.
+
+mod safetensors_writer;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result};
+
+pub use safetensors_writer::SafetensorsWriter;
+
+/// The name of a folder's list of files.
+pub const MANIFEST: &str = "manifest.json";
+
+/// Writes a file through `fill`; until that has returned and the bytes are on disk, `path` is as it was.
+///
+/// # Errors
+/// [`Error::Run`], or [`Error::Resource`] on a full disk; nothing is left behind.
+pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<()> {
+    let part = hidden(path, "incomplete")?;
+    let write = || {
+        let mut file = BufWriter::new(File::create(&part)?);
+        fill(&mut file)?;
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        fs::rename(&part, path)?;
+        sync_folder(parent(path))
+    };
+    write().map_err(|e| {
+        // Best effort: the error that matters is the first one.
+        let _ = fs::remove_file(&part);
+        Error::writing(path, e)
+    })
+}
+
+/// A folder in the making. Dropped before [`Folder::finish`], it leaves nothing.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    part: PathBuf,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    /// By name, with `/` between the names of folders.
+    files: BTreeMap<String, Stamp>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stamp {
+    size: u64,
+    sha256: String,
+}
+
+impl Folder {
+    /// Begins a folder that will stand at `path`, in place of what stands there. Parents are made; what an earlier
+    /// attempt left is removed.
+    pub fn create_atomic(path: &Path) -> Result<Self> {
+        let part = hidden(path, "incomplete")?;
+        let create = || {
+            fs::create_dir_all(parent(path))?;
+            remove_folder(&part)?;
+            fs::create_dir(&part)
+        };
+        create().map_err(|e| Error::writing(path, e))?;
+        Ok(Self { path: path.to_path_buf(), part })
+    }
+
+    /// Where the files are to be written.
+    pub fn path(&self) -> &Path {
+        &self.part
+    }
+
+    /// Syncs every file, writes the manifest, and puts the folder into its place.
+    pub fn finish(self) -> Result<()> {
+        let old = hidden(&self.path, "replaced")?;
+        let finish = || {
+            let mut files = BTreeMap::new();
+            for name in list(&self.part)? {
+                let path = self.part.join(&name);
+                File::open(&path)?.sync_all()?;
+                files.insert(name, stamp(&path)?);
+            }
+            let mut manifest = File::create(self.part.join(MANIFEST))?;
+            serde_json::to_writer_pretty(&mut manifest, &Manifest { files })?;
+            manifest.write_all(b"\n")?;
+            manifest.sync_all()?;
+            sync_folder(&self.part)?;
+            // A folder cannot be renamed over another one: the old one steps aside first.
+            remove_folder(&old)?;
+            if self.path.exists() {
+                fs::rename(&self.path, &old)?;
+            }
+            fs::rename(&self.part, &self.path)?;
+            sync_folder(parent(&self.path))?;
+            remove_folder(&old)
+        };
+        finish().map_err(|e| Error::writing(&self.path, e))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // After `finish` there is nothing at this path; a failure only leaves the hidden folder behind.
+        let _ = remove_folder(&self.part);
+    }
+}
+
+/// Holds a folder's files against its manifest. Files that the manifest does not name are not looked at.
+///
+/// # Errors
+/// [`Error::Input`] naming the first file that is missing or differs.
+pub fn verify(folder: &Path) -> Result<()> {
+    let path = folder.join(MANIFEST);
+    let text = fs::read_to_string(&path).map_err(|e| Error::reading(&path, e))?;
+    let manifest: Manifest =
+        serde_json::from_str(&text).map_err(|e| Error::input(format!("{}: {e}", path.display())))?;
+    for (name, stated) in &manifest.files {
+        if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(Error::input(format!("{}: {name:?} does not lie in this folder", path.display())));
+        }
+        let file = folder.join(name);
+        if stamp(&file).map_err(|e| Error::reading(&file, e))? != *stated {
+            return Err(Error::input(format!(
+                "{}: it is not what {MANIFEST} says was written; the file was changed or damaged, use another copy",
+                file.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// `.NAME.suffix` beside `path`.
+fn hidden(path: &Path, suffix: &str) -> Result<PathBuf> {
+    let Some(name) = path.file_name() else {
+        return Err(Error::run(format!("{}: this is no name to write to", path.display())));
+    };
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(".");
+    hidden.push(suffix);
+    Ok(path.with_file_name(hidden))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn remove_folder(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Makes a rename last. Where a folder cannot be opened as a file, the file system is left to itself.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+/// The files of a folder and of the folders in it, sorted.
+fn list(folder: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().into_string().map_err(|_| io::Error::other("a file's name is not UTF-8"))?;
+        if entry.file_type()?.is_dir() {
+            names.extend(list(&entry.path())?.into_iter().map(|inner| format!("{name}/{inner}")));
+            sync_folder(&entry.path())?;
+        } else {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn stamp(path: &Path) -> io::Result<Stamp> {
+    let (mut file, mut hash, mut size) = (File::open(path)?, Sha256::new(), 0);
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            read => {
+                hash.update(&buffer[..read]);
+                size += read as u64;
+            }
+        }
+    }
+    Ok(Stamp { size, sha256: hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        list(folder).unwrap()
+    }
+
+    #[test]
+    fn a_file_is_old_or_new_and_never_half() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        write_atomic(&path, |file| file.write_all(b"old")).unwrap();
+        let failed = write_atomic(&path, |file| {
+            file.write_all(b"ne")?;
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        assert_eq!(failed.unwrap_err().exit_code(), 4);
+        assert_eq!((fs::read(&path).unwrap(), names(folder.path())), (b"old".to_vec(), vec!["state.json".into()]));
+        write_atomic(&path, |file| file.write_all(b"new")).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), names(folder.path())), (b"new".to_vec(), vec!["state.json".into()]));
+    }
+
+    #[test]
+    fn a_folder_appears_whole_with_its_manifest() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("runs/checkpoint-3");
+        let folder = Folder::create_atomic(&path).unwrap();
+        fs::write(folder.path().join("a"), "abc").unwrap();
+        fs::create_dir(folder.path().join("inner")).unwrap();
+        fs::write(folder.path().join("inner/b"), "").unwrap();
+        assert!(!path.exists());
+        folder.finish().unwrap();
+        assert_eq!(names(place.path()), ["a", "inner/b", MANIFEST].map(|n| format!("runs/checkpoint-3/{n}")));
+        verify(&path).unwrap();
+        let manifest = fs::read_to_string(path.join(MANIFEST)).unwrap();
+        assert!(manifest.contains("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"), "{manifest}");
+    }
+
+    #[test]
+    fn a_folder_given_up_leaves_nothing_and_the_old_one_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("adapter");
+        for content in ["old", "new"] {
+            let folder = Folder::create_atomic(&path).unwrap();
+            fs::write(folder.path().join("a"), content).unwrap();
+            folder.finish().unwrap();
+            let abandoned = Folder::create_atomic(&path).unwrap();
+            fs::write(abandoned.path().join("b"), "half").unwrap();
+            drop(abandoned);
+            assert_eq!(fs::read_to_string(path.join("a")).unwrap(), content);
+            assert_eq!(names(place.path()), ["adapter/a", "adapter/manifest.json"]);
+        }
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_cleared() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("adapter");
+        fs::create_dir(place.path().join(".adapter.incomplete")).unwrap();
+        fs::write(place.path().join(".adapter.incomplete/stale"), "x").unwrap();
+        let folder = Folder::create_atomic(&path).unwrap();
+        folder.finish().unwrap();
+        assert_eq!(names(&path), [MANIFEST]);
+    }
+
+    #[test]
+    fn a_changed_folder_is_not_verified() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("x");
+        let folder = Folder::create_atomic(&path).unwrap();
+        fs::write(folder.path().join("a"), "abc").unwrap();
+        folder.finish().unwrap();
+        fs::write(path.join("a"), "abd").unwrap();
+        assert!(verify(&path).unwrap_err().to_string().contains("changed or damaged"));
+        fs::remove_file(path.join("a")).unwrap();
+        assert!(verify(&path).unwrap_err().to_string().contains("cannot be read"));
+        fs::write(path.join(MANIFEST), r#"{"files":{"../x":{"size":0,"sha256":""}}}"#).unwrap();
+        assert!(verify(&path).unwrap_err().to_string().contains("does not lie in this folder"));
+        fs::write(path.join(MANIFEST), "{}").unwrap();
+        assert!(verify(&path).unwrap_err().to_string().contains("missing field"));
+    }
+}

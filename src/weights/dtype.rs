@@ -1,0 +1,131 @@
+//! The number formats of stored weights, and their bytes as f32 and back.
+//!
+//! Bytes are little-endian and need no alignment: a safetensors file promises none.
+
+use std::fmt;
+
+use half::{bf16, f16};
+
+/// A format that weights are read from and written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of a single: its range, 8 bits of precision.
+    BF16,
+}
+
+impl DType {
+    /// Bytes an element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// The name in a safetensors header.
+    pub fn safetensors_name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+        }
+    }
+
+    /// The name in `config.json` (`torch_dtype`, `dtype`).
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::BF16 => "bfloat16",
+        }
+    }
+
+    /// Widens `bytes` into `out`. Exact for every format.
+    ///
+    /// # Panics
+    /// When `bytes` does not hold exactly `out.len()` elements.
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(bytes.len(), out.len() * self.size(), "as many bytes as elements");
+        match self {
+            Self::F32 => each(bytes, out, f32::from_le_bytes),
+            Self::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+            Self::BF16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+        }
+    }
+
+    /// Appends `values` to `out`, rounded to the nearest representable value, ties to even. A value beyond F16's
+    /// range becomes infinite: the caller checks.
+    pub fn encode(self, values: &[f32], out: &mut Vec<u8>) {
+        out.reserve(values.len() * self.size());
+        match self {
+            Self::F32 => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+            Self::F16 => out.extend(values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
+            Self::BF16 => out.extend(values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+        })
+    }
+}
+
+fn each<const N: usize>(bytes: &[u8], out: &mut [f32], widen: impl Fn([u8; N]) -> f32) {
+    let (elements, _) = bytes.as_chunks::<N>();
+    for (out, element) in out.iter_mut().zip(elements) {
+        *out = widen(*element);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_16_bit_value_survives_widening_and_rounding() {
+        for dtype in [DType::F16, DType::BF16] {
+            let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+            let mut values = vec![0f32; 1 << 16];
+            dtype.decode(&bytes, &mut values);
+            let mut back = Vec::new();
+            dtype.encode(&values, &mut back);
+            for (i, value) in values.iter().enumerate() {
+                let again = u16::from_le_bytes([back[2 * i], back[2 * i + 1]]);
+                assert!(value.is_nan() || again == i as u16, "{dtype} {i:#06x} came back as {again:#06x}");
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_is_to_nearest_with_ties_to_even() {
+        let bits = |dtype: DType, value: f32| {
+            let mut out = Vec::new();
+            dtype.encode(&[value], &mut out);
+            u16::from_le_bytes([out[0], out[1]])
+        };
+        // One unit in the last place of 1.0 is 2^-7 in bf16 and 2^-10 in f16.
+        assert_eq!(bits(DType::BF16, 1.0 + 0.5f32.powi(8)), 0x3f80);
+        assert_eq!(bits(DType::BF16, 1.0 + 3.0 * 0.5f32.powi(8)), 0x3f82);
+        assert_eq!(bits(DType::BF16, 1.0 + 0.5f32.powi(8) + 0.5f32.powi(20)), 0x3f81);
+        assert_eq!(bits(DType::F16, 1.0 + 0.5f32.powi(11)), 0x3c00);
+        assert_eq!(bits(DType::F16, 1.0 + 3.0 * 0.5f32.powi(11)), 0x3c02);
+    }
+
+    #[test]
+    fn unaligned_bytes_decode() {
+        let mut bytes = vec![0xff];
+        DType::F32.encode(&[1.5, -2.0], &mut bytes);
+        let mut out = [0f32; 2];
+        DType::F32.decode(&bytes[1..], &mut out);
+        assert_eq!(out, [1.5, -2.0]);
+    }
+}

@@ -1,0 +1,354 @@
+//! One safetensors file, memory-mapped and checked in full before a byte of it is used.
+//!
+//! The format (github.com/huggingface/safetensors): a u64 length, a JSON header of that length, the tensors' bytes.
+//! The checks go beyond the format's own crate, which lets the last of two equal keys win and takes any name.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+
+use super::dtype::DType;
+use super::unique::UniqueMap;
+use crate::{Error, Result};
+
+/// The format's own limit on the header.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// An open file; its tensors are read from the map, where and when they are used.
+#[derive(Debug)]
+pub struct SafetensorsFile {
+    path: PathBuf,
+    map: Arc<Mmap>,
+    entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// One tensor of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its number format.
+    pub dtype: Stored,
+    /// Its dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Its bytes within the file.
+    pub range: Range<usize>,
+}
+
+/// A number format of the file format; not all of them are read as weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// One that weights are read from.
+    Float(DType),
+    /// Another one, by its name in the header.
+    Other(&'static str),
+}
+
+impl SafetensorsFile {
+    /// Opens and checks a file. The map stays valid only while nobody shortens the file.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the file and, where there is one, the tensor.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::reading(path, e))?;
+        let length = file.metadata().map_err(|e| Error::reading(path, e))?.len();
+        if length < 8 {
+            return Err(bad(path, format!("it holds {length} bytes, less than a header's length; download it again")));
+        }
+        // SAFETY: the map is read-only and private to the process's view of the file; the documented demand on the
+        // caller is that no other program shortens or rewrites the weights while they are in use.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::reading(path, e))?;
+        let (entries, metadata) = parse(&map).map_err(|reason| bad(path, reason))?;
+        Ok(Self { path: path.to_path_buf(), map: Arc::new(map), entries, metadata })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensors by name.
+    pub fn entries(&self) -> &BTreeMap<String, Entry> {
+        &self.entries
+    }
+
+    /// The header's free-form `__metadata__`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The bytes of a tensor, aligned to nothing; `None` where there is no such tensor.
+    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.entries.get(name).map(|entry| &self.map[entry.range.clone()])
+    }
+
+    /// The map, to be held by whoever reads from it.
+    pub(super) fn map(&self) -> &Arc<Mmap> {
+        &self.map
+    }
+}
+
+impl Stored {
+    /// The format of a name in the header, with its size in bytes. Formats under a byte are not known here.
+    fn parse(name: &str) -> Option<(Self, usize)> {
+        const OTHERS: [(&str, usize); 13] = [
+            ("BOOL", 1),
+            ("U8", 1),
+            ("I8", 1),
+            ("F8_E4M3", 1),
+            ("F8_E5M2", 1),
+            ("F8_E8M0", 1),
+            ("U16", 2),
+            ("I16", 2),
+            ("U32", 4),
+            ("I32", 4),
+            ("U64", 8),
+            ("I64", 8),
+            ("F64", 8),
+        ];
+        if let Some(dtype) = [DType::F32, DType::F16, DType::BF16].into_iter().find(|d| d.safetensors_name() == name) {
+            return Some((Self::Float(dtype), dtype.size()));
+        }
+        OTHERS.into_iter().find(|(other, _)| *other == name).map(|(other, size)| (Self::Other(other), size))
+    }
+}
+
+type Parsed = (BTreeMap<String, Entry>, BTreeMap<String, String>);
+
+/// Checks the whole layout: `Err` says what is wrong.
+fn parse(file: &[u8]) -> std::result::Result<Parsed, String> {
+    let Some((length, rest)) = file.split_first_chunk::<8>() else {
+        return Err("it is shorter than a header's length".into());
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER {
+        return Err(format!("its header claims {length} bytes, over the format's {MAX_HEADER}; is it safetensors?"));
+    }
+    if length > rest.len() as u64 {
+        return Err(format!("its header claims {length} bytes of {}; the file is cut short", rest.len()));
+    }
+    let (header, data) = rest.split_at(length as usize);
+    let data_start = 8 + header.len();
+    let header = std::str::from_utf8(header).map_err(|e| format!("its header is not UTF-8: {e}"))?;
+    let header: Header = serde_json::from_str(header).map_err(|e| format!("its header is not as it should be: {e}"))?;
+
+    let mut spans = Vec::with_capacity(header.tensors.len());
+    let mut entries = BTreeMap::new();
+    for (name, tensor) in header.tensors {
+        check_name(&name)?;
+        let [start, end] = tensor.data_offsets;
+        if start > end || end > data.len() as u64 {
+            let held = data.len();
+            return Err(format!("tensor {name:?}: offsets {start}..{end} do not lie within the {held} bytes of data"));
+        }
+        let Some((dtype, size)) = Stored::parse(&tensor.dtype) else {
+            return Err(format!("tensor {name:?}: the dtype {:?} is not known", tensor.dtype));
+        };
+        let bytes = tensor.shape.iter().try_fold(size as u64, |n, dim| n.checked_mul(*dim));
+        if bytes != Some(end - start) {
+            let (shape, held) = (&tensor.shape, end - start);
+            return Err(format!("tensor {name:?}: {} of shape {shape:?} does not fill its {held} bytes", tensor.dtype));
+        }
+        // A dimension can be larger than memory where another one is 0.
+        let Ok(shape) = tensor.shape.iter().map(|dim| usize::try_from(*dim)).collect() else {
+            return Err(format!("tensor {name:?}: shape {:?} is beyond this machine", tensor.shape));
+        };
+        let range = data_start + start as usize..data_start + end as usize;
+        spans.push((range.clone(), name.clone()));
+        entries.insert(name, Entry { dtype, shape, range });
+    }
+
+    spans.sort_by_key(|(range, _)| (range.start, range.end));
+    let mut at = data_start;
+    for (range, name) in spans {
+        match range.start {
+            start if start < at => return Err(format!("tensor {name:?} overlaps the tensor before it")),
+            start if start > at => return Err(format!("{} bytes before tensor {name:?} belong to none", start - at)),
+            _ => at = range.end,
+        }
+    }
+    if at != file.len() {
+        return Err(format!("{} bytes after the last tensor belong to none", file.len() - at));
+    }
+    Ok((entries, header.metadata))
+}
+
+/// Names end in messages and in other files: no control characters, nothing that climbs out of a folder.
+fn check_name(name: &str) -> std::result::Result<(), String> {
+    if name.is_empty() || name.contains("..") || name.contains(['/', '\\']) || name.chars().any(char::is_control) {
+        return Err(format!("tensor {name:?} has no proper name"));
+    }
+    Ok(())
+}
+
+fn bad(path: &Path, reason: String) -> Error {
+    Error::input(format!("{}: {reason}", path.display()))
+}
+
+struct Header {
+    tensors: Vec<(String, RawEntry)>,
+    metadata: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEntry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: [u64; 2],
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+        let mut header = Header { tensors: Vec::new(), metadata: BTreeMap::new() };
+        let mut seen = HashSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if !seen.insert(key.clone()) {
+                return Err(A::Error::custom(format!("the key {key:?} stands twice")));
+            }
+            if key == "__metadata__" {
+                header.metadata = map.next_value::<UniqueMap<String>>()?.0.into_iter().collect();
+            } else {
+                header.tensors.push((key, map.next_value()?));
+            }
+        }
+        Ok(header)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file with this header and so many bytes of data.
+    fn file(header: &str, data: usize) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.resize(bytes.len() + data, 7);
+        bytes
+    }
+
+    fn refusal(header: &str, data: usize) -> String {
+        parse(&file(header, data)).expect_err(header)
+    }
+
+    fn tensor(dtype: &str, shape: &str, offsets: &str) -> String {
+        format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}"#)
+    }
+
+    #[test]
+    fn a_good_file_is_read_in_any_order_of_its_entries() {
+        let header = format!(
+            r#"{{"b":{},"__metadata__":{{"format":"pt"}},"a":{},"none":{}}}"#,
+            tensor("BF16", "[2,3]", "[4,16]"),
+            tensor("F32", "[]", "[0,4]"),
+            tensor("I64", "[0,5]", "[4,4]"),
+        );
+        let (entries, metadata) = parse(&file(&header, 16)).unwrap();
+        let start = 8 + header.len();
+        assert_eq!(metadata["format"], "pt");
+        assert_eq!(
+            entries["b"],
+            Entry { dtype: Stored::Float(DType::BF16), shape: vec![2, 3], range: start + 4..start + 16 }
+        );
+        assert_eq!(entries["a"], Entry { dtype: Stored::Float(DType::F32), shape: vec![], range: start..start + 4 });
+        assert_eq!(entries["none"].dtype, Stored::Other("I64"));
+    }
+
+    #[test]
+    fn the_reference_writer_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let data: Vec<u8> = (0..24).collect();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2, 3], &data).unwrap();
+        safetensors::serialize_to_file([("w", view)], Some([("k".into(), "v".into())].into()), &path).unwrap();
+        let file = SafetensorsFile::open(&path).unwrap();
+        assert_eq!(file.bytes("w").unwrap(), data);
+        assert_eq!(file.bytes("v"), None);
+        assert_eq!(file.metadata()["k"], "v");
+    }
+
+    #[test]
+    fn lying_headers_are_refused() {
+        let good = tensor("F32", "[2]", "[0,8]");
+        let cases = [
+            (format!(r#"{{"a":{good},"a":{good}}}"#), 8, "stands twice"),
+            (r#"{"__metadata__":{},"__metadata__":{}}"#.into(), 0, "stands twice"),
+            (r#"{"__metadata__":{"k":"1","k":"2"}}"#.into(), 0, "stands twice"),
+            (r#"{"a":{"dtype":"F32","dtype":"F16","shape":[2],"data_offsets":[0,8]}}"#.into(), 8, "duplicate field"),
+            (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"more":1}}"#.into(), 8, "unknown field"),
+            (r#"{"a":{"dtype":"F32","shape":[2]}}"#.into(), 8, "missing field"),
+            (r#"{"__metadata__":{"k":1}}"#.into(), 0, "invalid type"),
+            ("[]".into(), 0, "an object of tensors"),
+            (r#"{"a":"#.into(), 0, "EOF"),
+            (format!(r#"{{"a":{good}}} {{}}"#), 8, "trailing"),
+            (format!(r#"{{"a":{}}}"#, tensor("F32", "[2]", "[0,9]")), 8, "do not lie within"),
+            (format!(r#"{{"a":{}}}"#, tensor("F32", "[2]", "[8,0]")), 8, "do not lie within"),
+            (format!(r#"{{"a":{}}}"#, tensor("F32", "[2]", "[-8,0]")), 8, "invalid value"),
+            (format!(r#"{{"a":{}}}"#, tensor("F32", "[2]", "[0,8,8]")), 8, "trailing characters"),
+            (format!(r#"{{"a":{}}}"#, tensor("F32", "[3]", "[0,8]")), 8, "does not fill"),
+            (format!(r#"{{"a":{}}}"#, tensor("F32", "[4294967296,4294967296]", "[0,0]")), 0, "does not fill"),
+            (format!(r#"{{"a":{}}}"#, tensor("F32", "[18446744073709551616]", "[0,0]")), 0, "invalid type"),
+            (format!(r#"{{"a":{}}}"#, tensor("F32", "[2.0]", "[0,8]")), 8, "invalid type"),
+            (format!(r#"{{"a":{}}}"#, tensor("Q4", "[8]", "[0,8]")), 8, "is not known"),
+            (format!(r#"{{"a":{good},"b":{}}}"#, tensor("F32", "[2]", "[4,12]")), 12, "overlaps"),
+            (format!(r#"{{"a":{good},"b":{good}}}"#), 8, "overlaps"),
+            (format!(r#"{{"a":{good},"b":{}}}"#, tensor("F32", "[2]", "[12,20]")), 20, "belong to none"),
+            (format!(r#"{{"a":{}}}"#, tensor("F32", "[2]", "[4,12]")), 12, "belong to none"),
+            (format!(r#"{{"a":{good}}}"#), 9, "1 bytes after the last tensor"),
+            (format!(r#"{{"../../x":{good}}}"#), 8, "no proper name"),
+            (format!(r#"{{"a\u001b[2J":{good}}}"#), 8, "no proper name"),
+            (format!(r#"{{"":{good}}}"#), 8, "no proper name"),
+        ];
+        for (header, data, reason) in cases {
+            let said = refusal(&header, data);
+            assert!(said.contains(reason), "{header}: said {said:?}, not {reason:?}");
+        }
+    }
+
+    #[test]
+    fn lying_lengths_are_refused_by_file_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.safetensors");
+        let whole = file(&format!(r#"{{"a":{}}}"#, tensor("F32", "[2]", "[0,8]")), 8);
+        let mut not_utf8 = whole.clone();
+        not_utf8[10] = 0xff;
+        let cases = [
+            (Vec::new(), "holds 0 bytes"),
+            (whole[..7].to_vec(), "holds 7 bytes"),
+            (whole[..8].to_vec(), "cut short"),
+            (whole[..30].to_vec(), "cut short"),
+            (whole[..whole.len() - 1].to_vec(), "do not lie within"),
+            (u64::MAX.to_le_bytes().to_vec(), "over the format's"),
+            (100_000_001u64.to_le_bytes().to_vec(), "over the format's"),
+            (b"GGUF\x03\0\0\0\0\0\0\0".to_vec(), "is it safetensors"),
+            (not_utf8, "not UTF-8"),
+            (0u64.to_le_bytes().to_vec(), "EOF"),
+        ];
+        for (bytes, reason) in cases {
+            std::fs::write(&path, bytes).unwrap();
+            let said = SafetensorsFile::open(&path).unwrap_err().to_string();
+            assert!(said.contains(reason) && said.contains("weights.safetensors"), "said {said:?}, not {reason:?}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! `metrics.jsonl`: one JSON object a line, on disk as soon as its step is done.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// The file, open at its end.
+#[derive(Debug)]
+pub struct MetricsFile {
+    path: PathBuf,
+    file: File,
+    len: u64,
+}
+
+impl MetricsFile {
+    /// Starts the file at `path` anew.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).map_err(|error| Error::writing(path, error))?;
+        Ok(Self { path: path.to_path_buf(), file, len: 0 })
+    }
+
+    /// Goes on with the file at `path` after its first `len` bytes: rows behind them belong to steps after the
+    /// checkpoint, which will be taken again.
+    pub fn resume(path: &Path, len: u64) -> Result<Self> {
+        let mut file = OpenOptions::new().write(true).open(path).map_err(|error| Error::reading(path, error))?;
+        let found = file.metadata().map_err(|error| Error::reading(path, error))?.len();
+        if found < len {
+            return Err(Error::input(format!(
+                "{}: {found} bytes long, but the checkpoint was taken after {len}: rows are missing; restore the file or start the run anew",
+                path.display()
+            )));
+        }
+        file.set_len(len)
+            .and_then(|()| file.seek(SeekFrom::Start(len)))
+            .map_err(|error| Error::writing(path, error))?;
+        Ok(Self { path: path.to_path_buf(), file, len })
+    }
+
+    /// Appends one row, handed to the system as a whole line.
+    pub fn append(&mut self, row: &Value) -> Result<()> {
+        let line = format!("{row}\n");
+        self.file.write_all(line.as_bytes()).map_err(|error| Error::writing(&self.path, error))?;
+        self.len += line.len() as u64;
+        Ok(())
+    }
+
+    /// Brings the rows to the disk: before a checkpoint that counts on them.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|error| Error::writing(&self.path, error))
+    }
+
+    /// Bytes written so far: a checkpoint's cursor.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether no row was written.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// All rows of the file at `path`. A last line without its end, left by a crash, is no row.
+pub fn read_rows(path: &Path) -> Result<Vec<Value>> {
+    let text = std::fs::read_to_string(path).map_err(|error| Error::reading(path, error))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole
+        .lines()
+        .enumerate()
+        .map(|(index, line)| {
+            serde_json::from_str(line)
+                .map_err(|error| Error::input(format!("{}:{}: not a JSON object: {error}", path.display(), index + 1)))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_resumed_file_equals_the_uninterrupted_one() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (whole, cut) = (folder.path().join("whole.jsonl"), folder.path().join("cut.jsonl"));
+        let rows =
+            [json!({"step": 1, "loss": 0.5}), json!({"step": 2, "loss": 0.25}), json!({"step": 3, "loss": 0.125})];
+        let mut file = MetricsFile::create(&whole)?;
+        rows.iter().try_for_each(|row| file.append(row))?;
+
+        let mut file = MetricsFile::create(&cut)?;
+        file.append(&rows[0])?;
+        let cursor = file.len();
+        file.append(&json!({"step": 2, "loss": "of a run that crashed"}))?;
+        drop(file);
+        let mut file = MetricsFile::resume(&cut, cursor)?;
+        rows[1..].iter().try_for_each(|row| file.append(row))?;
+        assert_eq!(std::fs::read(&whole).expect("read"), std::fs::read(&cut).expect("read"));
+        assert_eq!(read_rows(&cut)?, rows);
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_shorter_than_its_checkpoint_is_refused() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("metrics.jsonl");
+        let mut file = MetricsFile::create(&path)?;
+        file.append(&json!({"step": 1}))?;
+        let error = MetricsFile::resume(&path, file.len() + 1).expect_err("too short");
+        assert!(error.to_string().contains("rows are missing"), "{error}");
+        assert_eq!(error.exit_code(), 3);
+        Ok(())
+    }
+
+    #[test]
+    fn a_torn_last_line_is_no_row_and_a_bad_line_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("metrics.jsonl");
+        std::fs::write(&path, "{\"step\":1}\n{\"st").expect("written");
+        assert_eq!(read_rows(&path).expect("rows"), [json!({"step": 1})]);
+        std::fs::write(&path, "{\"step\":1}\nstep 2\n").expect("written");
+        let error = read_rows(&path).expect_err("a bad line").to_string();
+        assert!(error.contains("metrics.jsonl:2:"), "{error}");
+    }
+}

@@ -1,0 +1,151 @@
+//! The end of a run in one look: what it took, what changed, where things are, what to type next.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::units;
+
+/// A finished run. Printed as text by [`fmt::Display`], as one JSON object by `serde`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Optimizer steps taken by this process.
+    pub steps: u64,
+    /// Pairs trained on by this process.
+    pub pairs: u64,
+    /// Positions worked on in training: prompt, chosen and rejected answer of a pair once each.
+    pub tokens: u64,
+    /// Wall time of the training steps, without loading, reference, evaluation and samples.
+    pub train_seconds: f64,
+    /// Wall time of the whole run.
+    pub seconds: f64,
+    /// Peak anonymous memory in bytes, where it can be measured.
+    pub peak_bytes: Option<u64>,
+    /// Held-out pairs before training; none where nothing is held out.
+    pub before: Option<HeldOut>,
+    /// The same after training.
+    pub after: Option<HeldOut>,
+    /// What was made and where it is, e.g. `("adapter", "runs/hh/adapter")`.
+    pub files: Vec<Made>,
+    /// The command to type next.
+    pub next: String,
+}
+
+/// Averages over the held-out pairs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HeldOut {
+    /// Pairs averaged over.
+    pub pairs: usize,
+    /// Mean loss.
+    pub loss: f64,
+    /// Share of pairs whose chosen reward is strictly the larger one.
+    pub accuracy: f64,
+    /// Mean reward margin.
+    pub margin: f64,
+}
+
+/// Something that the run left behind.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Made {
+    /// What it is.
+    pub what: String,
+    /// Where it is, as a person would type it.
+    pub path: String,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = self.train_seconds.max(1e-9);
+        writeln!(
+            out,
+            "Trained {} steps on {} pairs in {} ({:.2} pairs/s, {:.0} tokens/s); the whole run took {}.",
+            self.steps,
+            self.pairs,
+            seconds(self.train_seconds),
+            self.pairs as f64 / time,
+            self.tokens as f64 / time,
+            seconds(self.seconds),
+        )?;
+        match self.peak_bytes {
+            Some(peak) => writeln!(out, "Peak anonymous memory: {}.", units::bytes(peak))?,
+            None => writeln!(out, "Peak anonymous memory: not measured on this system.")?,
+        }
+        if let (Some(before), Some(after)) = (&self.before, &self.after) {
+            writeln!(out, "\n{:<26}{:>10}{:>10}", format!("Held out ({} pairs)", after.pairs), "before", "after")?;
+            writeln!(out, "  {:<24}{:>10.4}{:>10.4}", "loss", before.loss, after.loss)?;
+            writeln!(out, "  {:<24}{:>10.3}{:>10.3}", "reward accuracy", before.accuracy, after.accuracy)?;
+            writeln!(out, "  {:<24}{:>10.4}{:>10.4}", "reward margin", before.margin, after.margin)?;
+            if before.accuracy == 0.0 && before.margin == 0.0 {
+                writeln!(
+                    out,
+                    "  Before, policy and reference are the same model: every pair ties, and a tie is no win."
+                )?;
+            }
+        }
+        writeln!(out)?;
+        let width = self.files.iter().map(|made| made.what.len()).max().unwrap_or(0);
+        for made in &self.files {
+            writeln!(out, "{:<width$}  {}", made.what, made.path)?;
+        }
+        write!(out, "\nNext: {}", self.next)
+    }
+}
+
+/// A duration from seconds that were measured; anything else (never seen) reads as 0.
+fn seconds(value: f64) -> String {
+    units::duration(Duration::try_from_secs_f64(value).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary() -> Summary {
+        let made = |what: &str, path: &str| Made { what: what.into(), path: path.into() };
+        Summary {
+            steps: 64,
+            pairs: 1024,
+            tokens: 220_160,
+            train_seconds: 185.0,
+            seconds: 201.5,
+            peak_bytes: Some(312 << 20),
+            before: Some(HeldOut { pairs: 200, loss: std::f64::consts::LN_2, accuracy: 0.0, margin: 0.0 }),
+            after: Some(HeldOut { pairs: 200, loss: 0.512, accuracy: 0.715, margin: 0.4321 }),
+            files: vec![made("adapter", "runs/hh/adapter"), made("report", "runs/hh/report.html")],
+            next: "dpo-lora generate base --adapter runs/hh/adapter --compare".into(),
+        }
+    }
+
+    #[test]
+    fn the_text_says_what_changed_and_what_to_type() {
+        let expected = "\
+Trained 64 steps on 1024 pairs in 3 min 05 s (5.54 pairs/s, 1190 tokens/s); the whole run took 3 min 21 s.
+Peak anonymous memory: 312 MiB.
+
+Held out (200 pairs)          before     after
+  loss                        0.6931    0.5120
+  reward accuracy              0.000     0.715
+  reward margin               0.0000    0.4321
+  Before, policy and reference are the same model: every pair ties, and a tie is no win.
+
+adapter  runs/hh/adapter
+report   runs/hh/report.html
+
+Next: dpo-lora generate base --adapter runs/hh/adapter --compare";
+        assert_eq!(summary().to_string(), expected);
+    }
+
+    #[test]
+    fn without_held_out_pairs_or_a_measurement_it_says_less() {
+        let text = Summary { before: None, after: None, peak_bytes: None, ..summary() }.to_string();
+        assert!(!text.contains("Held out") && text.contains("not measured"), "{text}");
+    }
+
+    #[test]
+    fn the_json_form_is_one_object() {
+        let json = serde_json::to_value(summary()).expect("plain data");
+        assert_eq!(json["after"]["accuracy"], 0.715);
+        assert_eq!(json["files"][1]["path"], "runs/hh/report.html");
+    }
+}

@@ -14,6 +14,7 @@ mod keys;
 pub mod model;
 pub mod objective;
 pub mod optim;
+pub mod random;
 pub mod recipe;
 pub mod report;
 pub mod store;

@@ -1,1 +1,15 @@
 //! How a trained adapter leaves: PEFT folders and merged weights.
+//!
+//! [`adapter_config`] is PEFT's `adapter_config.json`, [`targets`] its way of naming layers, [`peft`] the folder with
+//! the matrices, [`card`] the README in it, [`merge`] a model folder with the adapter folded in.
+
+pub mod adapter_config;
+pub mod card;
+pub mod merge;
+pub mod peft;
+pub mod targets;
+
+pub use adapter_config::AdapterConfig;
+pub use merge::merge;
+pub use peft::{AdapterFolder, AdapterMatrix};
+pub use targets::select;

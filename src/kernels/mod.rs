@@ -1,1 +1,14 @@
 //! The arithmetic: fused operations with one implementation a device and a plain-tensor fallback.
+//!
+//! An operation is a function of tensors. On the CPU it runs our own loops on all cores over the tensors' slices
+//! ([`host`]); on other devices it is composed of candle's operations. [`gemm`] multiplies, the rest is one idea a file.
+
+pub mod attention;
+pub mod dropout;
+pub mod gate;
+pub mod gemm;
+pub mod host;
+pub mod micro;
+pub mod norm;
+pub mod product;
+pub mod rope;

@@ -4,12 +4,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::family::Family;
 use super::rope::{Rope, RopeScaling, yarn_attention_factor};
 use crate::Result;
 use crate::keys::{Keys, object_file};
-
-/// The families that are read, by `model_type`.
-const FAMILIES: [&str; 2] = ["llama", "mistral"];
 
 /// The pretrained length of a model that was stretched; beside `rope_parameters` or within.
 const ORIGINAL_MAX: &str = "original_max_position_embeddings";
@@ -17,8 +15,8 @@ const ORIGINAL_MAX: &str = "original_max_position_embeddings";
 /// What a decoder looks like. One that exists is consistent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// `llama` or `mistral`.
-    pub model_type: String,
+    /// Which kind of decoder it is.
+    pub family: Family,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width within the MLP.
@@ -65,9 +63,8 @@ impl Config {
 
     fn from_keys(keys: &Keys) -> Result<Self> {
         let model_type = keys.text("model_type")?.ok_or_else(|| keys.missing("model_type"))?;
-        if !FAMILIES.contains(&model_type) {
-            return Err(keys.bad("model_type", &format!("{model_type:?} is not read; {} are", FAMILIES.join(" and "))));
-        }
+        let family = Family::find(model_type)
+            .ok_or_else(|| keys.bad("model_type", &format!("{model_type:?} is not read; {} are", Family::known())))?;
         let activation = keys.text("hidden_act")?.unwrap_or("silu");
         if activation != "silu" {
             return Err(keys.bad("hidden_act", &format!("{activation:?} is not read; silu is")));
@@ -91,7 +88,6 @@ impl Config {
             return Err(keys.bad("head_dim", &format!("{head_dim} is odd: its halves are rotated in pairs")));
         }
         let max_position_embeddings = keys.size("max_position_embeddings")?;
-        let mistral = model_type == "mistral";
 
         Ok(Self {
             hidden_size,
@@ -105,13 +101,12 @@ impl Config {
             rope: rope(keys, max_position_embeddings, head_dim)?,
             max_position_embeddings,
             tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
-            // Mistral has no biases, whatever the config says.
-            attention_bias: !mistral && keys.flag("attention_bias")?.unwrap_or(false),
-            mlp_bias: !mistral && keys.flag("mlp_bias")?.unwrap_or(false),
-            sliding_window: if mistral { sliding_window(keys)? } else { None },
+            attention_bias: family.biases && keys.flag("attention_bias")?.unwrap_or(false),
+            mlp_bias: family.biases && keys.flag("mlp_bias")?.unwrap_or(false),
+            sliding_window: if family.sliding_window { sliding_window(keys)? } else { None },
             bos_token_id: token_ids(keys, "bos_token_id")?.first().copied(),
             eos_token_ids: token_ids(keys, "eos_token_id")?,
-            model_type: model_type.to_string(),
+            family,
         })
     }
 }
@@ -270,7 +265,7 @@ mod tests {
     fn bad_configs_name_the_key() {
         let rope = |value: Value| with("rope_scaling", value);
         let cases = [
-            (with("model_type", json!("gemma3")), "model_type: \"gemma3\" is not read; llama and mistral are"),
+            (with("model_type", json!("gemma3")), "model_type: \"gemma3\" is not read; llama, mistral are"),
             (with("model_type", Value::Null), "model_type: it is missing"),
             (with("hidden_act", json!("gelu")), "hidden_act: \"gelu\" is not read"),
             (with("hidden_size", json!("64")), "hidden_size: \"64\" is not a whole number"),

@@ -44,6 +44,15 @@ impl DType {
         }
     }
 
+    /// Whether a value is finite and stays so when it is rounded to this format.
+    pub fn holds(self, value: f32) -> bool {
+        match self {
+            Self::F32 => value.is_finite(),
+            Self::F16 => f16::from_f32(value).is_finite(),
+            Self::BF16 => bf16::from_f32(value).is_finite(),
+        }
+    }
+
     /// Widens `bytes` into `out`. Exact for every format.
     ///
     /// # Panics
@@ -57,14 +66,24 @@ impl DType {
         }
     }
 
-    /// Appends `values` to `out`, rounded to the nearest representable value, ties to even. A value beyond F16's
-    /// range becomes infinite: the caller checks.
+    /// Appends `values` to `out`, rounded to the nearest representable value, ties to even. A value that the
+    /// format does not hold becomes infinite: see [`DType::holds`].
     pub fn encode(self, values: &[f32], out: &mut Vec<u8>) {
         out.reserve(values.len() * self.size());
         match self {
             Self::F32 => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
             Self::F16 => out.extend(values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
             Self::BF16 => out.extend(values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
+        }
+    }
+}
+
+impl From<DType> for candle_core::DType {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::F32,
+            DType::F16 => Self::F16,
+            DType::BF16 => Self::BF16,
         }
     }
 }

@@ -143,6 +143,15 @@ impl MappedTensor {
         &self.map[self.range.clone()]
     }
 
+    /// Decodes a run of elements, counted row by row.
+    ///
+    /// # Panics
+    /// Where the run is outside the tensor or has another length than `out`.
+    pub fn decode(&self, elements: Range<usize>, out: &mut [f32]) {
+        let size = self.dtype.size();
+        self.dtype.decode(&self.bytes()[elements.start * size..elements.end * size], out);
+    }
+
     /// How many elements it has.
     pub fn elements(&self) -> usize {
         self.range.len() / self.dtype.size()

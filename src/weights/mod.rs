@@ -1,10 +1,11 @@
 //! Model folders on disk, memory-mapped: what is frozen and how it multiplies.
 //!
 //! [`dtype`] turns stored bytes into f32 and back, [`safetensors`] reads one file and trusts none of it, [`folder`]
-//! puts the files of one model together. The first knows neither of the others, the last uses both.
+//! puts the files of one model together, [`matrix`] multiplies with a tensor where it lies.
 
 pub mod dtype;
 pub mod folder;
+pub mod matrix;
 pub mod safetensors;
 mod unique;
 

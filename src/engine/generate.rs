@@ -1,0 +1,158 @@
+//! Sampling: every prompt is read once, however many answers are drawn from it; all answers grow together.
+
+use std::ops::Range;
+
+use candle_core::{DType, Tensor};
+
+use super::pack::{Tree, pack};
+use crate::{
+    Result,
+    kernels::{
+        attention::{Span, attention},
+        norm::rms_norm,
+    },
+    model::{decoder::Decoder, linear::Through, tokens::Tokens},
+    random::Stream,
+};
+
+/// How to sample.
+#[derive(Debug, Clone)]
+pub struct Sampling {
+    /// Answers drawn from each prompt.
+    pub per_prompt: usize,
+    /// Most tokens an answer.
+    pub max_new_tokens: usize,
+    /// Softmax temperature; 0: the likeliest token.
+    pub temperature: f64,
+    /// Answers are a function of this, of the prompt's place and of their own number.
+    pub seed: u64,
+    /// Tokens that end an answer.
+    pub stop: Vec<u32>,
+}
+
+/// An answer in the making.
+struct Growing {
+    prompt: usize,
+    tokens: Vec<u32>,
+    /// Rows of the cache that are its own.
+    rows: Range<usize>,
+    done: bool,
+}
+
+/// Draws answers to `prompts`, in the order of the prompts; a stop token that was drawn is the last of its answer.
+pub fn generate(model: &Decoder, prompts: &[&[u32]], through: Through, sampling: &Sampling) -> Result<Vec<Vec<u32>>> {
+    let trees: Vec<_> = prompts.iter().map(|prompt| Tree { prompt, answers: vec![] }).collect();
+    let prompt_pack = pack(&trees, &model.rotary, &model.device)?;
+    let prompt_rows = prompt_pack.tokens.ids.len();
+    let room = sampling.max_new_tokens;
+    let mut growing: Vec<Growing> = (0..prompts.len() * sampling.per_prompt)
+        .map(|i| {
+            let first = prompt_rows + i * room;
+            Growing { prompt: i / sampling.per_prompt, tokens: vec![], rows: first..first + room, done: room == 0 }
+        })
+        .collect();
+    let mut cache = Cache::new(model, prompt_rows + growing.len() * room)?;
+    let hidden = cache.prompts(model, &prompt_pack.tokens, through)?;
+    let last: Vec<_> = prompt_pack.tokens.spans.iter().map(|span| span.own.end as u32 - 1).collect();
+    let first = logits(model, &hidden.index_select(&Tensor::new(last, &model.device)?, 0)?)?;
+    for (i, answer) in growing.iter_mut().enumerate() {
+        answer.draw(&first[answer.prompt], i, sampling);
+    }
+    while growing.iter().any(|answer| !answer.done) {
+        let active: Vec<usize> = (0..growing.len()).filter(|&i| !growing[i].done).collect();
+        let answers: Vec<&Growing> = active.iter().map(|&i| &growing[i]).collect();
+        let hidden = cache.grow(model, &answers, &prompt_pack.tokens.spans, through)?;
+        for (row, &i) in logits(model, &hidden)?.iter().zip(&active) {
+            growing[i].draw(row, i, sampling);
+        }
+    }
+    Ok(growing.into_iter().map(|answer| answer.tokens).collect())
+}
+
+/// Logits of each row of `hidden[rows, hidden]`.
+fn logits(model: &Decoder, hidden: &Tensor) -> Result<Vec<Vec<f32>>> {
+    Ok(model.head.apply(&rms_norm(hidden, &model.norm, model.eps)?)?.to_vec2()?)
+}
+
+impl Growing {
+    fn draw(&mut self, logits: &[f32], number: usize, sampling: &Sampling) {
+        let random = Stream::new(sampling.seed, "sample").at(number as u64).uniform(self.tokens.len() as u64);
+        let token = pick(logits, sampling.temperature, random);
+        self.tokens.push(token);
+        self.done = self.tokens.len() == sampling.max_new_tokens || sampling.stop.contains(&token);
+    }
+}
+
+/// The token at which the running sum of probabilities passes `random` in `[0, 1)`.
+fn pick(logits: &[f32], temperature: f64, random: f64) -> u32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let likeliest = || logits.iter().position(|logit| *logit == max).unwrap_or(0) as u32;
+    if temperature == 0.0 {
+        return likeliest();
+    }
+    let weight = |logit: f32| (f64::from(logit - max) / temperature).exp();
+    let mut left = random * logits.iter().copied().map(weight).sum::<f64>();
+    for (token, logit) in logits.iter().enumerate() {
+        left -= weight(*logit);
+        if left < 0.0 {
+            return token as u32;
+        }
+    }
+    likeliest()
+}
+
+/// Keys and values of all layers: prompts first, then room for each answer.
+struct Cache {
+    layers: Vec<(Tensor, Tensor)>,
+}
+
+impl Cache {
+    fn new(model: &Decoder, rows: usize) -> Result<Self> {
+        let room = |width| Tensor::zeros((rows, width), DType::F32, &model.device);
+        let layer = |heads: crate::kernels::attention::Heads| {
+            Ok((room(heads.kv * heads.dim)?, room(heads.kv * heads.dim)?))
+        };
+        Ok(Self { layers: model.blocks.iter().map(|block| layer(block.heads)).collect::<Result<_>>()? })
+    }
+
+    /// Reads the prompts; returns the last layer's output for all their tokens.
+    fn prompts(&mut self, model: &Decoder, tokens: &Tokens, through: Through) -> Result<Tensor> {
+        self.pass(model, tokens, &[(0..tokens.ids.len(), 0)], through)
+    }
+
+    /// Reads the newest token of every answer; returns the last layer's output, a row an answer.
+    fn grow(&mut self, model: &Decoder, answers: &[&Growing], prompts: &[Span], through: Through) -> Result<Tensor> {
+        let (mut ids, mut positions, mut spans, mut places) = (vec![], vec![], vec![], vec![]);
+        for (row, answer) in answers.iter().enumerate() {
+            let prefix = prompts[answer.prompt].own.clone();
+            let n = answer.tokens.len();
+            ids.extend(answer.tokens.last());
+            positions.push(prefix.len() + n - 1);
+            places.push((row..row + 1, answer.rows.start + n - 1));
+            spans.push(Span { queries: row..row + 1, prefix, own: answer.rows.start..answer.rows.start + n });
+        }
+        let (cos, sin) = model.rotary.angles(&positions, &model.device)?;
+        self.pass(model, &Tokens { ids, cos, sin, spans, groups: vec![] }, &places, through)
+    }
+
+    /// One pass; rows of new keys and values go to the places in the cache that `places` names.
+    fn pass(
+        &mut self,
+        model: &Decoder,
+        tokens: &Tokens,
+        places: &[(Range<usize>, usize)],
+        through: Through,
+    ) -> Result<Tensor> {
+        let mut x = model.embed(&tokens.ids)?;
+        for (block, (keys, values)) in model.blocks.iter().zip(&self.layers) {
+            let new = block.project(&x, tokens, through)?;
+            for (rows, at) in places {
+                keys.slice_set(&new.k.narrow(0, rows.start, rows.len())?, 0, *at)?;
+                values.slice_set(&new.v.narrow(0, rows.start, rows.len())?, 0, *at)?;
+            }
+            let attended = attention(&new.q, keys, values, &tokens.spans, block.heads)?;
+            x = block.rest(&x, &attended.values, through)?;
+        }
+        Ok(x)
+    }
+}

@@ -1,0 +1,87 @@
+//! The README of an adapter: what it was made from, how, and how to use it.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::adapter_config::AdapterConfig;
+use crate::recipe::Recipe;
+
+/// A model card with the front matter of the Hugging Face hub.
+pub fn model_card(config: &AdapterConfig, recipe: Option<&Recipe>) -> String {
+    let base = config.base_model_name_or_path.as_deref().unwrap_or("unknown");
+    // A JSON string is a YAML and a Python string, whatever a path holds.
+    let quoted = Value::from(base).to_string();
+    let training = recipe.map(training).unwrap_or_default();
+    format!(
+        "---
+base_model: {quoted}
+library_name: peft
+pipeline_tag: text-generation
+tags:
+- dpo
+- lora
+---
+
+# LoRA adapter for {base}
+
+A LoRA adapter in PEFT's format: r {r}, alpha {alpha}{rslora}.
+{training}
+## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = {quoted}
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), \"path/to/this/folder\")
+```
+",
+        r = config.r,
+        alpha = config.lora_alpha,
+        rslora = if config.use_rslora { ", scaled by alpha/√r" } else { "" },
+    )
+}
+
+/// What the recipe did, as a section.
+fn training(recipe: &Recipe) -> String {
+    let (objective, train) = (&recipe.objective, &recipe.train);
+    let length = match train.max_steps {
+        0 => format!("{} epochs", train.epochs),
+        steps => format!("{steps} steps"),
+    };
+    let rows = [
+        ("loss", name(&objective.loss)),
+        ("beta", objective.beta.to_string()),
+        ("label smoothing", objective.label_smoothing.to_string()),
+        ("reference", name(&objective.reference)),
+        ("optimizer", name(&train.optimizer)),
+        (
+            "learning rate",
+            format!("{:e}, {}, {} warm-up steps", train.learning_rate, name(&train.lr_schedule), train.warmup_steps),
+        ),
+        ("pairs an optimizer step", train.batch_size.to_string()),
+        ("length", length),
+        ("longest prompt and answer", format!("{} tokens", recipe.data.max_length)),
+    ];
+    let rows: String = rows.iter().map(|(what, value)| format!("| {what} | {value} |\n")).collect();
+    format!(
+        "
+## Training
+
+Direct Preference Optimization (Rafailov et al. 2023, arXiv:2305.18290) with dpo-lora {version}.
+
+| | |
+| --- | --- |
+{rows}",
+        version = env!("CARGO_PKG_VERSION"),
+    )
+}
+
+/// The name of a choice as the recipe spells it.
+fn name(choice: &impl Serialize) -> String {
+    match serde_json::to_value(choice) {
+        Ok(Value::String(name)) => name,
+        _ => String::new(),
+    }
+}

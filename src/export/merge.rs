@@ -1,0 +1,356 @@
+//! A model folder with the adapter folded in: `W + scale·B·A`, computed in f32 and rounded once.
+//!
+//! Tensors stream from the base's map to the new files a block of rows at a time, so memory stays at a few blocks
+//! whatever the model's size.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use super::peft::{AdapterFolder, AdapterMatrix};
+use crate::keys::object_file;
+use crate::model::Config;
+use crate::store::{Folder, SafetensorsWriter, write_atomic};
+use crate::weights::{DType, MappedTensor, ModelFolder};
+use crate::{Error, Result};
+
+/// Bytes of tensors in one file, as transformers splits them at most.
+const MAX_SHARD: u64 = 5_000_000_000;
+
+/// Elements worked on at a time: 4 MiB in f32.
+const BLOCK: usize = 1 << 20;
+
+/// What a model folder holds beside its weights and its config.
+const COMPANIONS: [&str; 10] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+
+/// Writes the merged model to `out`, which must not exist yet. Without `dtype` every tensor keeps its own.
+///
+/// # Errors
+/// [`Error::Recipe`] where `out` is taken; [`Error::Input`] where the adapter does not fit the base or a value does
+/// not fit the number format; [`Error::Run`] or [`Error::Resource`] where writing fails. `out` is then left absent.
+pub fn merge(base: &ModelFolder, adapter: &AdapterFolder, out: &Path, dtype: Option<DType>) -> Result<()> {
+    merge_in_shards(base, adapter, out, dtype, MAX_SHARD)
+}
+
+/// The matrices of a base that LoRA can stand on, as `(module, input, output)`.
+pub fn linear_modules(base: &ModelFolder) -> Vec<(String, usize, usize)> {
+    let linear = |name: &str| match (name.strip_suffix(".weight"), base.entry(name)?.shape.as_slice()) {
+        (Some(module), [output, input]) if !module.ends_with("embed_tokens") => {
+            Some((module.to_string(), *input, *output))
+        }
+        _ => None,
+    };
+    base.names().filter_map(linear).collect()
+}
+
+fn merge_in_shards(
+    base: &ModelFolder,
+    adapter: &AdapterFolder,
+    out: &Path,
+    dtype: Option<DType>,
+    max_shard: u64,
+) -> Result<()> {
+    if out.exists() {
+        return Err(Error::recipe(format!("{}: it exists already; name a folder that does not", out.display())));
+    }
+    adapter.check_fits(&linear_modules(base))?;
+    let tied = Config::read(base.path())?.tie_word_embeddings;
+    if tied && adapter.matrices.iter().any(|matrix| matrix.module == "lm_head") {
+        let shown = base.path().display();
+        return Err(Error::input(format!(
+            "{shown}: the head is the embedding (tie_word_embeddings), an adapter on lm_head cannot be merged into it"
+        )));
+    }
+
+    let folder = Folder::create_atomic(out)?;
+    let shards = plan_shards(base, dtype, max_shard)?;
+    let file_name = |number: usize| match shards.len() {
+        1 => "model.safetensors".to_string(),
+        count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+    };
+    let matrices: BTreeMap<String, &AdapterMatrix> =
+        adapter.matrices.iter().map(|matrix| (format!("{}.weight", matrix.module), matrix)).collect();
+    for (number, shard) in shards.iter().enumerate() {
+        let path = folder.path().join(file_name(number));
+        let mut writer = SafetensorsWriter::create(&path, shard, &[("format", "pt")])?;
+        for (name, dtype, _) in shard {
+            let tensor = base.tensor(name)?;
+            match matrices.get(name) {
+                None if tensor.dtype == *dtype => writer.write(name, tensor.bytes())?,
+                None => write_blocks(&mut writer, name, &tensor, *dtype, |_, _| {})?,
+                Some(matrix) => {
+                    let scale = adapter.config.scale_of(&matrix.module)? as f32;
+                    write_blocks(&mut writer, name, &tensor, *dtype, |row, rows| add(matrix, scale, row, rows))?;
+                }
+            }
+        }
+        writer.finish()?;
+    }
+    if shards.len() > 1 {
+        let tensors = || shards.iter().enumerate().flat_map(|(number, shard)| shard.iter().map(move |t| (number, t)));
+        let total: u64 = tensors().map(|(_, (_, dtype, shape))| bytes_of(*dtype, shape)).sum();
+        let map: BTreeMap<&str, String> = tensors().map(|(n, (name, ..))| (name.as_str(), file_name(n))).collect();
+        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+        write_json(&folder.path().join("model.safetensors.index.json"), &index)?;
+    }
+    copy_companions(base.path(), folder.path(), dtype)?;
+    folder.finish()
+}
+
+type Shard = Vec<(String, DType, Vec<usize>)>;
+
+/// Fills files with tensors in the order of their names; within a file the wider numbers come first, so that all
+/// are aligned.
+fn plan_shards(base: &ModelFolder, dtype: Option<DType>, max_shard: u64) -> Result<Vec<Shard>> {
+    let (mut shards, mut filled) = (vec![Shard::new()], 0);
+    for name in base.names() {
+        let tensor = base.tensor(name)?;
+        let dtype = dtype.unwrap_or(tensor.dtype);
+        let bytes = bytes_of(dtype, &tensor.shape);
+        if filled > 0 && filled + bytes > max_shard {
+            shards.push(Shard::new());
+            filled = 0;
+        }
+        filled += bytes;
+        if let Some(shard) = shards.last_mut() {
+            shard.push((name.to_string(), dtype, tensor.shape));
+        }
+    }
+    for shard in &mut shards {
+        shard.sort_by_key(|(_, dtype, _)| std::cmp::Reverse(dtype.size()));
+    }
+    Ok(shards)
+}
+
+fn bytes_of(dtype: DType, shape: &[usize]) -> u64 {
+    shape.iter().product::<usize>() as u64 * dtype.size() as u64
+}
+
+/// Writes a tensor in another format or with something added: `change` gets the first row's number and the rows.
+fn write_blocks(
+    writer: &mut SafetensorsWriter,
+    name: &str,
+    tensor: &MappedTensor,
+    dtype: DType,
+    change: impl Fn(usize, &mut [f32]),
+) -> Result<()> {
+    let width = tensor.shape.last().copied().unwrap_or(1).max(1);
+    let block = (BLOCK / width).max(1) * width;
+    let (mut values, mut bytes) = (vec![0.0; block.min(tensor.elements())], Vec::new());
+    for (number, stored) in tensor.bytes().chunks(block * tensor.dtype.size()).enumerate() {
+        let values = &mut values[..stored.len() / tensor.dtype.size()];
+        tensor.dtype.decode(stored, values);
+        change(number * block / width, values);
+        if let Some(value) = values.iter().find(|value| !dtype.holds(**value)) {
+            return Err(Error::input(format!(
+                "tensor {name:?}: the value {value} does not fit {dtype}; choose another --dtype"
+            )));
+        }
+        bytes.clear();
+        dtype.encode(values, &mut bytes);
+        writer.write(name, &bytes)?;
+    }
+    Ok(())
+}
+
+/// Adds `scale·B·A` to rows of a weight, `rows` `[n, input]` from row `first` on.
+fn add(matrix: &AdapterMatrix, scale: f32, first: usize, rows: &mut [f32]) {
+    let (r, input) = (matrix.r, matrix.input);
+    rows.par_chunks_mut(input).enumerate().for_each_init(
+        || vec![0f32; input],
+        |delta, (row, weights)| {
+            delta.fill(0.0);
+            let row = first + row;
+            for (b, a) in matrix.b[row * r..(row + 1) * r].iter().zip(matrix.a.chunks_exact(input)) {
+                delta.iter_mut().zip(a).for_each(|(delta, a)| *delta += b * a);
+            }
+            weights.iter_mut().zip(delta).for_each(|(weight, delta)| *weight += scale * *delta);
+        },
+    );
+}
+
+/// Config, tokenizer and templates; the config states the new format where there is one.
+fn copy_companions(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
+    for name in COMPANIONS {
+        let source = from.join(name);
+        if source.exists() {
+            let bytes = fs::read(&source).map_err(|e| Error::reading(&source, e))?;
+            write_atomic(&to.join(name), |file| std::io::Write::write_all(file, &bytes))?;
+        }
+    }
+    let mut config = object_file(&from.join("config.json"))?;
+    if let Some(dtype) = dtype {
+        // `dtype` is transformers 5's name, `torch_dtype` that of 4, which 5 reads as well.
+        let stated: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| config.contains_key(*key)).collect();
+        for key in if stated.is_empty() { vec!["torch_dtype"] } else { stated } {
+            config.insert(key.to_string(), Value::from(dtype.torch_name()));
+        }
+    }
+    write_json(&to.join("config.json"), &Value::Object(config))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write_atomic(path, |file| std::io::Write::write_all(file, format!("{value:#}\n").as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::AdapterConfig;
+    use crate::store::verify;
+
+    const CONFIG: &str = r#"{"model_type":"llama","hidden_size":4,"intermediate_size":6,"num_hidden_layers":1,
+        "num_attention_heads":2,"vocab_size":5,"rms_norm_eps":1e-5,"max_position_embeddings":8,"dtype":"bfloat16"}"#;
+
+    /// Quarters between -1 and 1: every sum and product here is exact in f32 and bf16.
+    fn value(i: usize) -> f32 {
+        (i * 5 % 9) as f32 / 4.0 - 1.0
+    }
+
+    fn values(n: usize) -> Vec<f32> {
+        (0..n).map(value).collect()
+    }
+
+    /// A base of an embedding, a norm (f32), two adapted matrices and a head.
+    fn base() -> (tempfile::TempDir, ModelFolder) {
+        let folder = tempfile::tempdir().unwrap();
+        let entries: Vec<(String, DType, Vec<usize>)> = vec![
+            ("model.norm.weight".into(), DType::F32, vec![4]),
+            ("model.embed_tokens.weight".into(), DType::BF16, vec![5, 4]),
+            ("model.layers.0.mlp.up_proj.weight".into(), DType::BF16, vec![6, 4]),
+            ("model.layers.0.mlp.down_proj.weight".into(), DType::BF16, vec![4, 6]),
+            ("lm_head.weight".into(), DType::BF16, vec![5, 4]),
+        ];
+        let mut writer = SafetensorsWriter::create(&folder.path().join("model.safetensors"), &entries, &[]).unwrap();
+        for (name, dtype, shape) in &entries {
+            let mut bytes = Vec::new();
+            dtype.encode(&values(shape.iter().product()), &mut bytes);
+            writer.write(name, &bytes).unwrap();
+        }
+        writer.finish().unwrap();
+        fs::write(folder.path().join("config.json"), CONFIG).unwrap();
+        fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+        fs::write(folder.path().join("optimizer.bin"), "not ours").unwrap();
+        let model = ModelFolder::open(folder.path()).unwrap();
+        (folder, model)
+    }
+
+    fn matrix(module: &str, input: usize, output: usize) -> AdapterMatrix {
+        let (a, b) = (values(2 * input), values(output * 2));
+        AdapterMatrix { module: module.into(), a, b, r: 2, input, output }
+    }
+
+    /// Rank 2, scale 4.
+    fn adapter() -> AdapterFolder {
+        let folder = tempfile::tempdir().unwrap();
+        let config = r#"{"peft_type":"LORA","r":2,"lora_alpha":8,"target_modules":["up_proj","down_proj"]}"#;
+        fs::write(folder.path().join("adapter_config.json"), config).unwrap();
+        AdapterFolder {
+            config: AdapterConfig::read(folder.path()).unwrap(),
+            matrices: vec![matrix("model.layers.0.mlp.up_proj", 4, 6), matrix("model.layers.0.mlp.down_proj", 6, 4)],
+        }
+    }
+
+    /// `W + 4·B·A`, element by element.
+    fn expected(matrix: &AdapterMatrix) -> Vec<f32> {
+        let element = |i: usize, j: usize| {
+            let sum: f32 = (0..2).map(|k| matrix.b[i * 2 + k] * matrix.a[k * matrix.input + j]).sum();
+            value(i * matrix.input + j) + 4.0 * sum
+        };
+        (0..matrix.output).flat_map(|i| (0..matrix.input).map(move |j| element(i, j))).collect()
+    }
+
+    #[test]
+    fn the_adapted_matrices_change_and_nothing_else() {
+        let (_folder, base) = base();
+        let out = tempfile::tempdir().unwrap();
+        let out = out.path().join("merged");
+        let adapter = adapter();
+        merge(&base, &adapter, &out, None).unwrap();
+        let merged = ModelFolder::open(&out).unwrap();
+        assert!(merged.names().eq(base.names()));
+        for name in base.names() {
+            let (before, after) = (base.tensor(name).unwrap(), merged.tensor(name).unwrap());
+            assert_eq!((before.dtype, &before.shape), (after.dtype, &after.shape), "{name}");
+            match adapter.matrices.iter().find(|matrix| format!("{}.weight", matrix.module) == name) {
+                Some(matrix) => assert_eq!(after.to_f32(), expected(matrix), "{name}"),
+                None => assert_eq!(after.bytes(), before.bytes(), "{name}"),
+            }
+        }
+        verify(&out).unwrap();
+        let mut files: Vec<_> = fs::read_dir(&out).unwrap().map(|f| f.unwrap().file_name()).collect();
+        files.sort();
+        assert_eq!(files, ["config.json", "manifest.json", "model.safetensors", "tokenizer.json"]);
+        assert!(fs::read_to_string(out.join("config.json")).unwrap().contains("\"dtype\": \"bfloat16\""));
+        let said = merge(&base, &adapter, &out, None).unwrap_err();
+        assert!(said.to_string().contains("exists already") && said.exit_code() == 2);
+    }
+
+    #[test]
+    fn shards_hold_the_same_tensors() {
+        let (_folder, base) = base();
+        let place = tempfile::tempdir().unwrap();
+        let (one, many) = (place.path().join("one"), place.path().join("many"));
+        merge(&base, &adapter(), &one, Some(DType::F32)).unwrap();
+        merge_in_shards(&base, &adapter(), &many, Some(DType::F32), 200).unwrap();
+        assert!(many.join("model-00003-of-00003.safetensors").exists());
+        let (one, many) = (ModelFolder::open(&one).unwrap(), ModelFolder::open(&many).unwrap());
+        assert!(one.names().eq(many.names()));
+        for name in one.names() {
+            let (a, b) = (one.tensor(name).unwrap(), many.tensor(name).unwrap());
+            assert_eq!((a.dtype, a.bytes()), (DType::F32, b.bytes()), "{name}");
+        }
+        let config = fs::read_to_string(many.path().join("config.json")).unwrap();
+        assert!(config.contains("\"dtype\": \"float32\"") && !config.contains("torch_dtype"), "{config}");
+    }
+
+    #[test]
+    fn what_cannot_be_merged_leaves_nothing() {
+        let (folder, base) = base();
+        let place = tempfile::tempdir().unwrap();
+        let out = place.path().join("merged");
+        let said = |adapter: &AdapterFolder, dtype| {
+            let error = merge(&base, adapter, &out, dtype).unwrap_err();
+            assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "{error}");
+            assert_eq!(error.exit_code(), 3);
+            error.to_string()
+        };
+        let mut huge = adapter();
+        huge.matrices[0].b[0] = 1e6;
+        assert!(said(&huge, Some(DType::F16)).contains("up_proj.weight\": the value"));
+        let mut other = adapter();
+        other.matrices[0].module = "model.layers.1.mlp.up_proj".into();
+        assert!(said(&other, None).contains("made for another base"));
+        let mut head = adapter();
+        head.matrices.push(matrix("lm_head", 4, 5));
+        fs::write(folder.path().join("config.json"), CONFIG.replace('{', "{\"tie_word_embeddings\":true,")).unwrap();
+        assert!(said(&head, None).contains("the head is the embedding"));
+    }
+
+    #[test]
+    fn rows_are_added_whatever_the_block() {
+        let matrix = matrix("m", 3, 7);
+        let whole = {
+            let mut rows = vec![0.0; 21];
+            add(&matrix, 0.5, 0, &mut rows);
+            rows
+        };
+        let mut tail = vec![0.0; 6];
+        add(&matrix, 0.5, 5, &mut tail);
+        assert_eq!(tail, whole[15..]);
+    }
+}

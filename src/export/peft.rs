@@ -1,0 +1,333 @@
+//! A PEFT adapter folder: `adapter_config.json` and the A and B matrices in `adapter_model.safetensors`.
+//!
+//! A module's matrices stand under `base_model.model.MODULE.lora_A.weight`, `[r, in]`, and `….lora_B.weight`,
+//! `[out, r]`; the module's weight becomes `W + scale·B·A`.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::adapter_config::{self, AdapterConfig};
+use super::card::model_card;
+use super::targets::{ALL_LINEAR, last_part};
+use crate::recipe::{Recipe, TargetModules};
+use crate::store::{SafetensorsWriter, write_atomic};
+use crate::weights::safetensors::Stored;
+use crate::weights::{DType, SafetensorsFile};
+use crate::{Error, Result};
+
+/// The matrices' file.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
+
+const PREFIX: &str = "base_model.model.";
+const SUFFIX_A: &str = ".lora_A.weight";
+const SUFFIX_B: &str = ".lora_B.weight";
+
+/// An adapter in memory. One that was read is whole and finite.
+#[derive(Debug, Clone)]
+pub struct AdapterFolder {
+    /// What the matrices mean.
+    pub config: AdapterConfig,
+    /// A pair of matrices a module, by layer.
+    pub matrices: Vec<AdapterMatrix>,
+}
+
+/// The two thin matrices of one module, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterMatrix {
+    /// The module, e.g. `model.layers.0.self_attn.q_proj`.
+    pub module: String,
+    /// `[r, input]`
+    pub a: Vec<f32>,
+    /// `[output, r]`
+    pub b: Vec<f32>,
+    /// Rank.
+    pub r: usize,
+    /// Width of the module's input.
+    pub input: usize,
+    /// Width of the module's output.
+    pub output: usize,
+}
+
+impl AdapterFolder {
+    /// Reads an adapter.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the file and the field or tensor.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let config = AdapterConfig::read(folder)?;
+        let path = folder.join(WEIGHTS);
+        if !path.exists() && folder.join("adapter_model.bin").exists() {
+            return Err(Error::input(format!(
+                "{}: adapter_model.bin is a pickle, which can run code when it is read and is refused; load the \
+                 adapter with PEFT and save_pretrained it",
+                folder.display()
+            )));
+        }
+        let matrices = read_matrices(&SafetensorsFile::open(&path)?, &config)?;
+        Ok(Self { config, matrices })
+    }
+
+    /// Writes an adapter into an existing folder: config, matrices in f32, and a model card that tells of the recipe
+    /// where there is one. Equal adapters give equal bytes.
+    ///
+    /// # Errors
+    /// [`Error::Run`] where a value is not finite or a file cannot be written; [`Error::Resource`] on a full disk.
+    pub fn write(&self, folder: &Path, recipe: Option<&Recipe>) -> Result<()> {
+        let mut config = self.config.clone();
+        // Spelled out, as PEFT does: other programs know the shorthand less well.
+        if matches!(&config.target_modules, TargetModules::Pattern(p) if p.eq_ignore_ascii_case(ALL_LINEAR)) {
+            let mut names: Vec<String> = self.matrices.iter().map(|m| last_part(&m.module).to_string()).collect();
+            names.sort();
+            names.dedup();
+            config.target_modules = TargetModules::List(names);
+        }
+        let text = |name: &str, text: &str| {
+            write_atomic(&folder.join(name), |file| std::io::Write::write_all(file, text.as_bytes()))
+        };
+        text(adapter_config::FILE, &config.to_text())?;
+        text("README.md", &model_card(&config, recipe))?;
+
+        let entries: Vec<_> = self.matrices.iter().flat_map(AdapterMatrix::entries).collect();
+        let path = folder.join(WEIGHTS);
+        let mut writer = SafetensorsWriter::create(&path, &entries, &[("format", "pt")])?;
+        let mut names = entries.iter().map(|(name, ..)| name);
+        let mut bytes = Vec::new();
+        for values in self.matrices.iter().flat_map(|matrix| [&matrix.a, &matrix.b]) {
+            // Entries and values run side by side.
+            let name = names.next().map_or("", String::as_str);
+            if values.iter().any(|value| !value.is_finite()) {
+                return Err(Error::run(format!("{}: tensor {name:?} is not finite and is not saved", path.display())));
+            }
+            bytes.clear();
+            DType::F32.encode(values, &mut bytes);
+            writer.write(name, &bytes)?;
+        }
+        writer.finish()
+    }
+
+    /// Holds the adapter against a base's linear layers, `(module, input, output)`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the first module that the base does not have, has in another shape, or has without
+    /// the adapter having matrices for it.
+    pub fn check_fits(&self, modules: &[(String, usize, usize)]) -> Result<()> {
+        let another = |reason: String| {
+            let of = self.config.base_model_name_or_path.as_deref().unwrap_or("unnamed");
+            Error::input(format!("the adapter was made for another base ({of}): {reason}"))
+        };
+        let shapes: BTreeMap<&str, (usize, usize)> = modules.iter().map(|(m, i, o)| (m.as_str(), (*i, *o))).collect();
+        for matrix in &self.matrices {
+            let (module, ours) = (&matrix.module, (matrix.input, matrix.output));
+            match shapes.get(module.as_str()) {
+                None => return Err(another(format!("this base has no linear layer {module:?}"))),
+                Some(shape) if *shape != ours => {
+                    let ((i, o), (base_i, base_o)) = (ours, *shape);
+                    let reason = format!("{module:?} is {base_i} → {base_o} here, the adapter has {i} → {o}");
+                    return Err(another(reason));
+                }
+                Some(_) => {}
+            }
+        }
+        let held: std::collections::BTreeSet<&str> = self.matrices.iter().map(|m| m.module.as_str()).collect();
+        let targets = self.config.targets(modules.iter().map(|(module, ..)| module.as_str()))?;
+        match targets.into_iter().find(|module| !held.contains(module)) {
+            Some(module) => Err(another(format!("its target_modules mean {module:?}, for which it has no matrices"))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl AdapterMatrix {
+    /// The two tensors as they stand in the file.
+    fn entries(&self) -> [(String, DType, Vec<usize>); 2] {
+        let name = |suffix| format!("{PREFIX}{}{suffix}", self.module);
+        [
+            (name(SUFFIX_A), DType::F32, vec![self.r, self.input]),
+            (name(SUFFIX_B), DType::F32, vec![self.output, self.r]),
+        ]
+    }
+}
+
+fn read_matrices(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<AdapterMatrix>> {
+    let bad = |reason: String| Error::input(format!("{}: {reason}", file.path().display()));
+    let mut modules: Vec<&str> = Vec::new();
+    for name in file.entries().keys() {
+        let inner = name.strip_prefix(PREFIX).unwrap_or_default();
+        match (inner.strip_suffix(SUFFIX_A), inner.strip_suffix(SUFFIX_B)) {
+            (Some(module), _) if !module.is_empty() => modules.push(module),
+            (_, Some(module)) if file.entries().contains_key(&format!("{PREFIX}{module}{SUFFIX_A}")) => {}
+            (_, Some(_)) => return Err(bad(format!("tensor {name:?} has no {SUFFIX_A} beside it"))),
+            _ => return Err(bad(format!("tensor {name:?} is not a LoRA matrix of a linear layer"))),
+        }
+    }
+    if modules.is_empty() {
+        return Err(bad("it holds no matrices".into()));
+    }
+    modules.sort_by(|x, y| by_layer(x, y));
+
+    let matrix = |module: &str, suffix: &str| -> Result<([usize; 2], Vec<f32>)> {
+        let name = format!("{PREFIX}{module}{suffix}");
+        let (Some(entry), Some(bytes)) = (file.entries().get(&name), file.bytes(&name)) else {
+            return Err(bad(format!("tensor {name:?} is missing")));
+        };
+        let (Stored::Float(dtype), [rows, columns]) = (entry.dtype, entry.shape.as_slice()) else {
+            let (dtype, shape) = (entry.dtype, &entry.shape);
+            return Err(bad(format!(
+                "tensor {name:?} should be a matrix of floats, it is {dtype:?} of shape {shape:?}"
+            )));
+        };
+        let mut values = vec![0.0; bytes.len() / dtype.size()];
+        dtype.decode(bytes, &mut values);
+        if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
+            return Err(bad(format!("tensor {name:?} is empty or not finite")));
+        }
+        Ok(([*rows, *columns], values))
+    };
+    let mut matrices = Vec::with_capacity(modules.len());
+    for module in modules {
+        let ([r, input], a) = matrix(module, SUFFIX_A)?;
+        let ([output, columns], b) = matrix(module, SUFFIX_B)?;
+        let rank = config.rank_of(module)?;
+        if (r, columns) != (rank, rank) {
+            let shapes = format!("A is [{r}, {input}] and B is [{output}, {columns}]");
+            return Err(bad(format!("{module:?}: {shapes}, but the config says rank {rank}")));
+        }
+        matrices.push(AdapterMatrix { module: module.to_string(), a, b, r, input, output });
+    }
+    Ok(matrices)
+}
+
+/// The order of dotted names in which layer 2 stands before layer 10.
+fn by_layer(x: &str, y: &str) -> Ordering {
+    let part = |x: &str, y: &str| match (x.parse::<u64>(), y.parse::<u64>()) {
+        (Ok(x), Ok(y)) => x.cmp(&y),
+        _ => x.cmp(y),
+    };
+    let parts = x.split('.').zip(y.split('.')).map(|(x, y)| part(x, y));
+    parts.fold(Ordering::Equal, Ordering::then).then_with(|| x.cmp(y))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    const CONFIG: &str = r#"{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":"all-linear",
+        "base_model_name_or_path":"owner/base"}"#;
+
+    fn config(text: &str) -> AdapterConfig {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(adapter_config::FILE), text).unwrap();
+        AdapterConfig::read(folder.path()).unwrap()
+    }
+
+    fn adapter() -> AdapterFolder {
+        let modules = ["model.layers.2.mlp.up_proj", "model.layers.10.mlp.up_proj"];
+        let matrix = |(i, module): (usize, &&str)| AdapterMatrix {
+            module: module.to_string(),
+            a: (0..6).map(|k| (i * 10 + k) as f32 / 8.0).collect(),
+            b: (0..8).map(|k| -((i * 10 + k) as f32)).collect(),
+            r: 2,
+            input: 3,
+            output: 4,
+        };
+        AdapterFolder { config: config(CONFIG), matrices: modules.iter().enumerate().map(matrix).collect() }
+    }
+
+    fn shapes(names: &[&str]) -> Vec<(String, usize, usize)> {
+        names.iter().map(|name| (name.to_string(), 3, 4)).collect()
+    }
+
+    /// Writes these tensors and reads them as an adapter.
+    fn read(tensors: &[(&str, DType, &[usize])], value: f32) -> Result<AdapterFolder> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(adapter_config::FILE), CONFIG).unwrap();
+        let entries: Vec<_> = tensors.iter().map(|(n, d, s)| (format!("{PREFIX}{n}"), *d, s.to_vec())).collect();
+        let mut writer = SafetensorsWriter::create(&folder.path().join(WEIGHTS), &entries, &[]).unwrap();
+        for (name, dtype, shape) in &entries {
+            let mut bytes = Vec::new();
+            dtype.encode(&vec![value; shape.iter().product()], &mut bytes);
+            writer.write(name, &bytes).unwrap();
+        }
+        writer.finish().unwrap();
+        AdapterFolder::read(folder.path())
+    }
+
+    #[test]
+    fn what_is_written_reads_the_same_and_layers_are_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = adapter();
+        written.write(folder.path(), None).unwrap();
+        let back = AdapterFolder::read(folder.path()).unwrap();
+        assert_eq!(back.matrices, written.matrices);
+        assert_eq!(back.config.target_modules, TargetModules::List(vec!["up_proj".into()]));
+        let file = || std::fs::read(folder.path().join(WEIGHTS)).unwrap();
+        let first = file();
+        back.write(folder.path(), None).unwrap();
+        assert_eq!(first, file());
+        let card = std::fs::read_to_string(folder.path().join("README.md")).unwrap();
+        assert!(card.contains("base_model: \"owner/base\""), "{card}");
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_not_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut adapter = adapter();
+        adapter.matrices[1].b[3] = f32::NAN;
+        let said = adapter.write(folder.path(), None).unwrap_err().to_string();
+        assert!(said.contains("model.layers.10.mlp.up_proj.lora_B.weight\" is not finite"), "{said}");
+    }
+
+    #[test]
+    fn bad_matrices_are_refused_by_name() {
+        use DType::{BF16, F32};
+        let good = read(&[("x.lora_A.weight", F32, &[2, 3]), ("x.lora_B.weight", BF16, &[4, 2])], 0.5).unwrap();
+        assert_eq!((good.matrices[0].input, good.matrices[0].output, good.matrices[0].b[7]), (3, 4, 0.5));
+        type Tensors<'a> = &'a [(&'a str, DType, &'a [usize])];
+        let cases: [(Tensors, f32, &str); 9] = [
+            (&[], 0.0, "holds no matrices"),
+            (&[("x.lora_A.weight", F32, &[2, 3])], 0.0, "x.lora_B.weight\" is missing"),
+            (&[("x.lora_B.weight", F32, &[4, 2])], 0.0, "has no .lora_A.weight beside it"),
+            (&[("x.lora_A.weight", F32, &[3, 3]), ("x.lora_B.weight", F32, &[4, 3])], 0.0, "config says rank 2"),
+            (&[("x.lora_A.weight", F32, &[2, 3]), ("x.lora_B.weight", F32, &[4, 1])], 0.0, "config says rank 2"),
+            (&[("x.lora_A.weight", F32, &[6]), ("x.lora_B.weight", F32, &[4, 2])], 0.0, "should be a matrix"),
+            (&[("x.lora_A.weight", F32, &[2, 3]), ("x.lora_B.weight", F32, &[4, 2])], f32::INFINITY, "not finite"),
+            (&[("x.lora_A.weight", F32, &[2, 0]), ("x.lora_B.weight", F32, &[4, 2])], 0.0, "is empty"),
+            (&[("x.lora_embedding_A", F32, &[2, 3])], 0.0, "is not a LoRA matrix"),
+        ];
+        for (tensors, value, reason) in cases {
+            let said = read(tensors, value).expect_err(reason).to_string();
+            assert!(said.contains(reason) && said.contains(WEIGHTS), "said {said:?}, not {reason:?}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(adapter_config::FILE), CONFIG).unwrap();
+        std::fs::write(folder.path().join("adapter_model.bin"), "").unwrap();
+        assert!(AdapterFolder::read(folder.path()).unwrap_err().to_string().contains("pickle"));
+    }
+
+    #[test]
+    fn an_adapter_of_another_base_is_told() {
+        let adapter = adapter();
+        let both = ["model.layers.2.mlp.up_proj", "model.layers.10.mlp.up_proj"];
+        adapter.check_fits(&shapes(&both)).unwrap();
+        let said = |shapes: Vec<_>| adapter.check_fits(&shapes).unwrap_err().to_string();
+        assert!(said(shapes(&both[..1])).contains("no linear layer \"model.layers.10.mlp.up_proj\""));
+        let mut wide = shapes(&both);
+        wide[1].2 = 5;
+        assert!(said(wide).contains("\"model.layers.10.mlp.up_proj\" is 3 → 5 here, the adapter has 3 → 4"));
+        let more = shapes(&[both[0], both[1], "model.layers.11.mlp.up_proj"]);
+        assert!(said(more).contains("mean \"model.layers.11.mlp.up_proj\", for which it has no"));
+        adapter.check_fits(&shapes(&[both[0], both[1], "lm_head"])).unwrap();
+    }
+
+    #[test]
+    fn the_golden_adapter_reads() {
+        let Some(golden) = std::env::var_os("DPO_LORA_GOLDEN").map(PathBuf::from) else { return };
+        let adapter = AdapterFolder::read(&golden.join("init_adapter")).unwrap();
+        assert_eq!(adapter.matrices.len(), 210);
+        assert_eq!(adapter.matrices[0].module, "model.layers.0.mlp.down_proj");
+        assert_eq!(adapter.matrices[209].module, "model.layers.29.self_attn.v_proj");
+        assert_eq!(adapter.config.scale_of("model.layers.0.mlp.down_proj").unwrap(), 2.0);
+    }
+}

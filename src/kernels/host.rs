@@ -1,0 +1,74 @@
+//! Tensors of the CPU as plain slices: read through their storage's lock, made from a `Vec` without a copy.
+
+use std::ops::{Deref, Range};
+
+use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, bail};
+
+/// The elements of a contiguous f32 tensor on the CPU, for as long as the guard of its storage is held.
+pub struct Floats<G> {
+    storage: G,
+    range: Range<usize>,
+}
+
+/// Borrows a tensor's elements. Fails on another device, on another type and on a strided view.
+pub fn floats(tensor: &Tensor) -> Result<Floats<impl Deref<Target = Storage> + Sync + '_>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let range = range(layout)?;
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(_)) => Ok(Floats { storage, range }),
+        _ => bail!("an f32 tensor on the CPU is expected, got {:?} on {:?}", tensor.dtype(), tensor.device()),
+    }
+}
+
+impl<G: Deref<Target = Storage>> Deref for Floats<G> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(all)) => &all[self.range.clone()],
+            _ => &[],
+        }
+    }
+}
+
+/// Where a contiguous tensor's elements stand in its storage.
+fn range(layout: &Layout) -> Result<Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => bail!("a contiguous tensor is expected, got strides {:?} for {:?}", layout.stride(), layout.shape()),
+    }
+}
+
+/// The elements of an operand of a custom operation.
+pub fn operand<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match storage {
+        CpuStorage::F32(all) => Ok(&all[range(layout)?]),
+        _ => bail!("an f32 operand is expected"),
+    }
+}
+
+/// The elements of the operand that a custom operation changes.
+pub fn operand_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match storage {
+        CpuStorage::F32(all) => Ok(&mut all[range(layout)?]),
+        _ => bail!("an f32 operand is expected"),
+    }
+}
+
+/// A matrix `[rows, columns]` on the CPU that takes the `Vec` over.
+pub fn matrix(elements: Vec<f32>, rows: usize, columns: usize) -> Result<Tensor> {
+    Tensor::from_vec(elements, (rows, columns), &Device::Cpu)
+}
+
+/// Σ a·b in sixteen interleaved sums: vectorises, and depends on nothing but the row.
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0f32; 16];
+    let (a_blocks, b_blocks) = (a.chunks_exact(16), b.chunks_exact(16));
+    let rest: f32 = a_blocks.remainder().iter().zip(b_blocks.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a_blocks.zip(b_blocks) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum::<f32>() + rest
+}

@@ -1,0 +1,60 @@
+//! RMSNorm (Zhang & Sennrich 2019) over the rows of `x[tokens, hidden]`, forward and backward.
+
+use candle_core::{D, Result, Tensor};
+use rayon::prelude::*;
+
+use super::host::{dot, floats, matrix};
+
+/// Rows that a task takes at once.
+const ROWS: usize = 8;
+
+/// `y = x / sqrt(mean(x²) + eps) · w`.
+pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return candle_nn::ops::rms_norm(x, w, eps as f32);
+    }
+    let (rows, hidden) = x.dims2()?;
+    let (x, w) = (floats(x)?, floats(w)?);
+    let mut y = vec![0f32; rows * hidden];
+    y.par_chunks_mut(ROWS * hidden).zip(x.par_chunks(ROWS * hidden)).for_each(|(y, x)| {
+        for (y, x) in y.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden)) {
+            let scale = inverse_rms(x, eps);
+            for ((y, x), w) in y.iter_mut().zip(x).zip(&*w) {
+                *y = x * scale * w;
+            }
+        }
+    });
+    matrix(y, rows, hidden)
+}
+
+/// The gradient that reaches `x` through the norm, plus `residual`, the gradient that reaches it past the norm.
+///
+/// With `s = 1 / sqrt(mean(x²) + eps)` and `g = dy · w`: `dx = s · (g − x · s² · mean(g · x))`.
+pub fn rms_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        let s = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.powf(-0.5)?;
+        let g = dy.broadcast_mul(w)?;
+        let mean = ((&g * x)?.mean_keepdim(D::Minus1)? * s.powf(3.0)?)?;
+        return residual + (g.broadcast_mul(&s)? - x.broadcast_mul(&mean)?)?;
+    }
+    let (rows, hidden) = x.dims2()?;
+    let (x, w, dy, residual) = (floats(x)?, floats(w)?, floats(dy)?, floats(residual)?);
+    let mut dx = vec![0f32; rows * hidden];
+    dx.par_chunks_mut(hidden).enumerate().with_min_len(ROWS).for_each(|(row, dx)| {
+        let at = row * hidden..(row + 1) * hidden;
+        let (x, dy, residual) = (&x[at.clone()], &dy[at.clone()], &residual[at]);
+        let s = inverse_rms(x, eps);
+        for ((g, dy), w) in dx.iter_mut().zip(dy).zip(&*w) {
+            *g = dy * w;
+        }
+        let mean = dot(dx, x) / hidden as f32 * s * s * s;
+        for ((dx, x), residual) in dx.iter_mut().zip(x).zip(residual) {
+            *dx = *dx * s - x * mean + residual;
+        }
+    });
+    matrix(dx, rows, hidden)
+}
+
+fn inverse_rms(x: &[f32], eps: f64) -> f32 {
+    1.0 / (dot(x, x) / x.len() as f32 + eps as f32).sqrt()
+}

@@ -1,0 +1,166 @@
+//! One layer of the decoder: attention and a gated MLP, each behind a norm and around a residual.
+//!
+//! `intermediates` is the forward pass up to the last product; `finish` is that product. The backward pass needs only
+//! the first, which it recomputes from the layer's input.
+
+use candle_core::{Result, Tensor};
+
+use super::{
+    linear::{Linear, Through},
+    tokens::Tokens,
+};
+use crate::kernels::{
+    attention::{Attended, Heads, attention, attention_backward},
+    gate::{swiglu, swiglu_backward},
+    norm::{rms_norm, rms_norm_backward},
+    rope::rope,
+};
+
+/// The frozen parts of a layer, named as its weights are.
+#[derive(Debug)]
+pub struct Block {
+    /// `[hidden]`.
+    pub input_layernorm: Tensor,
+    /// `[n_heads · head_dim, hidden]`.
+    pub q_proj: Linear,
+    /// `[n_kv_heads · head_dim, hidden]`.
+    pub k_proj: Linear,
+    /// `[n_kv_heads · head_dim, hidden]`.
+    pub v_proj: Linear,
+    /// `[hidden, n_heads · head_dim]`.
+    pub o_proj: Linear,
+    /// `[hidden]`.
+    pub post_attention_layernorm: Tensor,
+    /// `[intermediate, hidden]`.
+    pub gate_proj: Linear,
+    /// `[intermediate, hidden]`.
+    pub up_proj: Linear,
+    /// `[hidden, intermediate]`.
+    pub down_proj: Linear,
+    /// Shape of the attention.
+    pub heads: Heads,
+    /// The norms' epsilon.
+    pub eps: f64,
+}
+
+/// Queries, keys and values, turned by their positions, and what led to them.
+pub struct Projected {
+    /// The normed input `[tokens, hidden]`.
+    normed: Tensor,
+    thin: [Option<Tensor>; 3],
+    /// `[tokens, n_heads · head_dim]`.
+    pub q: Tensor,
+    /// `[tokens, n_kv_heads · head_dim]`.
+    pub k: Tensor,
+    /// `[tokens, n_kv_heads · head_dim]`.
+    pub v: Tensor,
+}
+
+/// The second half of a layer, up to the last product.
+struct Gated {
+    o_thin: Option<Tensor>,
+    /// After the first residual: `[tokens, hidden]`.
+    middle: Tensor,
+    normed: Tensor,
+    thin: [Option<Tensor>; 2],
+    gate: Tensor,
+    up: Tensor,
+    /// `silu(gate) · up`: `[tokens, intermediate]`.
+    act: Tensor,
+    down_thin: Option<Tensor>,
+}
+
+impl Block {
+    /// The layer's output `[tokens, hidden]` for the input `x[tokens, hidden]`.
+    pub fn forward(&self, x: &Tensor, tokens: &Tokens, through: Through) -> Result<Tensor> {
+        let Projected { q, k, v, .. } = self.project(x, tokens, through)?;
+        let values = attention(&q, &k, &v, &tokens.spans, self.heads)?.values;
+        drop((q, k, v));
+        self.rest(x, &values, through)
+    }
+
+    /// What follows the attention, given its mixed values.
+    pub fn rest(&self, x: &Tensor, values: &Tensor, through: Through) -> Result<Tensor> {
+        let Gated { middle, act, down_thin, .. } = self.gated(x, values, through)?;
+        let y = self.down_proj.apply(&act, down_thin.as_ref(), through)?;
+        middle + y
+    }
+
+    /// Norm, the three projections, positions.
+    pub fn project(&self, x: &Tensor, tokens: &Tokens, through: Through) -> Result<Projected> {
+        let normed = rms_norm(x, &self.input_layernorm, self.eps)?;
+        let project = |linear: &Linear| {
+            let thin = linear.thin(&normed, through)?;
+            let y = linear.apply(&normed, thin.as_ref(), through)?;
+            Result::Ok((thin, y))
+        };
+        let ((q_thin, q), (k_thin, k)) = (project(&self.q_proj)?, project(&self.k_proj)?);
+        let (v_thin, v) = project(&self.v_proj)?;
+        let q = rope(q, &tokens.cos, &tokens.sin, false)?;
+        let k = rope(k, &tokens.cos, &tokens.sin, false)?;
+        Ok(Projected { thin: [q_thin, k_thin, v_thin], normed, q, k, v })
+    }
+
+    fn gated(&self, x: &Tensor, values: &Tensor, through: Through) -> Result<Gated> {
+        let o_thin = self.o_proj.thin(values, through)?;
+        let middle = (x + self.o_proj.apply(values, o_thin.as_ref(), through)?)?;
+        let normed = rms_norm(&middle, &self.post_attention_layernorm, self.eps)?;
+        let gate_thin = self.gate_proj.thin(&normed, through)?;
+        let gate = self.gate_proj.apply(&normed, gate_thin.as_ref(), through)?;
+        let up_thin = self.up_proj.thin(&normed, through)?;
+        let up = self.up_proj.apply(&normed, up_thin.as_ref(), through)?;
+        let act = swiglu(&gate, &up)?;
+        let down_thin = self.down_proj.thin(&act, through)?;
+        Ok(Gated { o_thin, middle, normed, thin: [gate_thin, up_thin], gate, up, act, down_thin })
+    }
+
+    /// The gradient that reaches the layer's input `x`, from the gradient `dy` of its output. Recomputes the layer, and
+    /// adds the gradients of its adapters to theirs.
+    pub fn backward(&self, x: &Tensor, dy: Tensor, tokens: &Tokens, through: Through) -> Result<Tensor> {
+        let projected = self.project(x, tokens, through)?;
+        let attended = attention(&projected.q, &projected.k, &projected.v, &tokens.spans, self.heads)?;
+        let gated = self.gated(x, &attended.values, through)?;
+        let d_middle = self.gated_backward(gated, &attended.values, dy, through)?;
+        self.attention_half_backward(x, projected, &attended, d_middle, tokens, through)
+    }
+
+    /// From the layer's output back to `(dmiddle, dvalues)`.
+    fn gated_backward(&self, gated: Gated, values: &Tensor, dy: Tensor, through: Through) -> Result<(Tensor, Tensor)> {
+        let Gated { o_thin, middle, normed, thin: [gate_thin, up_thin], gate, up, act, down_thin } = gated;
+        let d_act = act.zeros_like()?;
+        self.down_proj.backward(&act, down_thin.as_ref(), &dy, &d_act, through)?;
+        drop(act);
+        let (d_gate, d_up) = swiglu_backward(&gate, &up, &d_act)?;
+        drop((gate, up, d_act));
+        let d_normed = normed.zeros_like()?;
+        self.gate_proj.backward(&normed, gate_thin.as_ref(), &d_gate, &d_normed, through)?;
+        self.up_proj.backward(&normed, up_thin.as_ref(), &d_up, &d_normed, through)?;
+        drop((d_gate, d_up, normed));
+        let d_middle = rms_norm_backward(&middle, &self.post_attention_layernorm, self.eps, &d_normed, &dy)?;
+        let d_values = values.zeros_like()?;
+        self.o_proj.backward(values, o_thin.as_ref(), &d_middle, &d_values, through)?;
+        Ok((d_middle, d_values))
+    }
+
+    /// From `(dmiddle, dvalues)` back to the layer's input.
+    fn attention_half_backward(
+        &self,
+        x: &Tensor,
+        projected: Projected,
+        attended: &Attended,
+        (d_middle, d_values): (Tensor, Tensor),
+        tokens: &Tokens,
+        through: Through,
+    ) -> Result<Tensor> {
+        let Projected { normed, thin, q, k, v } = projected;
+        let [dq, dk, dv] =
+            attention_backward([&q, &k, &v], attended, &d_values, &tokens.spans, &tokens.groups, self.heads)?;
+        let dq = rope(dq, &tokens.cos, &tokens.sin, true)?;
+        let dk = rope(dk, &tokens.cos, &tokens.sin, true)?;
+        let d_normed = normed.zeros_like()?;
+        for (linear, thin, d) in [(&self.q_proj, &thin[0], dq), (&self.k_proj, &thin[1], dk), (&self.v_proj, &thin[2], dv)] {
+            linear.backward(&normed, thin.as_ref(), &d, &d_normed, through)?;
+        }
+        rms_norm_backward(x, &self.input_layernorm, self.eps, &d_normed, &d_middle)
+    }
+}

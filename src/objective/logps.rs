@@ -1,0 +1,165 @@
+//! Log-probs of given tokens from hidden states, without the logits of more than a few positions at once.
+//!
+//! The derivative of a token's log-prob by its hidden state, `(onehot − softmax) · W`, is taken on the way forward, so
+//! the backward pass is a scaling of rows and no logits are kept or computed twice.
+
+use candle_core::{CpuStorage, D, DType, InplaceOp1, Layout, Result, Tensor};
+use rayon::prelude::*;
+
+use crate::{
+    kernels::{
+        gate::exp,
+        host::{floats, operand_mut},
+    },
+    weights::matrix::FrozenMatrix,
+};
+
+/// Positions whose logits exist at once: 128 × 49,152 f32 are 24 MiB.
+const CHUNK: usize = 128;
+
+/// What the head says of one token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenScore {
+    /// Its log-probability, in nats.
+    pub logp: f32,
+    /// The entropy of the distribution that it was drawn from, in nats.
+    pub entropy: f32,
+    /// The mean of all logits there.
+    pub mean_logit: f32,
+    /// Whether it is the likeliest token there.
+    pub likeliest: bool,
+}
+
+/// Scores `targets` at the hidden states `h[positions, hidden]`; with `gradient` also `∂logp/∂h[positions, hidden]`.
+pub fn score(head: &FrozenMatrix, h: &Tensor, targets: &[u32], gradient: bool) -> Result<(Vec<TokenScore>, Option<Tensor>)> {
+    let mut scores = Vec::with_capacity(targets.len());
+    let d_h = gradient.then(|| h.zeros_like()).transpose()?;
+    for (chunk, targets) in targets.chunks(CHUNK).enumerate() {
+        let first = chunk * CHUNK;
+        let logits = head.apply(&h.narrow(0, first, targets.len())?)?;
+        let (chunk_scores, lse) = match logits.device().is_cpu() {
+            true => rows(&logits, targets)?,
+            false => plain_rows(&logits, targets)?,
+        };
+        scores.extend(chunk_scores);
+        if let Some(d_h) = &d_h {
+            let slope = slope(logits, targets, lse)?;
+            head.add_backward(&d_h.narrow(0, first, targets.len())?, &slope)?;
+        }
+    }
+    Ok((scores, d_h))
+}
+
+/// Scores a chunk; beside it the logarithm of each row's sum of exponentials.
+fn rows(logits: &Tensor, targets: &[u32]) -> Result<(Vec<TokenScore>, Vec<f32>)> {
+    let vocabulary = logits.dim(1)?;
+    let logits = floats(logits)?;
+    let score = |(row, &target): (&[f32], &u32)| {
+        let (max, argmax) = maximum(row);
+        let Sums { exp: sum, exp_times_logit, logit } = Sums::of(row, max);
+        let lse = max + sum.ln() as f32;
+        let score = TokenScore {
+            logp: row[target as usize] - lse,
+            entropy: lse - (exp_times_logit / sum) as f32,
+            mean_logit: (logit / vocabulary as f64) as f32,
+            likeliest: argmax == target as usize,
+        };
+        (score, lse)
+    };
+    Ok(logits.par_chunks_exact(vocabulary).zip(targets).map(score).unzip())
+}
+
+fn plain_rows(logits: &Tensor, targets: &[u32]) -> Result<(Vec<TokenScore>, Vec<f32>)> {
+    let lse = logits.log_sum_exp(D::Minus1)?;
+    let softmax = logits.broadcast_sub(&lse.unsqueeze(1)?)?.exp()?;
+    let expected = (softmax * logits)?.sum(D::Minus1)?.to_vec1::<f32>()?;
+    let target = logits.gather(&Tensor::new(targets, logits.device())?.unsqueeze(1)?, 1)?.squeeze(1)?.to_vec1::<f32>()?;
+    let (mean, argmax) = (logits.mean(D::Minus1)?.to_vec1::<f32>()?, logits.argmax(D::Minus1)?.to_vec1::<u32>()?);
+    let lse = lse.to_vec1::<f32>()?;
+    let scores = (0..targets.len()).map(|i| TokenScore {
+        logp: target[i] - lse[i],
+        entropy: lse[i] - expected[i],
+        mean_logit: mean[i],
+        likeliest: argmax[i] == targets[i],
+    });
+    Ok((scores.collect(), lse))
+}
+
+/// `onehot(target) − softmax(logits)`, in the place of the logits.
+fn slope(logits: Tensor, targets: &[u32], lse: Vec<f32>) -> Result<Tensor> {
+    if logits.device().is_cpu() {
+        logits.inplace_op1(&Slope { targets, lse })?;
+        return Ok(logits);
+    }
+    let lse = Tensor::new(lse.as_slice(), logits.device())?.unsqueeze(1)?;
+    let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
+    let ones = Tensor::ones(targets.shape(), DType::F32, logits.device())?;
+    logits.broadcast_sub(&lse)?.exp()?.neg()?.scatter_add(&targets, &ones, 1)
+}
+
+struct Slope<'a> {
+    targets: &'a [u32],
+    lse: Vec<f32>,
+}
+
+impl InplaceOp1 for Slope<'_> {
+    fn name(&self) -> &'static str {
+        "logp-slope"
+    }
+
+    fn cpu_fwd(&self, logits: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let vocabulary = layout.shape().dims2()?.1;
+        let rows = operand_mut(logits, layout)?.par_chunks_exact_mut(vocabulary);
+        rows.zip(self.targets).zip(&self.lse).for_each(|((row, &target), &lse)| {
+            for logit in row.iter_mut() {
+                *logit = -exp(*logit - lse);
+            }
+            row[target as usize] += 1.0;
+        });
+        Ok(())
+    }
+}
+
+fn maximum(row: &[f32]) -> (f32, usize) {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    (max, row.iter().position(|logit| *logit == max).unwrap_or(0))
+}
+
+/// Sums over a row of logits.
+struct Sums {
+    /// Σ exp(logit − max).
+    exp: f64,
+    /// Σ exp(logit − max) · logit.
+    exp_times_logit: f64,
+    /// Σ logit.
+    logit: f64,
+}
+
+impl Sums {
+    /// In f32 over blocks that vectorise, in f64 over the blocks.
+    fn of(row: &[f32], max: f32) -> Self {
+        const LANES: usize = 8;
+        let mut total = Self { exp: 0.0, exp_times_logit: 0.0, logit: 0.0 };
+        for block in row.chunks(512) {
+            let mut lanes = [[0f32; LANES]; 3];
+            let mut add = |lane: usize, logit: f32| {
+                let e = exp(logit - max);
+                lanes[0][lane] += e;
+                lanes[1][lane] += e * logit;
+                lanes[2][lane] += logit;
+            };
+            let groups = block.chunks_exact(LANES);
+            groups.remainder().iter().for_each(|&logit| add(0, logit));
+            for group in groups {
+                for (lane, &logit) in group.iter().enumerate() {
+                    add(lane, logit);
+                }
+            }
+            let sum = |lanes: &[f32; LANES]| f64::from(lanes.iter().sum::<f32>());
+            total.exp += sum(&lanes[0]);
+            total.exp_times_logit += sum(&lanes[1]);
+            total.logit += sum(&lanes[2]);
+        }
+        total
+    }
+}

@@ -1,0 +1,167 @@
+//! A frozen matrix that multiplies without a copy of itself: on the CPU it decodes panels straight from the map.
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, DType as Kind, Device, InplaceOp2, Layout, Tensor, bail};
+use rayon::prelude::*;
+
+use super::folder::MappedTensor;
+use crate::{
+    Result,
+    kernels::{
+        gemm::{Lhs, Out, Rhs, Threads, gemm},
+        host::{floats, matrix, operand, operand_mut},
+    },
+};
+
+/// A matrix `[outputs, inputs]` that never learns.
+#[derive(Debug, Clone)]
+pub struct FrozenMatrix {
+    place: Place,
+    /// Rows: what it computes.
+    pub outputs: usize,
+    /// Columns: what it takes.
+    pub inputs: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    /// In its file, for the CPU.
+    Mapped(MappedTensor),
+    /// On an accelerator, in the type it has on disk.
+    Device(Tensor),
+}
+
+impl FrozenMatrix {
+    /// A matrix from a tensor whose shape has two dimensions, uploaded unless `device` is the CPU.
+    pub fn new(tensor: MappedTensor, device: &Device) -> Result<Self> {
+        let &[outputs, inputs] = tensor.shape.as_slice() else {
+            return Err(crate::Error::input(format!("a matrix is expected, got the shape {:?}", tensor.shape)));
+        };
+        let place = if device.is_cpu() {
+            Place::Mapped(tensor)
+        } else {
+            Place::Device(Tensor::from_raw_buffer(tensor.bytes(), tensor.dtype.into(), &tensor.shape, device)?)
+        };
+        Ok(Self { place, outputs, inputs })
+    }
+
+    /// `x[tokens, inputs] · Wᵀ`: `[tokens, outputs]`.
+    pub fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match &self.place {
+            Place::Device(w) => x.matmul(&w.to_dtype(x.dtype())?.t()?),
+            Place::Mapped(w) => {
+                let (tokens, inputs) = x.dims2()?;
+                if inputs != self.inputs {
+                    bail!("x {:?} does not fit a matrix of {} inputs", x.shape(), self.inputs);
+                }
+                let x = floats(x)?;
+                let mut y = vec![0f32; tokens * self.outputs];
+                let side = Transposed { w, inputs };
+                let out = Out { data: &mut y, ld: self.outputs, add: false };
+                let x = Lhs { data: &x, row: inputs, col: 1 };
+                gemm([tokens, self.outputs, inputs], 1.0, x, &side, out, Threads::All);
+                matrix(y, tokens, self.outputs)
+            }
+        }
+    }
+
+    /// `dx[tokens, inputs] += dy[tokens, outputs] · W`, in place.
+    pub fn add_backward(&self, dx: &Tensor, dy: &Tensor) -> candle_core::Result<()> {
+        match &self.place {
+            Place::Device(w) => dx.slice_set(&(dx + dy.matmul(&w.to_dtype(dy.dtype())?)?)?, 0, 0),
+            Place::Mapped(w) => dx.inplace_op2(dy, &Straight { w, inputs: self.inputs }),
+        }
+    }
+
+    /// The rows `ids`, as f32: `[ids, inputs]`. Every id is below `outputs`.
+    pub fn rows(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
+        match &self.place {
+            Place::Device(w) => w.index_select(&Tensor::new(ids, w.device())?, 0)?.to_dtype(Kind::F32),
+            Place::Mapped(w) => {
+                if let Some(id) = ids.iter().find(|id| **id as usize >= self.outputs) {
+                    bail!("row {id} of a matrix of {} rows", self.outputs);
+                }
+                let mut rows = vec![0f32; ids.len() * self.inputs];
+                rows.par_chunks_mut(self.inputs).zip(ids).for_each(|(row, &id)| {
+                    let start = id as usize * self.inputs;
+                    w.decode(start..start + self.inputs, row);
+                });
+                matrix(rows, ids.len(), self.inputs)
+            }
+        }
+    }
+}
+
+/// The matrix as the right-hand side `[inputs, outputs]` of the forward product.
+struct Transposed<'a> {
+    w: &'a MappedTensor,
+    inputs: usize,
+}
+
+impl Rhs for Transposed<'_> {
+    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]) {
+        let steps = k.len();
+        let mut rows = vec![0f32; nr * steps];
+        for (panel, start) in out.chunks_exact_mut(nr * steps).zip(n.clone().step_by(nr)) {
+            let width = nr.min(n.end - start);
+            rows[width * steps..].fill(0.0);
+            for (row, j) in rows.chunks_exact_mut(steps).zip(start..start + width) {
+                let at = j * self.inputs;
+                self.w.decode(at + k.start..at + k.end, row);
+            }
+            transpose(&rows, nr, steps, panel);
+        }
+    }
+}
+
+/// `to[columns][rows] = from[rows][columns]`, by tiles that stay in the first-level cache.
+fn transpose(from: &[f32], rows: usize, columns: usize, to: &mut [f32]) {
+    const TILE: usize = 16;
+    for c in (0..columns).step_by(TILE) {
+        for r in (0..rows).step_by(TILE) {
+            for c in c..columns.min(c + TILE) {
+                let to = &mut to[c * rows..][r..rows.min(r + TILE)];
+                for (to, from) in to.iter_mut().zip(from[r * columns + c..].iter().step_by(columns)) {
+                    *to = *from;
+                }
+            }
+        }
+    }
+}
+
+/// The matrix as the right-hand side `[outputs, inputs]` of the backward product.
+struct Straight<'a> {
+    w: &'a MappedTensor,
+    inputs: usize,
+}
+
+impl Rhs for Straight<'_> {
+    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]) {
+        let mut row = vec![0f32; n.len().next_multiple_of(nr)];
+        for (step, p) in k.clone().enumerate() {
+            let at = p * self.inputs;
+            self.w.decode(at + n.start..at + n.end, &mut row[..n.len()]);
+            for (panel, row) in out.chunks_exact_mut(nr * k.len()).zip(row.chunks_exact(nr)) {
+                panel[step * nr..][..nr].copy_from_slice(row);
+            }
+        }
+    }
+}
+
+impl InplaceOp2 for Straight<'_> {
+    fn name(&self) -> &'static str {
+        "frozen-backward"
+    }
+
+    fn cpu_fwd(&self, dx: &mut CpuStorage, dx_at: &Layout, dy: &CpuStorage, dy_at: &Layout) -> candle_core::Result<()> {
+        let ((tokens, inputs), (rows, outputs)) = (dx_at.shape().dims2()?, dy_at.shape().dims2()?);
+        if inputs != self.inputs || rows != tokens || outputs * inputs != self.w.elements() {
+            bail!("dx {:?} and dy {:?} do not fit the matrix", dx_at.shape(), dy_at.shape());
+        }
+        let dy = Lhs { data: operand(dy, dy_at)?, row: outputs, col: 1 };
+        let out = Out { data: operand_mut(dx, dx_at)?, ld: inputs, add: true };
+        gemm([tokens, inputs, outputs], 1.0, dy, self, out, Threads::All);
+        Ok(())
+    }
+}

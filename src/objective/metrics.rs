@@ -12,8 +12,6 @@
 //! (or the whole evaluation), which is the same where TRL's step is one micro-batch, and weighs tokens evenly where it
 //! is not.
 
-use serde_json::{Map, Value};
-
 use super::losses::PairLogps;
 
 /// Sums over one answer's tokens.
@@ -173,77 +171,10 @@ impl Means {
     }
 }
 
-/// One optimizer step's row of `metrics.jsonl`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TrainRow {
-    /// Optimizer steps taken, this one included.
-    pub step: u64,
-    /// Passes over the rows, this step included.
-    pub epoch: f64,
-    /// Averages over the step's pairs, taken before its update.
-    pub means: Means,
-    /// Global norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// The rate that this step used.
-    pub learning_rate: f64,
-    /// Tokens since the run began, as TRL counts them.
-    pub num_tokens: u64,
-    /// Positions that this step worked on: prompt, chosen and rejected answer once each.
-    pub tokens: u64,
-    /// Wall time of this step.
-    pub seconds: f64,
-    /// Highest anonymous (CPU) or device memory so far, where it can be measured.
-    pub peak_bytes: Option<u64>,
-}
-
-impl TrainRow {
-    /// The row as a JSON object, keys always in this order.
-    pub fn to_json(&self) -> Value {
-        let mut row = head(self.step, self.epoch);
-        row.extend(self.means.named().map(|(name, value)| (name.to_string(), value.into())));
-        row.insert("grad_norm".into(), self.grad_norm.into());
-        row.insert("learning_rate".into(), self.learning_rate.into());
-        row.insert("num_tokens".into(), self.num_tokens.into());
-        row.insert("tokens".into(), self.tokens.into());
-        row.insert("seconds".into(), self.seconds.into());
-        row.insert("peak_bytes".into(), self.peak_bytes.into());
-        row.into()
-    }
-}
-
-/// One evaluation's row of `metrics.jsonl`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EvalRow {
-    /// Optimizer steps taken before it.
-    pub step: u64,
-    /// Passes over the training rows before it.
-    pub epoch: f64,
-    /// Averages over the held-out pairs.
-    pub means: Means,
-    /// Tokens trained on since the run began, as TRL counts them.
-    pub num_tokens: u64,
-    /// Wall time of the evaluation: `eval_runtime`, the Hugging Face Trainer's name.
-    pub seconds: f64,
-}
-
-impl EvalRow {
-    /// The row as a JSON object with `eval_` names, keys always in this order.
-    pub fn to_json(&self) -> Value {
-        let mut row = head(self.step, self.epoch);
-        row.extend(self.means.named().map(|(name, value)| (format!("eval_{name}"), value.into())));
-        row.insert("eval_num_tokens".into(), self.num_tokens.into());
-        row.insert("eval_pairs".into(), self.means.pairs.into());
-        row.insert("eval_runtime".into(), self.seconds.into());
-        row.into()
-    }
-}
-
-fn head(step: u64, epoch: f64) -> Map<String, Value> {
-    Map::from_iter([("step".to_string(), step.into()), ("epoch".to_string(), epoch.into())])
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, Value};
+
     use super::*;
     use crate::objective::losses::loss;
     use crate::recipe::{Loss, Objective, Reference};
@@ -291,34 +222,6 @@ mod tests {
             let theirs = trl[name].as_f64().expect("a number");
             assert!((ours - theirs).abs() < 1e-5, "{name}: {ours} against {theirs}");
         }
-    }
-
-    #[test]
-    fn rows_have_stable_names_in_a_stable_order() {
-        let means = fixture_metrics().0.mean().expect("pairs");
-        let train = TrainRow {
-            step: 3,
-            epoch: 0.5,
-            means: means.clone(),
-            grad_norm: 2.5,
-            learning_rate: 5e-6,
-            num_tokens: 932,
-            tokens: 430,
-            seconds: 1.25,
-            peak_bytes: None,
-        };
-        let line = train.to_json().to_string();
-        assert!(line.starts_with(r#"{"step":3,"epoch":0.5,"loss":0.7067"#), "{line}");
-        assert!(
-            line.ends_with(
-                r#""grad_norm":2.5,"learning_rate":5e-6,"num_tokens":932,"tokens":430,"seconds":1.25,"peak_bytes":null}"#
-            ),
-            "{line}"
-        );
-        let eval = EvalRow { step: 3, epoch: 0.5, means, num_tokens: 932, seconds: 2.0 }.to_json().to_string();
-        assert!(eval.starts_with(r#"{"step":3,"epoch":0.5,"eval_loss":0.7067"#), "{eval}");
-        assert!(eval.contains(r#""eval_rewards/accuracies":0.5,"#), "{eval}");
-        assert!(eval.ends_with(r#""eval_num_tokens":932,"eval_pairs":8,"eval_runtime":2.0}"#), "{eval}");
     }
 
     #[test]

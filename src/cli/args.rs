@@ -176,6 +176,9 @@ pub struct GenerateArgs {
     /// Threads; 0: all cores
     #[arg(long, value_name = "N", default_value = "0", value_parser = clap::value_parser!(u16).range(0..=1024))]
     pub threads: u16,
+    /// Print one JSON object a sample instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `export`

@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod data;
+mod data_check;
 pub mod eval;
 pub mod export;
 pub mod generate;

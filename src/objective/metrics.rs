@@ -2,15 +2,20 @@
 //!
 //! | name | average |
 //! | --- | --- |
-//! | `loss`, `rewards/*`, `logps/*` | mean over the batch's pairs; a reward is `β·log π/π_ref` of an answer, an accuracy is 1 where the chosen reward is strictly larger, a log-prob is the answer's sum |
+//! | `loss`, `rewards/*`, `logps/*` | mean over the batch's pairs; a reward is `β·log π/π_ref` of an answer, an accuracy is 1 where the chosen reward is larger and one half where the two are equal, a log-prob is the answer's sum |
 //! | `logits/chosen`, `logits/rejected` | over all tokens of the batch's chosen (rejected) answers: the logits' mean over the vocabulary at the position that predicts the token |
 //! | `entropy` | over all answer tokens of the batch, in nats |
 //! | `mean_token_accuracy` | over the chosen answers' tokens: the share that is the model's likeliest token |
 //! | `num_tokens` | trained on since the run began, the prompt counted for both answers, as TRL's batches hold it twice |
 //!
+//! TRL counts a tie as lost; it happens before the first step alone, when policy and reference are one model, and a
+//! model that cannot tell is right half of the time.
+//!
 //! TRL forms these per micro-batch and averages the micro-batches' values; the batch here is the whole optimizer step
 //! (or the whole evaluation), which is the same where TRL's step is one micro-batch, and weighs tokens evenly where it
 //! is not.
+
+use std::cmp::Ordering;
 
 use super::losses::PairLogps;
 
@@ -33,7 +38,7 @@ pub struct Metrics {
     loss: f64,
     rewards_chosen: f64,
     rewards_rejected: f64,
-    wins: usize,
+    wins: f64,
     logps_chosen: f64,
     logps_rejected: f64,
     chosen: AnswerSums,
@@ -52,7 +57,7 @@ impl Metrics {
             loss: 0.0,
             rewards_chosen: 0.0,
             rewards_rejected: 0.0,
-            wins: 0,
+            wins: 0.0,
             logps_chosen: 0.0,
             logps_rejected: 0.0,
             chosen: AnswerSums::default(),
@@ -78,7 +83,11 @@ impl Metrics {
         self.loss += loss;
         self.rewards_chosen += chosen_reward;
         self.rewards_rejected += rejected_reward;
-        self.wins += usize::from(chosen_reward > rejected_reward);
+        self.wins += match chosen_reward.partial_cmp(&rejected_reward) {
+            Some(Ordering::Greater) => 1.0,
+            Some(Ordering::Equal) => 0.5,
+            _ => 0.0,
+        };
         self.logps_chosen += logps.chosen;
         self.logps_rejected += logps.rejected;
         self.chosen.add(chosen);
@@ -100,7 +109,7 @@ impl Metrics {
             loss: self.loss / pairs,
             rewards_chosen: self.rewards_chosen / pairs,
             rewards_rejected: self.rewards_rejected / pairs,
-            accuracy: self.wins as f64 / pairs,
+            accuracy: self.wins / pairs,
             margin: (self.rewards_chosen - self.rewards_rejected) / pairs,
             logps_chosen: self.logps_chosen / pairs,
             logps_rejected: self.logps_rejected / pairs,
@@ -225,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn no_pairs_no_averages_and_a_tie_is_no_win() {
+    fn no_pairs_no_averages_and_a_tie_is_half_a_win() {
         let mut metrics = Metrics::new(0.1);
         assert_eq!(metrics.mean(), None);
         let tie = PairLogps {
@@ -238,6 +247,6 @@ mod tests {
         };
         metrics.add(&tie, std::f64::consts::LN_2, 2, &AnswerSums::default(), &AnswerSums::default());
         let means = metrics.mean().expect("a pair");
-        assert_eq!((means.accuracy, means.margin, means.num_tokens), (0.0, 0.0, 6));
+        assert_eq!((means.accuracy, means.margin, means.num_tokens), (0.5, 0.0, 6));
     }
 }

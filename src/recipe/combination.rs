@@ -3,7 +3,7 @@
 //! A value that would have no effect is refused rather than ignored. Only values that differ from the default are
 //! refused: a resolved recipe writes all of them out and must load again.
 
-use super::{Loss, Optimizer, Recipe};
+use super::{Loss, Optimizer, Recipe, TargetModules};
 
 /// A combination that cannot be: the key to name (`section`, `name`) and what is wrong.
 pub(super) type Clash = (&'static str, &'static str, String);
@@ -61,6 +61,16 @@ pub(super) fn clash(recipe: &Recipe) -> Option<Clash> {
             "init_seed",
             "has no meaning with `adapter.start_from`, which brings its own A; leave it away".into(),
         ));
+    }
+    let brought = [
+        ("r", adapter.r != 16),
+        ("lora_alpha", adapter.lora_alpha != 32.0),
+        ("target_modules", adapter.target_modules != TargetModules::Pattern("all-linear".into())),
+        ("use_rslora", adapter.use_rslora),
+    ];
+    if let (Some(_), Some((name, _))) = (&adapter.start_from, brought.into_iter().find(|(_, set)| *set)) {
+        let why = "has no meaning with `adapter.start_from`, which brings its own; leave it away";
+        return Some(("adapter", name, why.into()));
     }
     if samples.labels.is_some() && samples.prompts.is_empty() {
         return Some(("samples", "labels", "has no samples to label; set `samples.prompts`".into()));

@@ -6,15 +6,15 @@ use crate::{
     Error, Result,
     export::{AdapterConfig, AdapterFolder, AdapterMatrix, select},
     model::lora::{Adapter, Shape},
-    recipe::{self, Recipe},
+    recipe::Recipe,
     train::base::Base,
 };
 
 /// The adapter that a recipe starts from: fresh, or that of `adapter.start_from`.
 ///
 /// # Errors
-/// [`Error::Recipe`] where `target_modules` names nothing or the recipe contradicts `start_from`; [`Error::Input`] where
-/// the folder is unreadable or made for another base.
+/// [`Error::Recipe`] where `target_modules` names nothing; [`Error::Input`] where the folder of `start_from` is unreadable
+/// or made for another base.
 pub fn start(recipe: &Recipe, base: &Base) -> Result<(AdapterConfig, Adapter)> {
     if let Some(folder) = &recipe.adapter.start_from {
         return go_on_from(folder, recipe, base);
@@ -35,22 +35,10 @@ pub fn start(recipe: &Recipe, base: &Base) -> Result<(AdapterConfig, Adapter)> {
 
 fn go_on_from(folder: &Path, recipe: &Recipe, base: &Base) -> Result<(AdapterConfig, Adapter)> {
     let read = AdapterFolder::read(folder)?;
-    let defaults = recipe::Adapter::default();
-    let asked = &recipe.adapter;
-    let differs = [
-        ("r", asked.r != defaults.r && asked.r != read.config.r),
-        ("lora_alpha", asked.lora_alpha != defaults.lora_alpha && asked.lora_alpha != read.config.lora_alpha),
-        ("target_modules", asked.target_modules != defaults.target_modules),
-        ("use_rslora", asked.use_rslora && !read.config.use_rslora),
-    ];
-    if let Some((key, _)) = differs.into_iter().find(|(_, differs)| *differs) {
-        return Err(Error::recipe(format!(
-            "adapter.{key} has no meaning here: adapter.start_from ({}) brings its own; leave it away",
-            folder.display()
-        )));
-    }
     let adapter = from_folder(&read, base)?;
-    Ok((AdapterConfig { lora_dropout: asked.lora_dropout, ..read.config }, adapter))
+    let mut config = read.config;
+    config.lora_dropout = recipe.adapter.lora_dropout;
+    Ok((config, adapter))
 }
 
 /// An adapter on the base's device, from its folder.

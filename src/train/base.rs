@@ -13,7 +13,6 @@ use crate::{
 };
 
 /// A base, opened.
-#[derive(Debug)]
 pub struct Base {
     /// What the recipe calls it: a hub id or a folder.
     pub name: String,

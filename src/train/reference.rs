@@ -4,12 +4,16 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::pairs::{Poll, score};
+use super::pairs::{Poll, measure, score};
 use crate::{
     Result,
     data::TokenizedPair,
     model::{decoder::Decoder, linear::Through, lora::Adapter},
-    objective::reference_cache::{ReferenceCache, row_hash},
+    objective::{
+        Metrics,
+        reference_cache::{ReferenceCache, row_hash},
+    },
+    recipe::Objective,
 };
 
 /// Names the arithmetic that log-probs in a cache depend on: raised when results change by a bit.
@@ -59,6 +63,23 @@ impl Reference {
             }
         }
         Ok(sums.into_iter().flatten().collect())
+    }
+
+    /// Puts pairs, as `policy` scores them, into `metrics`.
+    pub fn measure(
+        &mut self,
+        model: &Decoder,
+        pairs: &[&TokenizedPair],
+        policy: Through,
+        objective: &Objective,
+        metrics: &mut Metrics,
+        poll: Poll,
+    ) -> Result<()> {
+        let held_to = self.sums(model, pairs, poll)?;
+        for ((pair, scored), held_to) in pairs.iter().zip(score(model, pairs, policy, poll)?).zip(held_to) {
+            measure(pair, &scored, held_to, objective, metrics)?;
+        }
+        Ok(())
     }
 
     /// Brings what was computed to the disk.

@@ -13,6 +13,7 @@ pub mod kernels;
 pub mod model;
 pub mod objective;
 pub mod optim;
+pub mod random;
 pub mod recipe;
 pub mod report;
 pub mod train;

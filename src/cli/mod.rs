@@ -1,1 +1,3 @@
 //! The commands: arguments in, printed results out; no tensors.
+
+pub mod data_check;

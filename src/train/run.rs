@@ -76,7 +76,7 @@ pub fn train(recipe: &Recipe, from: &From) -> Result<Summary> {
 
 impl<'a> Run<'a> {
     fn open(recipe: &'a Recipe, from: &From) -> Result<(Self, usize)> {
-        let (progress, signals, memory) = (Progress::stderr(), Signals::install()?, MemoryMeter::start());
+        let (progress, memory) = (Progress::stderr(), MemoryMeter::start());
         device::use_threads(recipe.run.threads)?;
         let base = Base::open(&recipe.model.base, &recipe.model.revision, &device::choose(&recipe.run.device)?)?;
         let rows = Rows::load(recipe, &base)?;
@@ -84,6 +84,8 @@ impl<'a> Run<'a> {
         if let Some(report) = &rows.reports.1 {
             progress.note(&format!("eval rows: {}", report.summary()));
         }
+        // until here Ctrl-C ends the process as ever: there is nothing to save while files are fetched and read
+        let signals = Signals::install()?;
         let fingerprint = base.folder.fingerprint()?;
         let made_of = identity::made_of(recipe, &rows.train, &fingerprint)?;
         let (config, adapter) = adapters::start(recipe, &base)?;

@@ -1,8 +1,8 @@
 //! Models and data files by their hub names, from a hub on this machine.
 
-mod support;
 #[path = "support/hub_server.rs"]
 mod hub_server;
+mod support;
 
 use std::fs;
 use std::io::Write;

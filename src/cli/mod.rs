@@ -1,1 +1,4 @@
-//! The commands: arguments in, printed results out; no tensors.
+//! The commands: arguments in, printed results out; no tensors. One file a command.
+
+pub mod inspect;
+pub mod stdout;

@@ -156,10 +156,7 @@ impl Download<'_> {
 }
 
 /// Asks again after a pause where that may help, and says so.
-pub(super) fn persistently<T>(
-    progress: &Progress,
-    question: &dyn Fn() -> Result<T, Failure>,
-) -> Result<T, Failure> {
+pub(super) fn persistently<T>(progress: &Progress, question: &dyn Fn() -> Result<T, Failure>) -> Result<T, Failure> {
     for attempt in 1..=RETRIES {
         match question() {
             Err(failure) if failure.is_passing() => {

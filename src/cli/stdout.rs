@@ -1,0 +1,27 @@
+//! Results go to stdout; a reader that has seen enough (`| head`) is no error.
+
+use std::io::{ErrorKind, Write};
+
+use crate::{Error, Result};
+
+/// Writes bytes to stdout. Once the reader is gone they vanish, and the command goes on to its end.
+///
+/// # Errors
+/// [`Error::Run`] where stdout cannot be written for another reason, such as a full disk behind it.
+pub fn write(bytes: &[u8]) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::run(format!("stdout cannot be written: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes one line to stdout, as [`write`] does.
+///
+/// # Errors
+/// As [`write`].
+pub fn line(text: impl AsRef<str>) -> Result<()> {
+    write(format!("{}\n", text.as_ref()).as_bytes())
+}

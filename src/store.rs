@@ -43,7 +43,7 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::
 /// A folder in the making. Dropped before [`Folder::finish`], it leaves nothing.
 #[derive(Debug)]
 pub struct Folder {
-    path: PathBuf,
+    target: PathBuf,
     part: PathBuf,
 }
 
@@ -72,7 +72,7 @@ impl Folder {
             fs::create_dir(&part)
         };
         create().map_err(|e| Error::writing(path, e))?;
-        Ok(Self { path: path.to_path_buf(), part })
+        Ok(Self { target: path.to_path_buf(), part })
     }
 
     /// Where the files are to be written.
@@ -82,7 +82,7 @@ impl Folder {
 
     /// Syncs every file, writes the manifest, and puts the folder into its place.
     pub fn finish(self) -> Result<()> {
-        let old = hidden(&self.path, "replaced")?;
+        let old = hidden(&self.target, "replaced")?;
         let finish = || {
             let mut files = BTreeMap::new();
             for name in list(&self.part)? {
@@ -97,14 +97,14 @@ impl Folder {
             sync_folder(&self.part)?;
             // A folder cannot be renamed over another one: the old one steps aside first.
             remove_folder(&old)?;
-            if self.path.exists() {
-                fs::rename(&self.path, &old)?;
+            if self.target.exists() {
+                fs::rename(&self.target, &old)?;
             }
-            fs::rename(&self.part, &self.path)?;
-            sync_folder(parent(&self.path))?;
+            fs::rename(&self.part, &self.target)?;
+            sync_folder(parent(&self.target))?;
             remove_folder(&old)
         };
-        finish().map_err(|e| Error::writing(&self.path, e))
+        finish().map_err(|e| Error::writing(&self.target, e))
     }
 }
 

@@ -109,9 +109,8 @@ struct Cache {
 impl Cache {
     fn new(model: &Decoder, rows: usize) -> Result<Self> {
         let room = |width| Tensor::zeros((rows, width), DType::F32, &model.device);
-        let layer = |heads: crate::kernels::attention::Heads| {
-            Ok((room(heads.kv * heads.dim)?, room(heads.kv * heads.dim)?))
-        };
+        let layer =
+            |heads: crate::kernels::attention::Heads| Ok((room(heads.kv * heads.dim)?, room(heads.kv * heads.dim)?));
         Ok(Self { layers: model.blocks.iter().map(|block| layer(block.heads)).collect::<Result<_>>()? })
     }
 

@@ -96,11 +96,11 @@ impl AdapterConfig {
         if keys.text("bias")?.is_some_and(|bias| bias != "none") {
             return Err(keys.bad("bias", "adapters with trained biases are not read; \"none\" is"));
         }
-        if let Some(Value::String(init)) = keys.raw("init_lora_weights") {
-            if !PLAIN_INITS.contains(&init.as_str()) {
-                let reason = format!("{init:?} changes the base's weights, too; convert the adapter with PEFT first");
-                return Err(keys.bad("init_lora_weights", &reason));
-            }
+        if let Some(Value::String(init)) = keys.raw("init_lora_weights")
+            && !PLAIN_INITS.contains(&init.as_str())
+        {
+            let reason = format!("{init:?} changes the base's weights, too; convert the adapter with PEFT first");
+            return Err(keys.bad("init_lora_weights", &reason));
         }
         let target_modules = |value: &Value| serde_json::from_value(value.clone()).ok();
         Ok(Self {

@@ -11,14 +11,19 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::peft::{AdapterFolder, AdapterMatrix};
+use super::source::refuse_taken;
 use crate::keys::object_file;
 use crate::model::Config;
+use crate::model::family::Family;
 use crate::store::{Folder, SafetensorsWriter, write_atomic};
 use crate::weights::{DType, MappedTensor, ModelFolder};
 use crate::{Error, Result};
 
 /// Bytes of tensors in one file, as transformers splits them at most.
 const MAX_SHARD: u64 = 5_000_000_000;
+
+/// What follows a linear layer's name in its weight's.
+const WEIGHT: &str = ".weight";
 
 /// Elements worked on at a time: 4 MiB in f32.
 const BLOCK: usize = 1 << 20;
@@ -47,11 +52,9 @@ pub fn merge(base: &ModelFolder, adapter: &AdapterFolder, out: &Path, dtype: Opt
 }
 
 /// The matrices of a base that LoRA can stand on, as `(module, input, output)`.
-pub fn linear_modules(base: &ModelFolder) -> Vec<(String, usize, usize)> {
-    let linear = |name: &str| match (name.strip_suffix(".weight"), base.entry(name)?.shape.as_slice()) {
-        (Some(module), [output, input]) if !module.ends_with("embed_tokens") => {
-            Some((module.to_string(), *input, *output))
-        }
+pub fn linear_modules(base: &ModelFolder, family: &Family) -> Vec<(String, usize, usize)> {
+    let linear = |name: &str| match (name.strip_suffix(WEIGHT), base.entry(name)?.shape.as_slice()) {
+        (Some(module), [output, input]) if name != family.embed => Some((module.to_string(), *input, *output)),
         _ => None,
     };
     base.names().filter_map(linear).collect()
@@ -64,12 +67,11 @@ fn merge_in_shards(
     dtype: Option<DType>,
     max_shard: u64,
 ) -> Result<()> {
-    if out.exists() {
-        return Err(Error::recipe(format!("{}: it exists already; name a folder that does not", out.display())));
-    }
-    adapter.check_fits(&linear_modules(base))?;
-    let tied = Config::read(base.path())?.tie_word_embeddings;
-    if tied && adapter.matrices.iter().any(|matrix| matrix.module == "lm_head") {
+    refuse_taken(out)?;
+    let config = Config::read(base.path())?;
+    adapter.check_fits(&linear_modules(base, &config.family))?;
+    let is_head = |matrix: &AdapterMatrix| config.family.head.strip_suffix(WEIGHT) == Some(&matrix.module);
+    if config.tie_word_embeddings && adapter.matrices.iter().any(is_head) {
         let shown = base.path().display();
         return Err(Error::input(format!(
             "{shown}: the head is the embedding (tie_word_embeddings), an adapter on lm_head cannot be merged into it"
@@ -83,7 +85,7 @@ fn merge_in_shards(
         count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
     };
     let matrices: BTreeMap<String, &AdapterMatrix> =
-        adapter.matrices.iter().map(|matrix| (format!("{}.weight", matrix.module), matrix)).collect();
+        adapter.matrices.iter().map(|matrix| (format!("{}{WEIGHT}", matrix.module), matrix)).collect();
     for (number, shard) in shards.iter().enumerate() {
         let path = folder.path().join(file_name(number));
         let mut writer = SafetensorsWriter::create(&path, shard, &[("format", "pt")])?;

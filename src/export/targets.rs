@@ -27,10 +27,10 @@ pub fn select(target: &TargetModules, linear_modules: &[String]) -> Result<Vec<S
         let known: Vec<&str> = known.into_iter().collect();
         bad(format!("{what} matches no linear layer; the layers here end in {}", known.join(", ")))
     };
-    if let TargetModules::List(names) = target {
-        if let Some(name) = names.iter().find(|name| !linear_modules.iter().any(|module| ends_in(module, name))) {
-            return Err(nothing(&format!("{name:?}")));
-        }
+    if let TargetModules::List(names) = target
+        && let Some(name) = names.iter().find(|name| !linear_modules.iter().any(|module| ends_in(module, name)))
+    {
+        return Err(nothing(&format!("{name:?}")));
     }
     let mut selected = Vec::new();
     for module in linear_modules {
@@ -102,7 +102,7 @@ impl<T: Copy> Patterns<T> {
 }
 
 /// The last dotted part of a name.
-pub(super) fn last_part(module: &str) -> &str {
+pub(crate) fn last_part(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
 }
 

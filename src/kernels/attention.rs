@@ -99,10 +99,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Head
         let mixed = unsafe { std::slice::from_raw_parts_mut(values.add(first), len) };
         side.mix(span, block.len(), &scores, side.v, head, mixed);
     });
-    Ok(Attended {
-        values: matrix(values, rows, heads.width())?,
-        lse: matrix(lse, rows, heads.n)?,
-    })
+    Ok(Attended { values: matrix(values, rows, heads.width())?, lse: matrix(lse, rows, heads.n)? })
 }
 
 /// The gradients `(dq, dk, dv)` from the gradient `d_values` of the mixed values.
@@ -137,11 +134,7 @@ pub fn attention_backward(
             }
         }
     });
-    Ok([
-        matrix(dq, queries, heads.width())?,
-        matrix(dk, keys, heads.kv_width())?,
-        matrix(dv, keys, heads.kv_width())?,
-    ])
+    Ok([matrix(dq, queries, heads.width())?, matrix(dk, keys, heads.kv_width())?, matrix(dv, keys, heads.kv_width())?])
 }
 
 impl Heads {
@@ -196,7 +189,16 @@ impl Side<'_> {
 
     /// `scores[rows, prefix + own] = alpha · left · keysᵀ` for the key head that serves `head`.
     #[allow(clippy::too_many_arguments)]
-    fn against(&self, span: &Span, left: &[f32], rows: usize, keys: &[f32], head: usize, alpha: f32, scores: &mut [f32]) {
+    fn against(
+        &self,
+        span: &Span,
+        left: &[f32],
+        rows: usize,
+        keys: &[f32],
+        head: usize,
+        alpha: f32,
+        scores: &mut [f32],
+    ) {
         let heads = &self.heads;
         let left = Lhs { data: left, row: heads.width(), col: 1 };
         let all = span.prefix.len() + span.own.len();
@@ -274,7 +276,9 @@ impl Side<'_> {
                 continue;
             }
             let len = (part.len() - 1) * heads.kv_width() + heads.dim;
-            for (left, right, grad) in [(&d_scores, &self.q[first..], grads.dk), (&weights, &d_values[first..], grads.dv)] {
+            for (left, right, grad) in
+                [(&d_scores, &self.q[first..], grads.dk), (&weights, &d_values[first..], grads.dv)]
+            {
                 // SAFETY: in bounds since the keys are; a task has this key head's columns of its group's keys to itself.
                 let grad = unsafe { std::slice::from_raw_parts_mut(grad.get().add(self.key(part.start, head)), len) };
                 let left = Lhs { data: &left[at..], row: 1, col: all };
@@ -331,9 +335,7 @@ mod plain {
 
     fn parts(q: &Tensor, k: &Tensor, v: &Tensor, span: &Span, heads: Heads) -> Result<Parts> {
         let rows = |x: &Tensor, range: &Range<usize>| x.narrow(0, range.start, range.len());
-        let by_head = |x: Tensor, n: usize| {
-            x.reshape((x.dim(0)?, n, heads.dim))?.transpose(0, 1)?.contiguous()
-        };
+        let by_head = |x: Tensor, n: usize| x.reshape((x.dim(0)?, n, heads.dim))?.transpose(0, 1)?.contiguous();
         // each key head stands once for every query head that it serves
         let repeat = |x: Tensor| {
             let (kv, keys, dim) = x.dims3()?;

@@ -292,7 +292,14 @@ mod tests {
         let (a, b) = (numbers(m * k, 5), numbers(k * n, 6));
         let rhs = Dense { data: &b, row: n, col: 1 };
         let mut all = vec![0f32; m * n];
-        gemm([m, n, k], 1.0, Lhs { data: &a, row: k, col: 1 }, &rhs, Out { data: &mut all, ld: n, add: false }, Threads::All);
+        gemm(
+            [m, n, k],
+            1.0,
+            Lhs { data: &a, row: k, col: 1 },
+            &rhs,
+            Out { data: &mut all, ld: n, add: false },
+            Threads::All,
+        );
         for i in 0..m {
             let mut one = vec![0f32; n];
             let lhs = Lhs { data: &a[i * k..], row: k, col: 1 };

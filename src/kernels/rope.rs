@@ -49,16 +49,18 @@ impl InplaceOp3 for Turn {
         let (cos, sin) = (operand(cos, cos_layout)?, operand(sin, sin_layout)?);
         let sign = if self.back { -1.0 } else { 1.0 };
         let angles = cos.par_chunks_exact(half).zip(sin.par_chunks_exact(half));
-        operand_mut(x, x_layout)?.par_chunks_exact_mut(width).zip(angles).with_min_len(8).for_each(|(row, (cos, sin))| {
-            for head in row.chunks_exact_mut(2 * half) {
-                let (first, second) = head.split_at_mut(half);
-                for i in 0..half {
-                    let (a, b, sin) = (first[i], second[i], sign * sin[i]);
-                    first[i] = a * cos[i] - b * sin;
-                    second[i] = b * cos[i] + a * sin;
+        operand_mut(x, x_layout)?.par_chunks_exact_mut(width).zip(angles).with_min_len(8).for_each(
+            |(row, (cos, sin))| {
+                for head in row.chunks_exact_mut(2 * half) {
+                    let (first, second) = head.split_at_mut(half);
+                    for i in 0..half {
+                        let (a, b, sin) = (first[i], second[i], sign * sin[i]);
+                        first[i] = a * cos[i] - b * sin;
+                        second[i] = b * cos[i] + a * sin;
+                    }
                 }
-            }
-        });
+            },
+        );
         Ok(())
     }
 }

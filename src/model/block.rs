@@ -158,7 +158,9 @@ impl Block {
         let dq = rope(dq, &tokens.cos, &tokens.sin, true)?;
         let dk = rope(dk, &tokens.cos, &tokens.sin, true)?;
         let d_normed = normed.zeros_like()?;
-        for (linear, thin, d) in [(&self.q_proj, &thin[0], dq), (&self.k_proj, &thin[1], dk), (&self.v_proj, &thin[2], dv)] {
+        for (linear, thin, d) in
+            [(&self.q_proj, &thin[0], dq), (&self.k_proj, &thin[1], dk), (&self.v_proj, &thin[2], dv)]
+        {
             linear.backward(&normed, thin.as_ref(), &d, &d_normed, through)?;
         }
         rms_norm_backward(x, &self.input_layernorm, self.eps, &d_normed, &d_middle)

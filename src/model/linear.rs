@@ -58,7 +58,14 @@ impl Linear {
     }
 
     /// Adds the gradient that reaches `x` to `dx`, and those of A and B to the adapter's.
-    pub fn backward(&self, x: &Tensor, thin: Option<&Tensor>, dy: &Tensor, dx: &Tensor, through: Through) -> Result<()> {
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        thin: Option<&Tensor>,
+        dy: &Tensor,
+        dx: &Tensor,
+        through: Through,
+    ) -> Result<()> {
         self.weight.add_backward(dx, dy)?;
         let Some((thin, lora)) = thin.zip(through.adapter.and_then(|adapter| adapter.layer(self.id))) else {
             return Ok(());

@@ -31,7 +31,12 @@ pub struct TokenScore {
 }
 
 /// Scores `targets` at the hidden states `h[positions, hidden]`; with `gradient` also `∂logp/∂h[positions, hidden]`.
-pub fn score(head: &FrozenMatrix, h: &Tensor, targets: &[u32], gradient: bool) -> Result<(Vec<TokenScore>, Option<Tensor>)> {
+pub fn score(
+    head: &FrozenMatrix,
+    h: &Tensor,
+    targets: &[u32],
+    gradient: bool,
+) -> Result<(Vec<TokenScore>, Option<Tensor>)> {
     let mut scores = Vec::with_capacity(targets.len());
     let d_h = gradient.then(|| h.zeros_like()).transpose()?;
     for (chunk, targets) in targets.chunks(CHUNK).enumerate() {
@@ -73,7 +78,8 @@ fn plain_rows(logits: &Tensor, targets: &[u32]) -> Result<(Vec<TokenScore>, Vec<
     let lse = logits.log_sum_exp(D::Minus1)?;
     let softmax = logits.broadcast_sub(&lse.unsqueeze(1)?)?.exp()?;
     let expected = (softmax * logits)?.sum(D::Minus1)?.to_vec1::<f32>()?;
-    let target = logits.gather(&Tensor::new(targets, logits.device())?.unsqueeze(1)?, 1)?.squeeze(1)?.to_vec1::<f32>()?;
+    let target =
+        logits.gather(&Tensor::new(targets, logits.device())?.unsqueeze(1)?, 1)?.squeeze(1)?.to_vec1::<f32>()?;
     let (mean, argmax) = (logits.mean(D::Minus1)?.to_vec1::<f32>()?, logits.argmax(D::Minus1)?.to_vec1::<u32>()?);
     let lse = lse.to_vec1::<f32>()?;
     let scores = (0..targets.len()).map(|i| TokenScore {

@@ -8,7 +8,7 @@ pub mod memory;
 pub mod metrics_file;
 pub mod progress;
 pub mod summary;
-mod units;
+pub(crate) mod units;
 
 pub use html::{Page, Sample};
 pub use memory::MemoryMeter;

@@ -13,7 +13,7 @@ pub(super) fn duration(time: Duration) -> String {
 }
 
 /// `312 MiB`, `6.20 GiB`: the units in which memory is sold and measured.
-pub(super) fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     let mib = bytes as f64 / (1 << 20) as f64;
     match mib {
         ..10.0 => format!("{mib:.1} MiB"),

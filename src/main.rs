@@ -1,1 +1,19 @@
-fn main() {}
+//! The command line: parse, run one command, report, exit.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    // A usage error ends the process here, with exit code 2.
+    let args = dpo_lora::cli::args::Args::parse();
+    match dpo_lora::cli::run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where stderr is closed there is nobody left to tell; the exit code says it.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -375,6 +375,22 @@ fn a_server_that_is_no_hub_is_told_from_one() {
     let server = HubServer::start(&[Repo { commit: "../../evil".into(), ..tiny() }]);
     says(&input(place.hub(&server.url).model(ID, "main")), &["commit", "HF_ENDPOINT"]);
     assert!(place.files("blobs").is_empty());
+    // TLS that finds no TLS
+    let https = HubServer::start(&[tiny()]).url.replace("http:", "https:");
+    says(&input(place.hub(&https).model(ID, "main")), &[&https, "gives no answer"]);
+}
+
+#[test]
+fn runs_that_start_together_download_once() {
+    let (server, place) = (HubServer::start(&[tiny()]), Place::new());
+    let folders = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| place.hub(&server.url).model(ID, "main").unwrap())).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect::<Vec<_>>()
+    });
+    for folder in folders {
+        assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights());
+    }
+    assert_eq!(server.take_seen().iter().filter(|s| s.store).count(), 1);
 }
 
 fn pairs() -> Repo {

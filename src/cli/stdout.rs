@@ -25,3 +25,11 @@ pub fn write(bytes: &[u8]) -> Result<()> {
 pub fn line(text: impl AsRef<str>) -> Result<()> {
     write(format!("{}\n", text.as_ref()).as_bytes())
 }
+
+/// Writes one JSON object on one line.
+///
+/// # Errors
+/// As [`write`].
+pub fn json(value: &impl serde::Serialize) -> Result<()> {
+    line(serde_json::to_string(value).map_err(|error| Error::run(format!("the result is no JSON: {error}")))?)
+}

@@ -1,6 +1,28 @@
 //! Preference pairs: from files to tokens.
+//!
+//! [`reader`] gives lines, [`format`] makes rows of them, [`tokenize`] makes tokens of rows with [`tokenizer`] and
+//! [`template`], [`dataset`] puts it all together and [`report`] says what became of every row; [`order`] says in
+//! which order pairs are visited. Nothing here knows a model.
 
-/// A pair of answers to one prompt, as tokens. Both answers hold at least one token and end with EOS.
+pub mod dataset;
+pub mod format;
+pub mod order;
+mod pyjson;
+pub mod reader;
+pub mod report;
+pub mod template;
+mod tokenize;
+pub mod tokenizer;
+mod tokenizer_config;
+
+pub use dataset::{Dataset, Options, fingerprint};
+pub use order::{order, split_eval};
+pub use report::Report;
+pub use template::{ChatTemplate, Message};
+pub use tokenizer::Tokenizer;
+
+/// A pair of answers to one prompt, as tokens. Both answers hold at least one token and differ; a text ends with EOS,
+/// a chat as its template ends a turn.
 ///
 /// The prompt is the longest common prefix of the tokenised prompt and of both tokenised texts, so the seam is
 /// that of the joined text.

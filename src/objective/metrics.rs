@@ -2,17 +2,20 @@
 //!
 //! | name | average |
 //! | --- | --- |
-//! | `loss`, `rewards/*`, `logps/*` | mean over the batch's pairs; a reward is `β·log π/π_ref` of an answer, an accuracy is 1 where the chosen reward is strictly larger, a log-prob is the answer's sum |
+//! | `loss`, `rewards/*`, `logps/*` | mean over the batch's pairs; a reward is `β·log π/π_ref` of an answer, an accuracy is 1 where the chosen reward is larger and one half where the two are equal, a log-prob is the answer's sum |
 //! | `logits/chosen`, `logits/rejected` | over all tokens of the batch's chosen (rejected) answers: the logits' mean over the vocabulary at the position that predicts the token |
 //! | `entropy` | over all answer tokens of the batch, in nats |
 //! | `mean_token_accuracy` | over the chosen answers' tokens: the share that is the model's likeliest token |
 //! | `num_tokens` | trained on since the run began, the prompt counted for both answers, as TRL's batches hold it twice |
 //!
+//! TRL counts a tie as lost; it happens before the first step alone, when policy and reference are one model, and a
+//! model that cannot tell is right half of the time.
+//!
 //! TRL forms these per micro-batch and averages the micro-batches' values; the batch here is the whole optimizer step
 //! (or the whole evaluation), which is the same where TRL's step is one micro-batch, and weighs tokens evenly where it
 //! is not.
 
-use serde_json::{Map, Value};
+use std::cmp::Ordering;
 
 use super::losses::PairLogps;
 
@@ -35,7 +38,7 @@ pub struct Metrics {
     loss: f64,
     rewards_chosen: f64,
     rewards_rejected: f64,
-    wins: usize,
+    wins: f64,
     logps_chosen: f64,
     logps_rejected: f64,
     chosen: AnswerSums,
@@ -54,7 +57,7 @@ impl Metrics {
             loss: 0.0,
             rewards_chosen: 0.0,
             rewards_rejected: 0.0,
-            wins: 0,
+            wins: 0.0,
             logps_chosen: 0.0,
             logps_rejected: 0.0,
             chosen: AnswerSums::default(),
@@ -80,7 +83,11 @@ impl Metrics {
         self.loss += loss;
         self.rewards_chosen += chosen_reward;
         self.rewards_rejected += rejected_reward;
-        self.wins += usize::from(chosen_reward > rejected_reward);
+        self.wins += match chosen_reward.partial_cmp(&rejected_reward) {
+            Some(Ordering::Greater) => 1.0,
+            Some(Ordering::Equal) => 0.5,
+            _ => 0.0,
+        };
         self.logps_chosen += logps.chosen;
         self.logps_rejected += logps.rejected;
         self.chosen.add(chosen);
@@ -102,7 +109,7 @@ impl Metrics {
             loss: self.loss / pairs,
             rewards_chosen: self.rewards_chosen / pairs,
             rewards_rejected: self.rewards_rejected / pairs,
-            accuracy: self.wins as f64 / pairs,
+            accuracy: self.wins / pairs,
             margin: (self.rewards_chosen - self.rewards_rejected) / pairs,
             logps_chosen: self.logps_chosen / pairs,
             logps_rejected: self.logps_rejected / pairs,
@@ -173,77 +180,10 @@ impl Means {
     }
 }
 
-/// One optimizer step's row of `metrics.jsonl`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TrainRow {
-    /// Optimizer steps taken, this one included.
-    pub step: u64,
-    /// Passes over the rows, this step included.
-    pub epoch: f64,
-    /// Averages over the step's pairs, taken before its update.
-    pub means: Means,
-    /// Global norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// The rate that this step used.
-    pub learning_rate: f64,
-    /// Tokens since the run began, as TRL counts them.
-    pub num_tokens: u64,
-    /// Positions that this step worked on: prompt, chosen and rejected answer once each.
-    pub tokens: u64,
-    /// Wall time of this step.
-    pub seconds: f64,
-    /// Highest anonymous (CPU) or device memory so far, where it can be measured.
-    pub peak_bytes: Option<u64>,
-}
-
-impl TrainRow {
-    /// The row as a JSON object, keys always in this order.
-    pub fn to_json(&self) -> Value {
-        let mut row = head(self.step, self.epoch);
-        row.extend(self.means.named().map(|(name, value)| (name.to_string(), value.into())));
-        row.insert("grad_norm".into(), self.grad_norm.into());
-        row.insert("learning_rate".into(), self.learning_rate.into());
-        row.insert("num_tokens".into(), self.num_tokens.into());
-        row.insert("tokens".into(), self.tokens.into());
-        row.insert("seconds".into(), self.seconds.into());
-        row.insert("peak_bytes".into(), self.peak_bytes.into());
-        row.into()
-    }
-}
-
-/// One evaluation's row of `metrics.jsonl`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EvalRow {
-    /// Optimizer steps taken before it.
-    pub step: u64,
-    /// Passes over the training rows before it.
-    pub epoch: f64,
-    /// Averages over the held-out pairs.
-    pub means: Means,
-    /// Tokens trained on since the run began, as TRL counts them.
-    pub num_tokens: u64,
-    /// Wall time of the evaluation: `eval_runtime`, the Hugging Face Trainer's name.
-    pub seconds: f64,
-}
-
-impl EvalRow {
-    /// The row as a JSON object with `eval_` names, keys always in this order.
-    pub fn to_json(&self) -> Value {
-        let mut row = head(self.step, self.epoch);
-        row.extend(self.means.named().map(|(name, value)| (format!("eval_{name}"), value.into())));
-        row.insert("eval_num_tokens".into(), self.num_tokens.into());
-        row.insert("eval_pairs".into(), self.means.pairs.into());
-        row.insert("eval_runtime".into(), self.seconds.into());
-        row.into()
-    }
-}
-
-fn head(step: u64, epoch: f64) -> Map<String, Value> {
-    Map::from_iter([("step".to_string(), step.into()), ("epoch".to_string(), epoch.into())])
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, Value};
+
     use super::*;
     use crate::objective::losses::loss;
     use crate::recipe::{Loss, Objective, Reference};
@@ -294,35 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_have_stable_names_in_a_stable_order() {
-        let means = fixture_metrics().0.mean().expect("pairs");
-        let train = TrainRow {
-            step: 3,
-            epoch: 0.5,
-            means: means.clone(),
-            grad_norm: 2.5,
-            learning_rate: 5e-6,
-            num_tokens: 932,
-            tokens: 430,
-            seconds: 1.25,
-            peak_bytes: None,
-        };
-        let line = train.to_json().to_string();
-        assert!(line.starts_with(r#"{"step":3,"epoch":0.5,"loss":0.7067"#), "{line}");
-        assert!(
-            line.ends_with(
-                r#""grad_norm":2.5,"learning_rate":5e-6,"num_tokens":932,"tokens":430,"seconds":1.25,"peak_bytes":null}"#
-            ),
-            "{line}"
-        );
-        let eval = EvalRow { step: 3, epoch: 0.5, means, num_tokens: 932, seconds: 2.0 }.to_json().to_string();
-        assert!(eval.starts_with(r#"{"step":3,"epoch":0.5,"eval_loss":0.7067"#), "{eval}");
-        assert!(eval.contains(r#""eval_rewards/accuracies":0.5,"#), "{eval}");
-        assert!(eval.ends_with(r#""eval_num_tokens":932,"eval_pairs":8,"eval_runtime":2.0}"#), "{eval}");
-    }
-
-    #[test]
-    fn no_pairs_no_averages_and_a_tie_is_no_win() {
+    fn no_pairs_no_averages_and_a_tie_is_half_a_win() {
         let mut metrics = Metrics::new(0.1);
         assert_eq!(metrics.mean(), None);
         let tie = PairLogps {
@@ -335,6 +247,6 @@ mod tests {
         };
         metrics.add(&tie, std::f64::consts::LN_2, 2, &AnswerSums::default(), &AnswerSums::default());
         let means = metrics.mean().expect("a pair");
-        assert_eq!((means.accuracy, means.margin, means.num_tokens), (0.0, 0.0, 6));
+        assert_eq!((means.accuracy, means.margin, means.num_tokens), (0.5, 0.0, 6));
     }
 }

@@ -1,8 +1,21 @@
 //! The recipe: what a person writes. A [`Recipe`] that exists is valid.
+//!
+//! `load` reads one: `source` takes the file and `--set` apart, `schema` says which keys there are, `value` checks
+//! each value, `paths` resolves what it names, `combination` checks the whole; `nearest` guesses what was meant.
+
+mod combination;
+mod load;
+mod nearest;
+mod paths;
+mod schema;
+mod source;
+mod value;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use load::RESOLVED;
 
 /// A whole recipe, every default filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,7 +60,8 @@ pub struct Adapter {
     pub target_modules: TargetModules,
     /// Scale by `lora_alpha / sqrt(r)` instead.
     pub use_rslora: bool,
-    /// A PEFT adapter to go on from; empty: a fresh one.
+    /// A PEFT adapter to go on from; `""` in TOML: a fresh one.
+    #[serde(with = "empty_is_none")]
     pub start_from: Option<PathBuf>,
     /// Seed of the fresh adapter's A.
     pub init_seed: u64,
@@ -224,17 +238,34 @@ pub struct Samples {
     pub max_new_tokens: usize,
     /// Softmax temperature; 0: the likeliest token.
     pub temperature: f64,
-    /// A file with `positive` and `negative` word lists by which samples are labelled; none: no labels.
+    /// A file with `positive` and `negative` word lists by which samples are labelled; `""` in TOML: no labels.
+    #[serde(with = "empty_is_none")]
     pub labels: Option<PathBuf>,
 }
 
 /// `[run]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// The run's folder.
+    /// The run's folder; a relative one starts at the current folder.
     pub output: PathBuf,
     /// `auto`, `cpu`, `cuda:N` or `metal`.
     pub device: String,
     /// 0: all cores.
     pub threads: usize,
+}
+
+/// A path that may be absent; TOML has no null, so it is written as `""`.
+mod empty_is_none {
+    use std::path::PathBuf;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&path.as_deref().map_or_else(Default::default, |path| path.to_string_lossy()))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Ok((!text.is_empty()).then(|| text.into()))
+    }
 }

@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn the_page_stands_alone_and_holds_the_curves() {
         let rows = [
-            json!({"step": 0, "eval_loss": 0.6931, "eval_rewards/chosen": 0.0, "eval_rewards/rejected": 0.0}),
+            json!({"step": 0, "eval_loss": 0.69, "eval_rewards/chosen": 0.0, "eval_rewards/rejected": 0.0}),
             json!({"step": 1, "loss": 0.7, "rewards/chosen": 0.0, "rewards/rejected": 0.1, "rewards/margins": -0.1, "rewards/accuracies": 0.5}),
             json!({"step": 2, "loss": 0.6, "rewards/chosen": -0.2, "rewards/rejected": -0.4, "rewards/margins": 0.2, "rewards/accuracies": 1.0}),
             json!({"step": 2, "eval_loss": 0.61, "eval_rewards/chosen": -0.25, "eval_rewards/rejected": -0.5}),

@@ -88,6 +88,15 @@ impl Progress {
         }
     }
 
+    /// Says something between or beside the stages.
+    pub fn note(&self, text: &str) {
+        match self {
+            // A terminal that is gone is no reason to stop a run.
+            Self::Bars { bars, .. } => drop(bars.println(text)),
+            Self::Lines => line(&mut std::io::stderr(), text),
+        }
+    }
+
     /// Begins a stage that has `done` of its `total` behind it (more than 0 in a resumed run).
     pub fn start(&self, phase: Phase, done: u64, total: u64) -> Stage {
         match self {

@@ -26,6 +26,8 @@ pub struct Summary {
     pub before: Option<HeldOut>,
     /// The same after training.
     pub after: Option<HeldOut>,
+    /// What the samples say in figures; none where none were drawn.
+    pub samples: Option<SampleFigures>,
     /// What was made and where it is, e.g. `("adapter", "runs/hh/adapter")`.
     pub files: Vec<Made>,
     /// The command to type next.
@@ -43,6 +45,17 @@ pub struct HeldOut {
     pub accuracy: f64,
     /// Mean reward margin.
     pub margin: f64,
+}
+
+/// What base and tuned model wrote, in figures.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SampleFigures {
+    /// Samples of each model.
+    pub samples: usize,
+    /// Share of positive ones, base and tuned; none without labels.
+    pub positive: Option<[f64; 2]>,
+    /// Estimated KL divergence of the tuned model from the base, in nats a sample.
+    pub kl: f64,
 }
 
 /// Something that the run left behind.
@@ -76,12 +89,13 @@ impl fmt::Display for Summary {
             writeln!(out, "  {:<24}{:>10.4}{:>10.4}", "loss", before.loss, after.loss)?;
             writeln!(out, "  {:<24}{:>10.3}{:>10.3}", "reward accuracy", before.accuracy, after.accuracy)?;
             writeln!(out, "  {:<24}{:>10.4}{:>10.4}", "reward margin", before.margin, after.margin)?;
-            if before.accuracy == 0.0 && before.margin == 0.0 {
-                writeln!(
-                    out,
-                    "  Before, policy and reference are the same model: every pair ties, and a tie is no win."
-                )?;
+        }
+        if let Some(SampleFigures { samples, positive, kl }) = &self.samples {
+            writeln!(out, "\n{:<26}{:>10}{:>10}", format!("Samples ({samples} of each)"), "base", "tuned")?;
+            if let Some([before, after]) = positive {
+                writeln!(out, "  {:<24}{:>9.1}%{:>9.1}%", "positive", 100.0 * before, 100.0 * after)?;
             }
+            writeln!(out, "  {:<24}{:>10}{kl:>10.2}", "KL to the base, nats", "")?;
         }
         writeln!(out)?;
         let width = self.files.iter().map(|made| made.what.len()).max().unwrap_or(0);
@@ -110,8 +124,9 @@ mod tests {
             train_seconds: 185.0,
             seconds: 201.5,
             peak_bytes: Some(312 << 20),
-            before: Some(HeldOut { pairs: 200, loss: std::f64::consts::LN_2, accuracy: 0.0, margin: 0.0 }),
+            before: Some(HeldOut { pairs: 200, loss: std::f64::consts::LN_2, accuracy: 0.5, margin: 0.0 }),
             after: Some(HeldOut { pairs: 200, loss: 0.512, accuracy: 0.715, margin: 0.4321 }),
+            samples: Some(SampleFigures { samples: 100, positive: Some([0.5, 0.97]), kl: 3.25 }),
             files: vec![made("adapter", "runs/hh/adapter"), made("report", "runs/hh/report.html")],
             next: "dpo-lora generate base --adapter runs/hh/adapter --compare".into(),
         }
@@ -125,9 +140,12 @@ Peak anonymous memory: 312 MiB.
 
 Held out (200 pairs)          before     after
   loss                        0.6931    0.5120
-  reward accuracy              0.000     0.715
+  reward accuracy              0.500     0.715
   reward margin               0.0000    0.4321
-  Before, policy and reference are the same model: every pair ties, and a tie is no win.
+
+Samples (100 of each)           base     tuned
+  positive                     50.0%     97.0%
+  KL to the base, nats                    3.25
 
 adapter  runs/hh/adapter
 report   runs/hh/report.html
@@ -138,7 +156,7 @@ Next: dpo-lora generate base --adapter runs/hh/adapter --compare";
 
     #[test]
     fn without_held_out_pairs_or_a_measurement_it_says_less() {
-        let text = Summary { before: None, after: None, peak_bytes: None, ..summary() }.to_string();
+        let text = Summary { before: None, after: None, samples: None, peak_bytes: None, ..summary() }.to_string();
         assert!(!text.contains("Held out") && text.contains("not measured"), "{text}");
     }
 

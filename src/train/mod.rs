@@ -1,6 +1,20 @@
 //! The run: epochs, steps, evaluation, signals, logs, checkpoints.
 //!
-//! [`checkpoint`] makes a stopped run resumable, [`signals`] turns Ctrl-C into a flag that the loop polls.
+//! [`run`] is the loop and reads in the order it runs; `leave` is its end. They stand on [`rows`], [`base`] (the frozen model and its tokenizer),
+//! [`adapters`] (what learns, to and from PEFT's folders), [`pairs`] (a batch's log-probs and gradients), [`reference`]
+//! (what the policy is held to), [`samples`], and on [`folder`], [`identity`], [`checkpoint`] and [`signals`], which make
+//! a stopped run resumable. [`device`] chooses where it computes.
 
+pub mod adapters;
+pub mod base;
 pub mod checkpoint;
+pub mod device;
+pub mod folder;
+pub mod identity;
+mod leave;
+pub mod pairs;
+pub mod reference;
+pub mod rows;
+pub mod run;
+pub mod samples;
 pub mod signals;

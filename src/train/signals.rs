@@ -33,6 +33,11 @@ impl Signals {
         Ok(Self { caught })
     }
 
+    /// [`Error::Stopped`] once a signal was caught: for long work to end at its next whole piece.
+    pub fn stopped(&self) -> Result<()> {
+        self.stop_requested().map_or(Ok(()), |signal| Err(Error::Stopped(signal)))
+    }
+
     /// The signal (2 or 15) that asked the run to stop: finish the step, save, and end with [`Error::Stopped`].
     pub fn stop_requested(&self) -> Option<i32> {
         match self.caught.load(Ordering::SeqCst) {

@@ -167,7 +167,8 @@ impl Reply {
 }
 
 fn from_hub(state: &State, seen: &Seen) -> Reply {
-    let path = seen.path.trim_start_matches('/').split('?').next().unwrap_or("").replace("%2F", "/");
+    let path =
+        seen.path.trim_start_matches('/').split('?').next().unwrap_or("").replace("%2F", "/").replace("%20", " ");
     let repos = state.repos.lock().unwrap().clone();
     if let Some(rest) = path.strip_prefix("api/models/") {
         let Some(repo) = repos.iter().find(|r| rest.starts_with(&format!("{}/revision/", r.path))) else {

@@ -1,63 +1,79 @@
-//! What an export starts from: a run's folder, a checkpoint or an adapter.
+//! `export`: a PEFT adapter or a merged model.
 
 use std::path::{Path, PathBuf};
 
-use super::adapter_config;
-use super::peft::AdapterFolder;
+use super::args::{ExportArgs, ExportDtype, ExportTo};
+use super::stdout;
+use crate::export::merge::refuse_taken;
+use crate::export::{AdapterFolder, adapter_config, merge};
 use crate::recipe::Recipe;
 use crate::store::Folder;
-use crate::{Error, Result};
+use crate::train::folder::{ADAPTER, RECIPE};
+use crate::weights::{DType, ModelFolder};
+use crate::{Error, Result, hub};
 
-/// The adapter that `source` means: its own folder, or a finished run's `adapter/`.
+/// Runs the command.
+///
+/// # Errors
+/// [`Error::Recipe`] where OUT exists, [`Error::Input`] where the adapter is broken or does not fit its base.
+pub fn run(args: ExportArgs) -> Result<()> {
+    refuse_taken(&args.out)?;
+    let source = adapter_of(&args.source)?;
+    let mut adapter = AdapterFolder::read(&source)?;
+    let mut revision = adapter.config.revision.clone();
+    if let Some(base) = args.base {
+        adapter.config.base_model_name_or_path = Some(base);
+        revision = None;
+    }
+    match args.to {
+        ExportTo::Peft => to_peft(&adapter, &source, &args.out)?,
+        ExportTo::Merged => {
+            let base = adapter.config.base_model_name_or_path.as_deref().ok_or_else(|| {
+                Error::recipe(format!("{}: the adapter does not name its base; add --base MODEL", source.display()))
+            })?;
+            let base = hub::model(base, revision.as_deref().unwrap_or("main"))?;
+            merge(&ModelFolder::open(&base)?, &adapter, &args.out, args.dtype.map(dtype))?;
+        }
+    }
+    stdout::line(args.out.display().to_string())
+}
+
+/// The adapter that `source` means: its own folder, or a finished run's.
 ///
 /// # Errors
 /// [`Error::Input`] where it is neither, with what to name instead.
-pub fn adapter_of(source: &Path) -> Result<PathBuf> {
+fn adapter_of(source: &Path) -> Result<PathBuf> {
     if source.join(adapter_config::FILE).exists() {
         return Ok(source.to_path_buf());
     }
-    let last = source.join("adapter");
+    let last = source.join(ADAPTER);
     if last.join(adapter_config::FILE).exists() {
         return Ok(last);
     }
     let shown = source.display();
     Err(Error::input(if !source.is_dir() {
         format!("{shown}: there is no such folder")
-    } else if source.join("recipe.toml").exists() {
+    } else if source.join(RECIPE).exists() {
         format!("{shown}: this run has not ended; resume it, or name one of its checkpoint-STEP folders")
     } else {
         format!("{shown}: neither a run's folder nor an adapter's ({} is missing)", adapter_config::FILE)
     }))
 }
 
-/// The recipe that an adapter was trained by, where it still lies in its run's folder.
-pub fn recipe_of(adapter: &Path) -> Option<Recipe> {
-    let text = std::fs::read_to_string(adapter.parent()?.join("recipe.toml")).ok()?;
-    toml::from_str(&text).ok()
-}
-
-/// Writes the adapter that `source` means to `out`, which must not exist yet, in PEFT's format; `base` replaces the
-/// name of its base.
-///
-/// # Errors
-/// [`Error::Recipe`] where `out` is taken, those of [`AdapterFolder::read`] and [`AdapterFolder::write`] else.
-pub fn to_peft(source: &Path, out: &Path, base: Option<&str>) -> Result<()> {
-    let source = adapter_of(source)?;
-    let mut adapter = AdapterFolder::read(&source)?;
-    if let Some(base) = base {
-        adapter.config.base_model_name_or_path = Some(base.to_string());
-    }
-    refuse_taken(out)?;
+/// Writes the adapter with a model card that tells of the recipe, where that still lies beside `source`.
+fn to_peft(adapter: &AdapterFolder, source: &Path, out: &Path) -> Result<()> {
+    let recipe = source.parent().filter(|run| run.join(RECIPE).exists());
+    let recipe = recipe.map(|run| Recipe::load_run(run, &[])).transpose()?;
     let folder = Folder::create_atomic(out)?;
-    adapter.write(folder.path(), recipe_of(&source).as_ref())?;
+    adapter.write(folder.path(), recipe.as_ref())?;
     folder.finish()
 }
 
-/// An export replaces nothing.
-pub(super) fn refuse_taken(out: &Path) -> Result<()> {
-    match out.exists() {
-        true => Err(Error::recipe(format!("{}: it exists already; name a folder that does not", out.display()))),
-        false => Ok(()),
+fn dtype(name: ExportDtype) -> DType {
+    match name {
+        ExportDtype::Bf16 => DType::BF16,
+        ExportDtype::F16 => DType::F16,
+        ExportDtype::F32 => DType::F32,
     }
 }
 
@@ -95,10 +111,14 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let (source, out) = (place.path().join("source"), place.path().join("out"));
         adapter_in(&source);
-        to_peft(&source, &out, Some("owner/name")).unwrap();
+        let export = || {
+            let (source, out, base) = (source.clone(), out.clone(), Some("owner/name".into()));
+            run(ExportArgs { source, to: ExportTo::Peft, out, base, dtype: None })
+        };
+        export().unwrap();
         let read = AdapterFolder::read(&out).unwrap();
         assert_eq!(read.config.base_model_name_or_path.as_deref(), Some("owner/name"));
         assert_eq!(read.matrices, AdapterFolder::read(&source).unwrap().matrices);
-        assert_eq!(to_peft(&source, &out, None).unwrap_err().exit_code(), 2);
+        assert_eq!(export().unwrap_err().exit_code(), 2);
     }
 }

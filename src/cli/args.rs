@@ -1,0 +1,334 @@
+//! What may stand on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
+
+use crate::{Error, Result};
+
+/// Align a language model with preference pairs: DPO with LoRA, one frozen copy of the weights.
+#[derive(Debug, Parser)]
+#[command(name = "dpo-lora", version, arg_required_else_help = true)]
+#[command(after_help = "\
+Start:  dpo-lora train recipes/quickstart.toml
+
+Results go to stdout, all else to stderr.
+Exit codes: 0 done; 1 the run failed; 2 usage or recipe; 3 bad input; 4 not enough memory or disk;
+130 / 143 stopped by a signal after saving.")]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train an adapter by a recipe
+    Train(TrainArgs),
+    /// Measure loss, accuracy and margins on held-out pairs
+    Eval(EvalArgs),
+    /// Write text with a model, and with an adapter beside it
+    Generate(GenerateArgs),
+    /// Write an adapter or a merged model for other programs
+    Export(ExportArgs),
+    /// Look at preference rows
+    Data {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: DataCommand,
+    },
+    /// Say what a folder is: a model, an adapter or a run
+    Inspect(InspectArgs),
+    /// Write a shell's completions to stdout
+    #[command(after_help = "Example:  dpo-lora completions bash > ~/.local/share/bash-completion/completions/dpo-lora")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `data …`
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Read a recipe's rows: how many, how long, which are refused and why
+    Check(DataCheckArgs),
+}
+
+/// Values over a recipe's own.
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub struct SetArgs {
+    /// Change a key of the recipe, for example train.seed=1; may be repeated
+    ///
+    /// The value is TOML; a string needs no quotes. A list needs the shell's:
+    /// --set 'data.train=["a.jsonl", "b.jsonl"]'. Relative paths start at the current folder.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `train`
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  dpo-lora train recipes/quickstart.toml
+  dpo-lora train recipes/hh.toml --set train.learning_rate=1e-5 --output runs/slow
+  dpo-lora train recipes/hh.toml --resume")]
+pub struct TrainArgs {
+    /// The recipe, a TOML file
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub recipe: PathBuf,
+    /// Values over the recipe's own.
+    #[command(flatten)]
+    pub set: SetArgs,
+    /// Go on from the last checkpoint of the run's folder, or from this one
+    #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, value_hint = ValueHint::DirPath)]
+    pub resume: Option<Option<PathBuf>>,
+    /// Stop after N optimizer steps; the same as --set train.max_steps=N
+    #[arg(long, value_name = "N")]
+    pub max_steps: Option<usize>,
+    /// auto, cpu, cuda:N or metal; the same as --set run.device=D
+    #[arg(long, value_name = "D")]
+    pub device: Option<String>,
+    /// The run's folder; the same as --set run.output=DIR
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub output: Option<String>,
+    /// Print one JSON object a line instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl TrainArgs {
+    /// `--set`, and after it the options that stand for a `--set`, so that they win.
+    pub fn overrides(&self) -> Vec<String> {
+        let mut set = self.set.set.clone();
+        set.extend(self.max_steps.map(|steps| format!("train.max_steps={steps}")));
+        set.extend(self.device.as_ref().map(|device| format!("run.device={device}")));
+        set.extend(self.output.as_ref().map(|output| format!("run.output={output}")));
+        set
+    }
+}
+
+/// `eval`
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  dpo-lora eval runs/hh
+  dpo-lora eval recipes/hh.toml --adapter runs/hh/checkpoint-100 --data held-out.jsonl")]
+pub struct EvalArgs {
+    /// A recipe, or a run's folder
+    #[arg(value_name = "RECIPE|RUN", value_hint = ValueHint::AnyPath)]
+    pub target: PathBuf,
+    /// The adapter to measure; default: a run's own, and of a recipe the base alone
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub adapter: Option<PathBuf>,
+    /// Rows instead of the recipe's held-out rows; may be repeated
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub data: Vec<String>,
+    /// Values over the recipe's own.
+    #[command(flatten)]
+    pub set: SetArgs,
+    /// Print one JSON object a line instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `generate`
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  dpo-lora generate HuggingFaceTB/SmolLM2-135M-Instruct --chat --prompt \"How do I pick a lock?\"
+  dpo-lora generate assets/quickstart/base --adapter runs/quickstart/adapter --compare --prompt \"The film\"")]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["prompt", "prompts"])))]
+pub struct GenerateArgs {
+    /// The model: a folder or a hub id
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub model: String,
+    /// A PEFT adapter on it
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub adapter: Option<PathBuf>,
+    /// A prompt to go on from; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    /// A file of prompts, one a line
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub prompts: Option<PathBuf>,
+    /// Show base and adapter side by side
+    #[arg(long, requires = "adapter")]
+    pub compare: bool,
+    /// Most tokens a sample
+    #[arg(long, value_name = "N", default_value = "128", value_parser = at_least_one)]
+    pub max_new_tokens: usize,
+    /// Softmax temperature; 0: always the likeliest token
+    #[arg(long, value_name = "T", default_value = "1.0", value_parser = temperature)]
+    pub temperature: f64,
+    /// Seed of the draws
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub seed: u64,
+    /// Samples a prompt
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
+    pub count: usize,
+    /// Put each prompt into the model's chat template as a user's message
+    #[arg(long)]
+    pub chat: bool,
+    /// auto, cpu, cuda:N or metal
+    #[arg(long, value_name = "D", default_value = "auto")]
+    pub device: String,
+    /// Threads; 0: all cores
+    #[arg(long, value_name = "N", default_value = "0", value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub threads: u16,
+    /// Print one JSON object a sample instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `export`
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  dpo-lora export runs/hh --to merged hh-merged
+  dpo-lora export runs/hh/checkpoint-100 --to peft hh-adapter")]
+pub struct ExportArgs {
+    /// A run's folder, or an adapter's
+    #[arg(value_name = "RUN|ADAPTER", value_hint = ValueHint::DirPath)]
+    pub source: PathBuf,
+    /// What to write
+    #[arg(long, value_enum)]
+    pub to: ExportTo,
+    /// The folder to write
+    #[arg(value_name = "OUT", value_hint = ValueHint::DirPath)]
+    pub out: PathBuf,
+    /// The base model, where the adapter does not name it rightly
+    #[arg(long, value_name = "MODEL")]
+    pub base: Option<String>,
+    /// The merged weights' type; default: the base's own
+    #[arg(long, value_enum)]
+    pub dtype: Option<ExportDtype>,
+}
+
+impl ExportArgs {
+    /// Refuses what clap cannot: an option without a meaning for this `--to`.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`], a usage error.
+    pub fn check(&self) -> Result<()> {
+        match (self.to, self.dtype) {
+            (ExportTo::Peft, Some(_)) => {
+                Err(Error::recipe("--dtype has no meaning for --to peft: an adapter stays in its own type"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What `export` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportTo {
+    /// A PEFT adapter
+    Peft,
+    /// The base with the adapter worked into its weights
+    Merged,
+}
+
+/// The type of merged weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportDtype {
+    /// bfloat16
+    Bf16,
+    /// IEEE half precision
+    F16,
+    /// IEEE single precision
+    F32,
+}
+
+/// `data check`
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:  dpo-lora data check recipes/quickstart.toml --show 2")]
+pub struct DataCheckArgs {
+    /// The recipe, a TOML file
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub recipe: PathBuf,
+    /// Values over the recipe's own.
+    #[command(flatten)]
+    pub set: SetArgs,
+    /// Print the tokens of the first N pairs by role
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub show: usize,
+    /// Print one JSON object a line instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `inspect`
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:  dpo-lora inspect runs/quickstart")]
+pub struct InspectArgs {
+    /// A model's, an adapter's or a run's folder
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub path: PathBuf,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    text.parse().ok().filter(|number| *number >= 1).ok_or_else(|| "expected a whole number, at least 1".into())
+}
+
+fn temperature(text: &str) -> std::result::Result<f64, String> {
+    let fits = |number: &f64| *number >= 0.0 && number.is_finite();
+    text.parse().ok().filter(fits).ok_or_else(|| "expected a finite number, at least 0".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> std::result::Result<Args, clap::Error> {
+        Args::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definitions_agree_with_themselves() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn options_that_stand_for_a_set_win_over_it() {
+        let line = "dpo-lora train r.toml --max-steps 3 --set train.max_steps=9 --device cpu --output out";
+        let Command::Train(args) = parse(line).unwrap().command else { panic!("not train") };
+        assert_eq!(args.overrides(), ["train.max_steps=9", "train.max_steps=3", "run.device=cpu", "run.output=out"]);
+    }
+
+    #[test]
+    fn resume_takes_a_checkpoint_or_none() {
+        let resume = |line: &str| match parse(line).unwrap().command {
+            Command::Train(args) => args.resume,
+            _ => panic!("not train"),
+        };
+        assert_eq!(resume("dpo-lora train r.toml"), None);
+        assert_eq!(resume("dpo-lora train r.toml --resume"), Some(None));
+        assert_eq!(resume("dpo-lora train r.toml --resume c-1"), Some(Some("c-1".into())));
+    }
+
+    #[test]
+    fn what_has_no_meaning_is_refused() {
+        for line in [
+            "dpo-lora generate m",
+            "dpo-lora generate m --prompt a --prompts f",
+            "dpo-lora generate m --prompt a --compare",
+            "dpo-lora generate m --prompt a --temperature -1",
+            "dpo-lora generate m --prompt a --temperature nan",
+            "dpo-lora generate m --prompt a --count 0",
+            "dpo-lora export r out",
+            "dpo-lora export r out --to gguf",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+        let Command::Export(args) = parse("dpo-lora export r --to peft o --dtype f32").unwrap().command else {
+            panic!("not export")
+        };
+        assert_eq!(args.check().unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,148 @@
+//! `dpo-lora data check`: what became of every row, and the tokens of the first ones by role.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::data::{ChatTemplate, Dataset, Options, TokenizedPair, Tokenizer, split_eval};
+use crate::recipe::Recipe;
+use crate::{Error, Result};
+
+/// Reads the rows of a recipe as `train` would, and prints what became of them on standard output: a table, or one
+/// JSON object a set of rows with `json`. `train` and `eval` are the recipe's data as local files. The tokens of the
+/// first `show` pairs of a set follow, prompt, chosen and rejected told by colour (on a terminal, without `NO_COLOR`)
+/// or by brackets.
+///
+/// # Errors
+/// Those of [`Dataset::load`]; [`Error::Run`] where standard output cannot be written. A reader that has seen
+/// enough is no error.
+pub fn run(
+    recipe: &Recipe,
+    model_folder: &Path,
+    train: &[PathBuf],
+    eval: &[PathBuf],
+    show: usize,
+    json: bool,
+) -> Result<()> {
+    let tokenizer = Tokenizer::open(model_folder)?;
+    let template = ChatTemplate::choose(&recipe.data.chat_template, &tokenizer)?;
+    let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let mut sets = vec![("train", train, Options::train(&recipe.data))];
+    if !eval.is_empty() {
+        sets.push(("eval", eval, Options::eval(&recipe.data)));
+    }
+    for (name, files, options) in sets {
+        let dataset = Dataset::load(files, &tokenizer, template.as_ref(), &options)?;
+        let mut out = String::new();
+        let held_out = if name == "train" && eval.is_empty() { recipe.data.eval_fraction } else { 0.0 };
+        let held_out = (held_out > 0.0).then(|| split_eval(dataset.pairs.clone(), held_out, recipe.train.seed).1.len());
+        let shown = &dataset.pairs[..show.min(dataset.pairs.len())];
+        if json {
+            let pairs: Result<Vec<_>> = shown.iter().map(|pair| as_json(pair, files, &tokenizer)).collect();
+            let object = json!({"set": name, "report": dataset.report, "held_out": held_out, "pairs": pairs?});
+            writeln!(out, "{object}").map_err(unwritten)?;
+        } else {
+            write!(out, "{name}\n{}", dataset.report).map_err(unwritten)?;
+            if let Some(held_out) = held_out {
+                writeln!(out, "\nheld out (eval_fraction) {held_out:>7}").map_err(unwritten)?;
+            }
+            for pair in shown {
+                out += &as_text(pair, files, &tokenizer, colour)?;
+            }
+            out.push('\n');
+        }
+        match io::stdout().lock().write_all(out.as_bytes()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written.map_err(unwritten)?,
+        }
+    }
+    Ok(())
+}
+
+fn unwritten(error: impl std::fmt::Display) -> Error {
+    Error::run(format!("standard output cannot be written: {error}"))
+}
+
+fn roles(pair: &TokenizedPair) -> [(&'static str, &[u32], &'static str); 3] {
+    [("prompt", &pair.prompt, "34"), ("chosen", &pair.chosen, "32"), ("rejected", &pair.rejected, "31")]
+}
+
+fn place(pair: &TokenizedPair, files: &[PathBuf]) -> String {
+    let file = files.get(pair.origin.0 as usize).map_or_else(String::new, |file| file.display().to_string());
+    format!("{file}:{}", pair.origin.1)
+}
+
+/// The tokens of an answer (or the prompt) as text; those of an answer are read after the prompt, as the model does.
+fn pieces(pair: &TokenizedPair, part: &[u32], tokenizer: &Tokenizer) -> Result<Vec<String>> {
+    if part == pair.prompt.as_slice() {
+        return tokenizer.pieces(part);
+    }
+    let mut all = tokenizer.pieces(&[pair.prompt.as_slice(), part].concat())?;
+    Ok(all.split_off(pair.prompt.len()))
+}
+
+fn as_json(pair: &TokenizedPair, files: &[PathBuf], tokenizer: &Tokenizer) -> Result<serde_json::Value> {
+    let mut object = serde_json::Map::from_iter([("row".to_owned(), json!(place(pair, files)))]);
+    for (role, ids, _) in roles(pair) {
+        let pieces = pieces(pair, ids, tokenizer)?;
+        object.insert(role.to_owned(), json!({"ids": ids, "tokens": pieces}));
+    }
+    Ok(object.into())
+}
+
+/// One token after the other, a bar between two; line ends and control characters written out, a token that ends
+/// within a character as `…`, special tokens inverse.
+fn as_text(pair: &TokenizedPair, files: &[PathBuf], tokenizer: &Tokenizer, colour: bool) -> Result<String> {
+    let lengths = roles(pair).map(|(role, ids, _)| format!("{role} {}", ids.len())).join(", ");
+    let mut out = format!("\n{}  ({lengths})\n", place(pair, files));
+    for (role, ids, code) in roles(pair) {
+        let token = |(id, piece): (&u32, String)| {
+            let text = if piece.is_empty() { "…".to_owned() } else { written_out(&piece) };
+            if colour && tokenizer.is_special(*id) { format!("\x1b[7m{text}\x1b[27m") } else { text }
+        };
+        let tokens: Vec<String> = ids.iter().zip(pieces(pair, ids, tokenizer)?).map(token).collect();
+        let tokens = tokens.join("|");
+        out += &if colour { format!("\x1b[{code}m{tokens}\x1b[0m\n") } else { format!("[{role}: {tokens}]\n") };
+    }
+    Ok(out)
+}
+
+fn written_out(piece: &str) -> String {
+    let mut out = String::new();
+    for c in piece.chars() {
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(colour: bool) -> String {
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer/plain");
+        let tokenizer = Tokenizer::open(Path::new(fixtures)).unwrap();
+        let ids = |text: &str| tokenizer.encode(text, true).unwrap();
+        let (prompt, chosen, rejected) = (ids("the sky\n"), ids(" blue<|im_end|>"), ids("é\u{1b}<|im_end|>"));
+        let pair = TokenizedPair { prompt, chosen, rejected, origin: (0, 7) };
+        as_text(&pair, &["rows.jsonl".into()], &tokenizer, colour).unwrap()
+    }
+
+    #[test]
+    fn roles_are_told_by_brackets_and_control_characters_written_out() {
+        assert_eq!(
+            shown(false),
+            "\nrows.jsonl:7  (prompt 4, chosen 3, rejected 4)\n[prompt: the| sk|y|\\n]\n[chosen:  b|lue|<|im_end|>]\n\
+             [rejected: …|é|\\u{1b}|<|im_end|>]\n"
+        );
+    }
+
+    #[test]
+    fn or_by_colour_with_special_tokens_inverse() {
+        let text = shown(true);
+        assert!(text.contains("\x1b[34mthe| sk|y|\\n\x1b[0m\n"), "{text:?}");
+        assert!(text.contains("\x1b[32m b|lue|\x1b[7m<|im_end|>\x1b[27m\x1b[0m\n"), "{text:?}");
+    }
+}

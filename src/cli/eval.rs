@@ -1,0 +1,74 @@
+//! `eval`: loss, accuracy and margins on held-out pairs.
+
+use serde_json::{Map, Value};
+
+use super::{args::EvalArgs, stdout};
+use crate::{
+    Error, Result,
+    data::{Options, TokenizedPair},
+    export::AdapterFolder,
+    model::linear::Through,
+    objective::Metrics,
+    recipe::{self, Recipe},
+    report::{Figures, Phase, Progress},
+    train::{adapters, base::Base, device, folder, reference::Reference, rows, signals::Signals},
+};
+
+/// Pairs between two looks at the progress.
+const CHUNK: usize = 8;
+
+/// Runs the command.
+pub fn run(args: EvalArgs) -> Result<()> {
+    let is_run = args.target.is_dir();
+    let recipe = match is_run {
+        true => Recipe::load_run(&args.target, &args.set.set)?,
+        false => Recipe::load(&args.target, &args.set.set)?,
+    };
+    device::use_threads(recipe.run.threads)?;
+    let base = Base::open(&recipe.model.base, &recipe.model.revision, &device::choose(&recipe.run.device)?)?;
+    let adapter = args.adapter.or_else(|| is_run.then(|| args.target.join(folder::ADAPTER)));
+    let adapter = adapter.map(|path| adapters::from_folder(&AdapterFolder::read(&path)?, &base)).transpose()?;
+    let held_out = match args.data.is_empty() {
+        true => rows::Rows::load(&recipe, &base)?.eval,
+        false => rows::load(&args.data, &recipe, &base, &Options::eval(&recipe.data))?.pairs,
+    };
+    if held_out.is_empty() {
+        return Err(Error::recipe("the recipe holds no rows out; name some with --data FILE"));
+    }
+    let start = match (recipe.objective.reference, &recipe.adapter.start_from) {
+        (recipe::Reference::Start, Some(_)) => Some(adapters::start(&recipe, &base)?.1),
+        _ => None,
+    };
+    let means = evaluate(&recipe, &base, Through { adapter: adapter.as_ref(), dropout: None }, start, &held_out)?;
+    let mut results: Map<String, Value> =
+        means.named().map(|(name, value)| (format!("eval_{name}"), value.into())).into_iter().collect();
+    results.insert("eval_pairs".into(), means.pairs.into());
+    if args.json {
+        return stdout::json(&results);
+    }
+    for (name, value) in &results {
+        stdout::line(format!("{name:<28}{:>12.4}", value.as_f64().unwrap_or_default()))?;
+    }
+    Ok(())
+}
+
+fn evaluate(
+    recipe: &Recipe,
+    base: &Base,
+    policy: Through,
+    start: Option<crate::model::lora::Adapter>,
+    pairs: &[TokenizedPair],
+) -> Result<crate::objective::Means> {
+    let signals = Signals::install()?;
+    let poll = || signals.stopped();
+    let mut reference = Reference::new(start);
+    let mut metrics = Metrics::new(recipe.objective.beta);
+    let mut stage = Progress::stderr().start(Phase::Evaluation, 0, pairs.len() as u64);
+    let pairs: Vec<&TokenizedPair> = pairs.iter().collect();
+    for (chunk, done) in pairs.chunks(CHUNK).zip((CHUNK..).step_by(CHUNK)) {
+        reference.measure(&base.model, chunk, policy, &recipe.objective, &mut metrics, &poll)?;
+        stage.update(done.min(pairs.len()) as u64, Figures::default());
+    }
+    stage.finish();
+    metrics.mean().ok_or_else(|| Error::run("no pair was evaluated"))
+}

@@ -1,0 +1,87 @@
+//! `generate`: text from a model, and from an adapter beside it.
+
+use std::{fs, path::Path};
+
+use serde::Serialize;
+
+use super::{args::GenerateArgs, stdout};
+use crate::{
+    Error, Result,
+    data::{ChatTemplate, Message},
+    engine::generate::{Sampling, generate},
+    export::AdapterFolder,
+    model::linear::Through,
+    train::{adapters, base::Base, device},
+};
+
+/// One sample, as `--json` prints it.
+#[derive(Serialize)]
+struct Written<'a> {
+    prompt: &'a str,
+    model: &'a str,
+    text: String,
+}
+
+/// Runs the command.
+pub fn run(args: GenerateArgs) -> Result<()> {
+    device::use_threads(args.threads.into())?;
+    let base = Base::open(&args.model, "main", &device::choose(&args.device)?)?;
+    let adapter = args.adapter.as_deref().map(|path| adapters::from_folder(&AdapterFolder::read(path)?, &base));
+    let adapter = adapter.transpose()?;
+    let prompts = match &args.prompts {
+        Some(path) => lines(path)?,
+        None => args.prompt.clone(),
+    };
+    let tuned = Through { adapter: adapter.as_ref(), dropout: None };
+    let models = match (adapter.is_some(), args.compare) {
+        (true, true) => vec![("base", Through::default()), ("adapter", tuned)],
+        (true, false) => vec![("adapter", tuned)],
+        (false, _) => vec![("base", tuned)],
+    };
+    for (number, prompt) in prompts.iter().enumerate() {
+        let ids = ids(&base, prompt, args.chat)?;
+        for (model, through) in &models {
+            let sampling = Sampling {
+                per_prompt: args.count,
+                max_new_tokens: args.max_new_tokens,
+                temperature: args.temperature,
+                seed: args.seed.wrapping_add(number as u64),
+                stop: base.tokenizer.stop_ids().to_vec(),
+            };
+            for answer in generate(&base.model, &[&ids], *through, &sampling)? {
+                let text = base.tokenizer.decode(&answer, true)?;
+                match args.json {
+                    true => stdout::json(&Written { prompt, model, text })?,
+                    false if args.compare => stdout::line(format!("[{model}] {prompt}{text}\n"))?,
+                    false => stdout::line(format!("{prompt}{text}\n"))?,
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn ids(base: &Base, prompt: &str, chat: bool) -> Result<Vec<u32>> {
+    let ids = if chat {
+        let template = ChatTemplate::choose("auto", &base.tokenizer)?.ok_or_else(|| {
+            Error::recipe(format!("--chat: {} brings no chat template; leave --chat away", base.path.display()))
+        })?;
+        let message = Message::from_iter([("role".into(), "user".into()), ("content".into(), prompt.into())]);
+        base.tokenizer.encode(&template.render(&[message], true)?, false)?
+    } else {
+        base.tokenizer.encode(prompt, true)?
+    };
+    match ids.is_empty() {
+        true => Err(Error::recipe("a prompt without a token has nothing to go on from")),
+        false => Ok(ids),
+    }
+}
+
+fn lines(path: &Path) -> Result<Vec<String>> {
+    let text = fs::read_to_string(path).map_err(|error| Error::reading(path, error))?;
+    let prompts: Vec<String> = text.lines().filter(|line| !line.is_empty()).map(str::to_string).collect();
+    match prompts.is_empty() {
+        true => Err(Error::input(format!("{}: holds no prompt; write one a line", path.display()))),
+        false => Ok(prompts),
+    }
+}

@@ -1,0 +1,23 @@
+//! `train`: from a recipe to an adapter.
+
+use super::{args::TrainArgs, stdout};
+use crate::{
+    Result,
+    recipe::Recipe,
+    train::run::{From, train},
+};
+
+/// Runs the command. The recipe is checked before anything else is touched.
+pub fn run(args: TrainArgs) -> Result<()> {
+    let recipe = Recipe::load(&args.recipe, &args.overrides())?;
+    let from = match args.resume {
+        None => From::Start,
+        Some(None) => From::Latest,
+        Some(Some(checkpoint)) => From::Checkpoint(checkpoint),
+    };
+    let summary = train(&recipe, &from)?;
+    match args.json {
+        true => stdout::json(&summary),
+        false => stdout::line(format!("\n{summary}")),
+    }
+}

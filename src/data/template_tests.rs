@@ -1,0 +1,98 @@
+//! Chat templates against the texts that transformers rendered (tools/fixtures/templates.py), and hostile ones.
+
+use super::*;
+
+fn template(source: &str) -> ChatTemplate {
+    compiled(source).unwrap()
+}
+
+fn compiled(source: &str) -> Result<ChatTemplate> {
+    let special = minijinja::context! { bos_token => "<s>", eos_token => "</s>" };
+    ChatTemplate::with_special_tokens("model/chat.jinja", source, special)
+}
+
+fn chat(json: Json) -> Vec<Message> {
+    serde_json::from_value(json).unwrap()
+}
+
+fn refused(source: &str) -> String {
+    let messages = chat(serde_json::json!([{"role": "user", "content": "hi"}]));
+    let error = compiled(source).and_then(|template| template.render(&messages, false)).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    error.to_string()
+}
+
+#[test]
+fn as_transformers_renders_it() {
+    let fixture: Json = serde_json::from_str(include_str!("../../tests/fixtures/templates.json")).unwrap();
+    let cases = fixture["cases"].as_array().unwrap();
+    assert!(cases.len() >= 90);
+    for case in cases {
+        let name = case["template"].as_str().unwrap();
+        let messages = chat(fixture["chats"][case["chat"].as_str().unwrap()].clone());
+        let template = template(fixture["templates"][name].as_str().unwrap());
+        let got = template.render(&messages, case["add_generation_prompt"].as_bool().unwrap());
+        match case["text"].as_str() {
+            // Python's own text of a list of parts, which ours does not imitate.
+            Some(expected) if expected.contains("[{'type': 'image'}") => {
+                assert!(got.unwrap_err().to_string().contains("is used as text"), "{name}");
+            }
+            Some(expected) => assert_eq!(got.unwrap(), expected, "{name}, {}", case["chat"]),
+            None => assert!(got.is_err(), "{name}, {}: {}", case["chat"], got.unwrap()),
+        }
+    }
+}
+
+#[test]
+fn errors_name_file_and_line() {
+    for (source, says) in [
+        (
+            "{{ 1 }}\n{{ raise_exception('roles must alternate') }}",
+            "model/chat.jinja:2: chat template: the template refuses these messages: roles must alternate",
+        ),
+        ("\n\n{% if %}", "model/chat.jinja:3: "),
+        ("a\n{{ messages[0].content.nothing.more }}", "model/chat.jinja:2: "),
+        ("{{ nothing() }}", "model/chat.jinja:1: "),
+        ("{{ messages }}", "through `tojson`"),
+        ("{{ strftime_now('%Q') }}", "\"%Q\""),
+    ] {
+        let error = refused(source);
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn hostile_templates_end_in_an_error() {
+    for (source, says) in [
+        (
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% set x = 1 %}{% endfor %}{% endfor %}",
+            "too many steps",
+        ),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", ""),
+        ("{% set x = 'x' * 60000000 %}{{ x }}{{ x }}", "more than"),
+        ("{{ 'x' * 999999999999 }}", "too large"),
+        ("{% include '/etc/passwd' %}", ""),
+        ("{% import '/etc/passwd' as p %}", ""),
+        ("{{ range(99999999) | list }}", ""),
+        (&"(".repeat(MAX_SOURCE + 1), "bytes"),
+        (&format!("{{{{ {} }}}}", "(".repeat(100_000)), ""),
+    ] {
+        let error = refused(source);
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn the_day_stands_still() {
+    let text = template("{{ strftime_now('%d %b %Y, %A %B %-y'.replace('%-y', '%y')) }}").render(&[], false).unwrap();
+    assert_eq!(text, "26 Jul 2024, Friday July 24");
+}
+
+#[test]
+fn generation_marks_leave_lines_and_strings_alone() {
+    assert_eq!(
+        without_generation_marks("a\n{%- generation -%}\nb {% endgeneration %}{% if x %}"),
+        "a\n{%- with -%}\nb {% endwith %}{% if x %}"
+    );
+    assert_eq!(without_generation_marks("generation {{ generation }} {% "), "generation {{ generation }} {% ");
+}

@@ -1,0 +1,233 @@
+//! The files beside `tokenizer.json` that say which tokens begin and end a text, and what the chat template is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// The names transformers hands to chat templates.
+const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// A chat template as the model brings it.
+#[derive(Debug, Clone)]
+pub(super) struct TemplateSource {
+    /// Where it stands.
+    pub file: PathBuf,
+    /// Its text.
+    pub text: String,
+}
+
+/// What the files beside `tokenizer.json` say.
+#[derive(Debug, Default)]
+pub(super) struct TokenizerConfig {
+    /// `bos_token`, `eos_token`, … and their text, those that are set.
+    pub special: BTreeMap<String, String>,
+    /// The template for chats without tools.
+    pub template: Option<TemplateSource>,
+    /// Tokens that end a generation by `generation_config.json`, or else by `config.json`.
+    pub eos_ids: Vec<u32>,
+}
+
+impl TokenizerConfig {
+    /// Reads them from `folder`; each may be absent.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let mut config = Self::default();
+        // `add_bos_token` and `add_eos_token` are passed over: beside a tokenizer.json, transformers 5 drops them.
+        let path = folder.join("tokenizer_config.json");
+        if let Some(object) = read_object(&path)? {
+            config.read_special_tokens(&path, &object)?;
+            config.template = named_template(&path, object.get("chat_template"))?;
+        }
+        // Written by older versions, and looked at for what the other file leaves open.
+        let path = folder.join("special_tokens_map.json");
+        if let Some(object) = read_object(&path)? {
+            config.read_special_tokens(&path, &object)?;
+        }
+        config.read_template_files(folder)?;
+        for name in ["generation_config.json", "config.json"] {
+            let path = folder.join(name);
+            if config.eos_ids.is_empty()
+                && let Some(object) = read_object(&path)?
+            {
+                config.eos_ids = eos_ids(&path, object.get("eos_token_id"))?;
+            }
+        }
+        Ok(config)
+    }
+
+    fn read_special_tokens(&mut self, path: &Path, object: &Map<String, Value>) -> Result<()> {
+        for name in SPECIAL_TOKENS {
+            if let Some(token) = special_token(path, name, object.get(name))? {
+                self.special.entry(name.to_owned()).or_insert(token);
+            }
+        }
+        Ok(())
+    }
+
+    /// `chat_template.jinja` goes before `tokenizer_config.json`; `chat_template.json`, an older way, comes last.
+    /// `additional_chat_templates/` holds templates for tools and documents, which no row here has.
+    fn read_template_files(&mut self, folder: &Path) -> Result<()> {
+        let path = folder.join("chat_template.jinja");
+        if let Some(bytes) = read_if_present(&path)? {
+            let text = String::from_utf8(bytes)
+                .map_err(|_| Error::input(format!("{}: not UTF-8 text; fetch the file again", path.display())))?;
+            self.template = Some(TemplateSource { file: path, text });
+        }
+        if self.template.is_none() {
+            let path = folder.join("chat_template.json");
+            if let Some(object) = read_object(&path)? {
+                self.template = named_template(&path, object.get("chat_template"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A file's bytes, or nothing where there is no such file.
+pub(super) fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::reading(path, error)),
+    }
+}
+
+fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
+    let Some(bytes) = read_if_present(path)? else { return Ok(None) };
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+        Error::input(format!("{}: expected a JSON object: {error}; fetch the model's files again", path.display()))
+    })
+}
+
+fn malformed(path: &Path, key: &str, expected: &str) -> Error {
+    Error::input(format!("{}: `{key}` must be {expected}; fetch the model's files again or mend it", path.display()))
+}
+
+/// A token written as text or as `{"content": text, …}`.
+fn special_token(path: &Path, name: &str, value: Option<&Value>) -> Result<Option<String>> {
+    let content = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
+        Some(other) => other.as_str(),
+    };
+    match content {
+        Some(text) => Ok(Some(text.to_owned())),
+        None => Err(malformed(path, name, "text or an object with a text `content`")),
+    }
+}
+
+/// One template, or the one named `default` of several.
+fn named_template(path: &Path, value: Option<&Value>) -> Result<Option<TemplateSource>> {
+    let source = |text: &str| Some(TemplateSource { file: path.to_owned(), text: text.to_owned() });
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(source(text)),
+        Some(Value::Array(templates)) => {
+            let text_of = |template: &Value, key: &str| template.get(key).and_then(Value::as_str).map(str::to_owned);
+            for template in templates {
+                let (Some(name), Some(text)) = (text_of(template, "name"), text_of(template, "template")) else {
+                    return Err(malformed(path, "chat_template", "text or a list of {name, template}"));
+                };
+                if name == "default" {
+                    return Ok(source(&text));
+                }
+            }
+            Ok(None)
+        }
+        Some(_) => Err(malformed(path, "chat_template", "text or a list of {name, template}")),
+    }
+}
+
+fn eos_ids(path: &Path, value: Option<&Value>) -> Result<Vec<u32>> {
+    let id = |value: &Value| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| malformed(path, "eos_token_id", "a token id or a list of token ids"))
+    };
+    match value {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
+        Some(one) => Ok(vec![id(one)?]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    fn read(files: &[(&str, &str)]) -> Result<TokenizerConfig> {
+        TokenizerConfig::read(folder(files).path())
+    }
+
+    #[test]
+    fn tokens_are_text_or_objects() {
+        let config = read(&[(
+            "tokenizer_config.json",
+            r#"{"bos_token": null, "eos_token": {"content": "</s>", "lstrip": false}, "pad_token": "<pad>"}"#,
+        )])
+        .unwrap();
+        let expected = [("eos_token", "</s>"), ("pad_token", "<pad>")];
+        assert_eq!(config.special, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+    }
+
+    #[test]
+    fn the_older_file_fills_gaps() {
+        let config = ("tokenizer_config.json", r#"{"eos_token": "a"}"#);
+        let map = ("special_tokens_map.json", r#"{"eos_token": "b", "bos_token": {"content": "c"}}"#);
+        let special = read(&[config, map]).unwrap().special;
+        assert_eq!((special["eos_token"].as_str(), special["bos_token"].as_str()), ("a", "c"));
+    }
+
+    #[test]
+    fn the_jinja_file_goes_before_the_config_and_json_comes_last() {
+        let config = ("tokenizer_config.json", r#"{"chat_template": "from config"}"#);
+        let json = ("chat_template.json", r#"{"chat_template": "from json"}"#);
+        let jinja = ("chat_template.jinja", "from jinja");
+        let text = |files: &[_]| read(files).unwrap().template.map(|t| t.text);
+        assert_eq!(text(&[config, json, jinja]).as_deref(), Some("from jinja"));
+        assert_eq!(text(&[config, json]).as_deref(), Some("from config"));
+        assert_eq!(text(&[json]).as_deref(), Some("from json"));
+        assert_eq!(text(&[]), None);
+    }
+
+    #[test]
+    fn of_named_templates_the_default_is_taken() {
+        let named =
+            r#"{"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]}"#;
+        assert_eq!(read(&[("tokenizer_config.json", named)]).unwrap().template.unwrap().text, "D");
+    }
+
+    #[test]
+    fn generation_config_goes_before_config_for_eos_ids() {
+        let generation = ("generation_config.json", r#"{"eos_token_id": [5, 6]}"#);
+        let model = ("config.json", r#"{"eos_token_id": 7}"#);
+        assert_eq!(read(&[generation, model]).unwrap().eos_ids, [5, 6]);
+        assert_eq!(read(&[("generation_config.json", "{}"), model]).unwrap().eos_ids, [7]);
+    }
+
+    #[test]
+    fn malformed_files_are_named() {
+        for (file, text, says) in [
+            ("tokenizer_config.json", "[]", "expected a JSON object"),
+            ("tokenizer_config.json", r#"{"eos_token": 3}"#, "`eos_token` must be text"),
+            ("tokenizer_config.json", r#"{"chat_template": {}}"#, "`chat_template` must be text"),
+            ("tokenizer_config.json", r#"{"chat_template": [3]}"#, "`chat_template` must be text"),
+            ("generation_config.json", r#"{"eos_token_id": -1}"#, "`eos_token_id` must be a token id"),
+            ("config.json", r#"{"eos_token_id": [1, "x"]}"#, "`eos_token_id` must be a token id"),
+        ] {
+            let error = read(&[(file, text)]).unwrap_err();
+            assert_eq!(error.exit_code(), 3);
+            assert!(error.to_string().contains(file) && error.to_string().contains(says), "{error}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Adapters between PEFT's folders and the model's layers.
+
+use std::path::Path;
+
+use crate::{
+    Error, Result,
+    export::{AdapterConfig, AdapterFolder, AdapterMatrix, select},
+    model::lora::{Adapter, Shape},
+    recipe::Recipe,
+    train::base::Base,
+};
+
+/// The adapter that a recipe starts from: fresh, or that of `adapter.start_from`.
+///
+/// # Errors
+/// [`Error::Recipe`] where `target_modules` names nothing; [`Error::Input`] where the folder of `start_from` is unreadable
+/// or made for another base.
+pub fn start(recipe: &Recipe, base: &Base) -> Result<(AdapterConfig, Adapter)> {
+    if let Some(folder) = &recipe.adapter.start_from {
+        return go_on_from(folder, recipe, base);
+    }
+    let config = AdapterConfig::of_recipe(&recipe.model, &recipe.adapter);
+    let linears = base.linears();
+    let names: Vec<String> = linears.iter().map(|(name, ..)| name.clone()).collect();
+    let chosen = select(&recipe.adapter.target_modules, &names)?;
+    let shape = |(linear, (module, inputs, outputs)): (usize, &(String, usize, usize))| {
+        let (r, scale) = (config.rank_of(module)?, config.scale_of(module)?);
+        Ok(Shape { module: module.clone(), linear, r, scale, inputs: *inputs, outputs: *outputs })
+    };
+    let adapted = linears.iter().enumerate().filter(|(_, (module, ..))| chosen.contains(module));
+    let shapes = adapted.map(shape).collect::<Result<_>>()?;
+    let adapter = Adapter::fresh(shapes, linears.len(), recipe.adapter.init_seed, &base.model.device)?;
+    Ok((config, adapter))
+}
+
+fn go_on_from(folder: &Path, recipe: &Recipe, base: &Base) -> Result<(AdapterConfig, Adapter)> {
+    let read = AdapterFolder::read(folder)?;
+    let adapter = from_folder(&read, base)?;
+    let mut config = read.config;
+    config.lora_dropout = recipe.adapter.lora_dropout;
+    Ok((config, adapter))
+}
+
+/// An adapter on the base's device, from its folder.
+///
+/// # Errors
+/// [`Error::Input`] where it was made for another base.
+pub fn from_folder(folder: &AdapterFolder, base: &Base) -> Result<Adapter> {
+    let linears = base.linears();
+    folder.check_fits(&linears)?;
+    let shape = |matrix: &AdapterMatrix| {
+        let linear = linears.iter().position(|(module, ..)| *module == matrix.module).ok_or_else(|| {
+            Error::input(format!("the adapter has matrices for {:?}, which the base does not have", matrix.module))
+        })?;
+        let (module, scale) = (matrix.module.clone(), folder.config.scale_of(&matrix.module)?);
+        Ok(Shape { module, linear, r: matrix.r, scale, inputs: matrix.input, outputs: matrix.output })
+    };
+    let shapes = folder.matrices.iter().map(shape).collect::<Result<_>>()?;
+    let adapter = Adapter::zeros(shapes, linears.len(), &base.model.device)?;
+    adapter.set(folder.matrices.iter().flat_map(|matrix| matrix.a.iter().chain(&matrix.b)).copied().collect())?;
+    Ok(adapter)
+}
+
+/// The adapter as PEFT stores it.
+pub fn to_folder(config: &AdapterConfig, adapter: &Adapter) -> Result<AdapterFolder> {
+    let values = adapter.values.to_vec1::<f32>()?;
+    let mut rest = values.as_slice();
+    let mut take = |n: usize| {
+        let (head, tail) = rest.split_at(n);
+        rest = tail;
+        head.to_vec()
+    };
+    let matrix = |shape: &Shape| AdapterMatrix {
+        module: shape.module.clone(),
+        a: take(shape.r * shape.inputs),
+        b: take(shape.outputs * shape.r),
+        r: shape.r,
+        input: shape.inputs,
+        output: shape.outputs,
+    };
+    Ok(AdapterFolder { config: config.clone(), matrices: adapter.shapes.iter().map(matrix).collect() })
+}

@@ -1,0 +1,73 @@
+//! The frozen model with all that belongs to it.
+
+use std::path::PathBuf;
+
+use candle_core::Device;
+
+use crate::{
+    Error, Result,
+    data::tokenizer::Tokenizer,
+    hub,
+    model::{Config, decoder::Decoder, rope::RopeScaling},
+    weights::ModelFolder,
+};
+
+/// A base, opened.
+pub struct Base {
+    /// What the recipe calls it: a hub id or a folder.
+    pub name: String,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its files.
+    pub folder: ModelFolder,
+    /// Its shapes.
+    pub config: Config,
+    /// It itself.
+    pub model: Decoder,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
+impl Base {
+    /// Opens a hub id, downloading it where the cache has not got it, or a folder.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming what is missing or wrong.
+    pub fn open(name: &str, revision: &str, device: &Device) -> Result<Self> {
+        let path = hub::model(name, revision)?;
+        let config = Config::read(&path)?;
+        let folder = ModelFolder::open(&path)?;
+        let tokenizer = Tokenizer::open(&path)?;
+        if tokenizer.vocab_size() > config.vocab_size {
+            return Err(Error::input(format!(
+                "{}: tokenizer.json knows {} tokens, the model {}; they do not belong together",
+                path.display(),
+                tokenizer.vocab_size(),
+                config.vocab_size
+            )));
+        }
+        let model = Decoder::open(&folder, &config, device)?;
+        Ok(Self { name: name.to_string(), path, folder, config, model, tokenizer })
+    }
+
+    /// Refuses sequences that would change the frequencies of a dynamically scaled rope, which here are one set for all.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] with the length that is possible.
+    pub fn check_length(&self, max_length: usize) -> Result<()> {
+        match self.config.rope.scaling {
+            RopeScaling::Dynamic { original_max, .. } if max_length > original_max => Err(Error::recipe(format!(
+                "data.max_length is {max_length}, but this model's rope is scaled dynamically beyond {original_max} \
+                 tokens, which is not supported; set data.max_length to {original_max} or less"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The linear layers that can be adapted, as `(module, inputs, outputs)`.
+    pub fn linears(&self) -> Vec<(String, usize, usize)> {
+        let linear =
+            |linear: &crate::model::linear::Linear| (linear.name.clone(), linear.weight.inputs, linear.weight.outputs);
+        self.model.linears().map(linear).collect()
+    }
+}

@@ -1,0 +1,110 @@
+//! The end of a run: samples, the adapter, the report, the summary.
+
+use std::time::Instant;
+
+use super::{
+    adapters, folder,
+    run::{Count, Run},
+    samples::{self, Drawn},
+};
+use crate::{
+    Error, Result,
+    report::{
+        Figures, Page, Phase, Summary, metrics_file,
+        summary::{HeldOut, Made},
+    },
+    store,
+};
+
+/// Samples shown on the terminal.
+const SHOWN: usize = 3;
+
+impl Run<'_> {
+    /// Leaves the run's folder complete and says what came of it.
+    pub(super) fn leave(
+        &mut self,
+        before: Option<HeldOut>,
+        after: Option<HeldOut>,
+        count: &Count,
+        started: Instant,
+    ) -> Result<Summary> {
+        let drawn = self.draw()?;
+        let output = &self.recipe.run.output;
+        let adapter = output.join(folder::ADAPTER);
+        let whole = store::Folder::create_atomic(&adapter)?;
+        adapters::to_folder(&self.config, &self.adapter)?.write(whole.path(), Some(self.recipe))?;
+        whole.finish()?;
+
+        let report = output.join(folder::REPORT);
+        let rows = metrics_file::read_rows(&output.join(folder::METRICS))?;
+        let note = match drawn.as_ref().and_then(|drawn| drawn.positive) {
+            Some([before, after]) => {
+                format!(
+                    "Positive: {:.1} % of the base's samples, {:.1} % of the tuned model's.",
+                    100.0 * before,
+                    100.0 * after
+                )
+            }
+            None => String::new(),
+        };
+        let page = Page {
+            title: &output.display().to_string(),
+            facts: &[("base", self.base.name.clone()), ("pairs", self.rows.train.len().to_string())],
+            rows: &rows,
+            samples: drawn.as_ref().map_or(&[], |drawn| &drawn.samples[..drawn.samples.len().min(50)]),
+            samples_note: &note,
+        };
+        page.write(&report)?;
+
+        let made = |what: &str, path: &std::path::Path| Made { what: what.into(), path: path.display().to_string() };
+        Ok(Summary {
+            steps: count.steps,
+            pairs: count.pairs,
+            tokens: count.tokens,
+            train_seconds: count.time.as_secs_f64(),
+            seconds: started.elapsed().as_secs_f64(),
+            peak_bytes: self.memory.peak(),
+            before,
+            after,
+            samples: drawn.as_ref().map(Drawn::figures),
+            files: vec![
+                made("adapter", &adapter),
+                made("metrics", &output.join(folder::METRICS)),
+                made("report", &report),
+            ],
+            next: format!("dpo-lora export {0} --to merged {0}/merged", output.display()),
+        })
+    }
+
+    /// Draws the recipe's samples and shows a few; none where it names no prompts.
+    fn draw(&self) -> Result<Option<Drawn>> {
+        let samples = &self.recipe.samples;
+        if samples.prompts.is_empty() {
+            return Ok(None);
+        }
+        let mut stage = self.progress.start(Phase::Sampling, 0, samples.count as u64);
+        let drawn = samples::draw(&self.base, &self.adapter, samples, self.recipe.train.seed, |done| {
+            stage.update(done, Figures::default());
+            self.signals.stopped()
+        });
+        let drawn = drawn.map_err(|error| match error {
+            Error::Stopped(signal) => {
+                self.progress.note("stopped while sampling; training is done and saved, --resume does the rest");
+                Error::Stopped(signal)
+            }
+            error => error,
+        })?;
+        stage.finish();
+        let apart = drawn.samples.len().div_ceil(SHOWN).max(1);
+        for sample in drawn.samples.iter().step_by(apart) {
+            let text = |text: &str| text.trim().replace('\n', " ");
+            self.progress.note(&format!(
+                "\n  prompt  {}\n  base    {}\n  tuned   {}",
+                text(&sample.prompt),
+                text(&sample.base),
+                text(&sample.tuned)
+            ));
+        }
+        Ok(Some(drawn))
+    }
+}

@@ -1,0 +1,57 @@
+//! The recipe's rows: found, fetched where they are on a hub, tokenised, split.
+
+use std::path::PathBuf;
+
+use super::base::Base;
+use crate::{
+    Result,
+    data::{ChatTemplate, Dataset, Options, Report, TokenizedPair, reader, split_eval},
+    hub,
+    recipe::Recipe,
+};
+
+/// Pairs to train on and pairs held out.
+#[derive(Debug)]
+pub struct Rows {
+    /// To train on.
+    pub train: Vec<TokenizedPair>,
+    /// Held out; may be empty.
+    pub eval: Vec<TokenizedPair>,
+    /// What became of the training rows, and of those of `data.eval` where it names any.
+    pub reports: (Report, Option<Report>),
+}
+
+impl Rows {
+    /// Loads what the recipe names.
+    ///
+    /// # Errors
+    /// As [`Dataset::load`], and where a file is neither here nor to be had.
+    pub fn load(recipe: &Recipe, base: &Base) -> Result<Self> {
+        base.check_length(recipe.data.max_length)?;
+        let train = load(&recipe.data.train, recipe, base, &Options::train(&recipe.data))?;
+        if recipe.data.eval.is_empty() {
+            let (kept, eval) = split_eval(train.pairs, recipe.data.eval_fraction, recipe.train.seed);
+            return Ok(Self { train: kept, eval, reports: (train.report, None) });
+        }
+        let eval = load(&recipe.data.eval, recipe, base, &Options::eval(&recipe.data))?;
+        Ok(Self { train: train.pairs, eval: eval.pairs, reports: (train.report, Some(eval.report)) })
+    }
+}
+
+/// Loads the pairs of the files that `names` names: paths, globs, or files on a hub.
+pub fn load(names: &[String], recipe: &Recipe, base: &Base, options: &Options) -> Result<Dataset> {
+    let template = ChatTemplate::choose(&recipe.data.chat_template, &base.tokenizer)?;
+    Dataset::load(&files(names)?, &base.tokenizer, template.as_ref(), options)
+}
+
+/// The files that `names` names, on this machine.
+pub fn files(names: &[String]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for name in names {
+        match name.starts_with("hf://") {
+            true => files.push(hub::data(name)?),
+            false => files.extend(reader::expand(std::slice::from_ref(name))?),
+        }
+    }
+    Ok(files)
+}

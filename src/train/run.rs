@@ -1,0 +1,380 @@
+//! A run from its recipe to its last step. [`Run::train`] reads in the order it happens.
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use super::{
+    adapters,
+    base::Base,
+    checkpoint::{self, MadeOf, State},
+    device, folder, identity,
+    pairs::{self, StepDropout},
+    reference::Reference,
+    rows::Rows,
+    signals::Signals,
+};
+use crate::{
+    Error, Result,
+    data::{TokenizedPair, order},
+    export::{AdapterConfig, AdapterFolder},
+    model::{linear::Through, lora::Adapter},
+    objective::{
+        Means, Metrics,
+        rows::{EvalRow, TrainRow},
+    },
+    optim::{Optimizer, clip_scale, global_norm, rate},
+    random::Stream,
+    recipe::{self, Recipe},
+    report::{Figures, MemoryMeter, MetricsFile, Phase, Progress, Summary, metrics_file, summary::HeldOut},
+};
+
+/// Where a run goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum From {
+    /// At the start.
+    Start,
+    /// At the newest whole checkpoint of its folder.
+    Latest,
+    /// At this checkpoint.
+    Checkpoint(PathBuf),
+}
+
+/// Everything that a run holds.
+pub(super) struct Run<'a> {
+    pub(super) recipe: &'a Recipe,
+    pub(super) base: Base,
+    pub(super) rows: Rows,
+    pub(super) config: AdapterConfig,
+    pub(super) adapter: Adapter,
+    pub(super) progress: Progress,
+    pub(super) signals: Signals,
+    pub(super) memory: MemoryMeter,
+    reference: Reference,
+    optimizer: Optimizer,
+    metrics: MetricsFile,
+    made_of: MadeOf,
+    num_tokens: u64,
+}
+
+/// What this process did, for the closing summary.
+#[derive(Debug, Default)]
+pub(super) struct Count {
+    pub(super) steps: u64,
+    pub(super) pairs: u64,
+    pub(super) tokens: u64,
+    pub(super) time: Duration,
+}
+
+/// Trains as the recipe says; leaves the run's folder complete.
+///
+/// # Errors
+/// [`Error::Stopped`] after a signal, once the last whole step is saved; else whatever went wrong.
+pub fn train(recipe: &Recipe, from: &From) -> Result<Summary> {
+    let started = Instant::now();
+    let (mut run, first) = Run::open(recipe, from)?;
+    let outcome = run.train(first);
+    run.reference.flush()?;
+    let (before, after, count) = outcome?;
+    run.leave(before, after, &count, started)
+}
+
+impl<'a> Run<'a> {
+    fn open(recipe: &'a Recipe, from: &From) -> Result<(Self, usize)> {
+        let (progress, signals, memory) = (Progress::stderr(), Signals::install()?, MemoryMeter::start());
+        device::use_threads(recipe.run.threads)?;
+        let base = Base::open(&recipe.model.base, &recipe.model.revision, &device::choose(&recipe.run.device)?)?;
+        let rows = Rows::load(recipe, &base)?;
+        progress.note(&format!("train rows: {}", rows.reports.0.summary()));
+        if let Some(report) = &rows.reports.1 {
+            progress.note(&format!("eval rows: {}", report.summary()));
+        }
+        let fingerprint = base.folder.fingerprint()?;
+        let made_of = identity::made_of(recipe, &rows.train, &fingerprint)?;
+        let (config, adapter) = adapters::start(recipe, &base)?;
+        let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
+        let held_to = match (recipe.objective.reference, &recipe.adapter.start_from) {
+            (recipe::Reference::Start, Some(_)) => Some(adapters::start(recipe, &base)?.1),
+            _ => None,
+        };
+
+        let output = &recipe.run.output;
+        let (metrics, first, num_tokens) = match checkpoint_of(output, from)? {
+            Some(path) => {
+                let state = checkpoint::open(&path)?;
+                state.check(&made_of, &path)?;
+                let saved = adapters::from_folder(&AdapterFolder::read(&path)?, &base)?;
+                adapter.values.slice_set(&saved.values, 0, 0)?;
+                optimizer.load(&path.join(checkpoint::OPTIMIZER))?;
+                progress.note(&format!("going on from {} after step {}", path.display(), state.step));
+                let metrics = MetricsFile::resume(&output.join(folder::METRICS), state.metrics_bytes)?;
+                (metrics, state.step as usize, state.num_tokens)
+            }
+            None => {
+                if let Some(aside) = folder::begin(output)? {
+                    progress.note(&format!("{} holds an earlier run; it is {} now", output.display(), aside.display()));
+                }
+                let path = output.join(folder::RECIPE);
+                fs::write(&path, recipe.to_toml()).map_err(|error| Error::writing(&path, error))?;
+                (MetricsFile::create(&output.join(folder::METRICS))?, 0, 0)
+            }
+        };
+        let mut reference = Reference::new(held_to);
+        if recipe.memory.reference_cache {
+            reference = reference.cached(&output.join(folder::REFERENCE), &fingerprint)?;
+        }
+        let run = Self {
+            recipe,
+            base,
+            rows,
+            config,
+            adapter,
+            reference,
+            optimizer,
+            metrics,
+            made_of,
+            num_tokens,
+            progress,
+            signals,
+            memory,
+        };
+        Ok((run, first))
+    }
+
+    /// Steps `first` to the last, with the evaluations and checkpoints between them; returns the held-out averages
+    /// before and after.
+    fn train(&mut self, first: usize) -> Result<(Option<HeldOut>, Option<HeldOut>, Count)> {
+        let total = self.total_steps();
+        self.announce(total);
+        let mut count = Count::default();
+        // a run that was stopped while it evaluated makes up for it
+        if (first == 0 || self.evaluates_after(first)) && self.evaluated(first)?.is_none() {
+            self.evaluate(first).map_err(|error| self.save_when_stopped(first, error))?;
+        }
+        let mut stage = self.progress.start(Phase::Training, first as u64, total as u64);
+        for step in first..total {
+            let row = self.step(step, total).map_err(|error| self.save_when_stopped(step, error))?;
+            let done = step + 1;
+            count.add(&row);
+            stage.update(row.step, figures(&row.means, &count));
+            if self.evaluates_after(done) {
+                self.evaluate(done).map_err(|error| self.save_when_stopped(done, error))?;
+            }
+            if done == total || due(done, self.recipe.train.save_every) {
+                self.save(done)?;
+            }
+            if let Some(signal) = self.signals.stop_requested() {
+                return Err(self.save_when_stopped(done, Error::Stopped(signal)));
+            }
+        }
+        stage.finish();
+        Ok((self.evaluated(0)?, self.evaluated(total)?, count))
+    }
+
+    /// One optimizer step: gradient, clip, rate, update, log.
+    fn step(&mut self, step: usize, total: usize) -> Result<TrainRow> {
+        let began = Instant::now();
+        let (recipe, base, adapter) = (self.recipe, &self.base, &self.adapter);
+        let batch = batch(recipe, &self.rows.train, step);
+        let poll = || self.signals.stopped();
+        let held_to = self.reference.sums(&base.model, &batch, &poll)?;
+        let mut metrics = Metrics::new(recipe.objective.beta);
+        let p = recipe.adapter.lora_dropout;
+        let dropout =
+            (p > 0.0).then(|| StepDropout { p, stream: Stream::new(recipe.train.seed, "dropout").at(step as u64) });
+        pairs::gradient(&base.model, &batch, &held_to, &recipe.objective, (adapter, dropout), &mut metrics, &poll)?;
+        let grad_norm = global_norm(&adapter.grads)?;
+        if !grad_norm.is_finite() {
+            return Err(Error::run(format!(
+                "step {}: the gradient is not finite, nothing was changed; lower train.learning_rate",
+                step + 1
+            )));
+        }
+        let means = metrics.mean().ok_or_else(|| Error::run("a step without pairs"))?;
+        self.check_start(step, &means)?;
+
+        let train = &self.recipe.train;
+        let learning_rate = rate(step, total, train.warmup_steps, train.learning_rate, train.lr_schedule);
+        let scale = clip_scale(grad_norm, train.max_grad_norm);
+        self.optimizer.step(&self.adapter.values, &self.adapter.grads, learning_rate, scale)?;
+        self.memory.sample();
+
+        self.num_tokens += means.num_tokens;
+        let row = TrainRow {
+            step: step as u64 + 1,
+            epoch: self.epoch(step + 1),
+            means,
+            grad_norm,
+            learning_rate,
+            num_tokens: self.num_tokens,
+            tokens: batch.iter().map(|pair| pairs::tokens(pair) as u64).sum(),
+            seconds: began.elapsed().as_secs_f64(),
+            peak_bytes: self.memory.peak(),
+        };
+        self.metrics.append(&row.to_json())?;
+        Ok(row)
+    }
+
+    /// At the first step policy and reference are one model, so a margin that is not 0 is an error of ours.
+    fn check_start(&self, step: usize, means: &Means) -> Result<()> {
+        let same =
+            self.recipe.objective.reference == recipe::Reference::Start || self.recipe.adapter.start_from.is_none();
+        if step > 0 || !same || self.recipe.adapter.lora_dropout > 0.0 || means.margin == 0.0 {
+            return Ok(());
+        }
+        Err(Error::run(format!("step 1: the margin is {} where it must be 0; please report this", means.margin)))
+    }
+
+    /// Logs averages over the held-out pairs, if there are any, after `done` steps.
+    fn evaluate(&mut self, done: usize) -> Result<()> {
+        let began = Instant::now();
+        let pairs: Vec<&TokenizedPair> = self.rows.eval.iter().collect();
+        let poll = || self.signals.stopped();
+        let mut stage = self.progress.start(Phase::Evaluation, 0, pairs.len() as u64);
+        let mut metrics = Metrics::new(self.recipe.objective.beta);
+        let through = Through { adapter: Some(&self.adapter), dropout: None };
+        for (chunk, at) in pairs.chunks(8).zip((8..).step_by(8)) {
+            self.reference.measure(&self.base.model, chunk, through, &self.recipe.objective, &mut metrics, &poll)?;
+            stage.update(at.min(pairs.len()) as u64, Figures::default());
+        }
+        stage.finish();
+        let Some(means) = metrics.mean() else { return Ok(()) };
+        let (step, epoch, seconds) = (done as u64, self.epoch(done), began.elapsed().as_secs_f64());
+        let row = EvalRow { step, epoch, means, num_tokens: self.num_tokens, seconds };
+        self.metrics.append(&row.to_json())
+    }
+
+    fn evaluates_after(&self, done: usize) -> bool {
+        !self.rows.eval.is_empty() && (done == self.total_steps() || due(done, self.recipe.train.eval_every))
+    }
+
+    /// The held-out averages that were logged after `done` steps.
+    fn evaluated(&self, done: usize) -> Result<Option<HeldOut>> {
+        let rows = metrics_file::read_rows(&self.recipe.run.output.join(folder::METRICS))?;
+        let number = |row: &serde_json::Value, key: &str| row[key].as_f64().unwrap_or_default();
+        Ok(rows.iter().find(|row| row["step"] == done && row.get("eval_loss").is_some()).map(|row| HeldOut {
+            pairs: number(row, "eval_pairs") as usize,
+            loss: number(row, "eval_loss"),
+            accuracy: number(row, "eval_rewards/accuracies"),
+            margin: number(row, "eval_rewards/margins"),
+        }))
+    }
+
+    fn save(&mut self, done: usize) -> Result<()> {
+        self.reference.flush()?;
+        self.metrics.sync()?;
+        let per_epoch = self.steps_per_epoch();
+        let state = State {
+            step: done as u64,
+            epoch: (done / per_epoch) as u64,
+            row: (done % per_epoch * self.recipe.train.batch_size) as u64,
+            num_tokens: self.num_tokens,
+            metrics_bytes: self.metrics.len(),
+            made_of: self.made_of.clone(),
+        };
+        let output = &self.recipe.run.output;
+        checkpoint::save(output, &state, |folder| {
+            adapters::to_folder(&self.config, &self.adapter)?.write(folder, Some(self.recipe))?;
+            self.optimizer.save(&folder.join(checkpoint::OPTIMIZER))
+        })?;
+        checkpoint::prune(output, self.recipe.train.keep_checkpoints.max(1))
+    }
+
+    /// Saves where a signal stopped the run after `done` whole steps; says how to go on.
+    fn save_when_stopped(&mut self, done: usize, error: Error) -> Error {
+        let Error::Stopped(_) = error else { return error };
+        if done == 0 {
+            return error;
+        }
+        match self.save(done) {
+            Ok(()) => {
+                self.progress
+                    .note(&format!("stopped after step {done}, saved; go on with the same command and --resume"));
+                error
+            }
+            Err(failed) => failed,
+        }
+    }
+
+    fn steps_per_epoch(&self) -> usize {
+        self.rows.train.len().div_ceil(self.recipe.train.batch_size)
+    }
+
+    /// Steps of the whole run, as the Hugging Face Trainer counts them.
+    fn total_steps(&self) -> usize {
+        match self.recipe.train.max_steps {
+            0 => (self.recipe.train.epochs * self.steps_per_epoch() as f64).ceil() as usize,
+            steps => steps,
+        }
+    }
+
+    fn epoch(&self, done: usize) -> f64 {
+        done as f64 / self.steps_per_epoch() as f64
+    }
+
+    fn announce(&self, total: usize) {
+        let (recipe, learning) = (self.recipe, self.adapter.values.elem_count());
+        let held_to = match (recipe.objective.reference, &recipe.adapter.start_from) {
+            (recipe::Reference::Start, Some(start)) => format!("the base with {}", start.display()),
+            _ => "the bare base".to_string(),
+        };
+        self.progress.note(&format!(
+            "{}: {} pairs to train on, {} held out, {total} steps of {}; {learning} numbers learn in {} layers; the \
+             reference is {held_to}",
+            self.base.name,
+            self.rows.train.len(),
+            self.rows.eval.len(),
+            recipe.train.batch_size,
+            self.adapter.shapes.len(),
+        ));
+    }
+}
+
+impl Count {
+    fn add(&mut self, row: &TrainRow) {
+        self.steps += 1;
+        self.pairs += row.means.pairs as u64;
+        self.tokens += row.tokens;
+        self.time += Duration::from_secs_f64(row.seconds);
+    }
+}
+
+fn figures(means: &Means, count: &Count) -> Figures {
+    Figures {
+        loss: Some(means.loss),
+        accuracy: Some(means.accuracy),
+        margin: Some(means.margin),
+        pairs: Some(count.pairs),
+    }
+}
+
+/// Whether something that happens every so many steps happens after `done` of them; 0: never.
+fn due(done: usize, every: usize) -> bool {
+    every > 0 && done > 0 && done.is_multiple_of(every)
+}
+
+/// The pairs of a step: the next `batch_size` in the order of its epoch, fewer at the epoch's end.
+fn batch<'p>(recipe: &Recipe, rows: &'p [TokenizedPair], step: usize) -> Vec<&'p TokenizedPair> {
+    let size = recipe.train.batch_size;
+    let per_epoch = rows.len().div_ceil(size);
+    let order = order(recipe.train.seed, (step / per_epoch) as u64, rows.len(), recipe.data.shuffle);
+    let first = step % per_epoch * size;
+    order[first..rows.len().min(first + size)].iter().map(|&row| &rows[row as usize]).collect()
+}
+
+/// The checkpoint that a run goes on from.
+fn checkpoint_of(run: &std::path::Path, from: &From) -> Result<Option<PathBuf>> {
+    match from {
+        From::Start => Ok(None),
+        From::Checkpoint(path) => Ok(Some(path.clone())),
+        From::Latest => match checkpoint::latest(run)? {
+            Some(path) => Ok(Some(path)),
+            None => Err(Error::recipe(format!(
+                "--resume: {} holds no whole checkpoint; leave --resume away to start anew",
+                run.display()
+            ))),
+        },
+    }
+}

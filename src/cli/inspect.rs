@@ -182,7 +182,7 @@ fn text(facts: &Facts) -> String {
     let line = |(name, value): (&String, &Value)| {
         let shown = match (name.as_str(), value.as_u64()) {
             ("bytes", Some(bytes)) => units::bytes(bytes),
-            ("parameters", Some(count)) => format!("{:.2} million", count as f64 / 1e6),
+            ("parameters", Some(count @ 1_000_000..)) => format!("{:.2} million", count as f64 / 1e6),
             _ => shown(value),
         };
         format!("{:width$}  {shown}\n", name.replace('_', " "))

@@ -1,6 +1,10 @@
 //! A run from its recipe to its last step. [`Run::train`] reads in the order it happens.
 
-use std::{fs, path::PathBuf, time::{Duration, Instant}};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use super::{
     adapters,
@@ -17,7 +21,10 @@ use crate::{
     data::{TokenizedPair, order},
     export::{AdapterConfig, AdapterFolder},
     model::{linear::Through, lora::Adapter},
-    objective::{Means, Metrics, rows::{EvalRow, TrainRow}},
+    objective::{
+        Means, Metrics,
+        rows::{EvalRow, TrainRow},
+    },
     optim::{Optimizer, clip_scale, global_norm, rate},
     random::Stream,
     recipe::{self, Recipe},
@@ -120,8 +127,21 @@ impl<'a> Run<'a> {
         if recipe.memory.reference_cache {
             reference = reference.cached(&output.join(folder::REFERENCE), &fingerprint)?;
         }
-        let run =
-            Self { recipe, base, rows, config, adapter, reference, optimizer, metrics, made_of, num_tokens, progress, signals, memory };
+        let run = Self {
+            recipe,
+            base,
+            rows,
+            config,
+            adapter,
+            reference,
+            optimizer,
+            metrics,
+            made_of,
+            num_tokens,
+            progress,
+            signals,
+            memory,
+        };
         Ok((run, first))
     }
 
@@ -201,7 +221,8 @@ impl<'a> Run<'a> {
 
     /// At the first step policy and reference are one model, so a margin that is not 0 is an error of ours.
     fn check_start(&self, step: usize, means: &Means) -> Result<()> {
-        let same = self.recipe.objective.reference == recipe::Reference::Start || self.recipe.adapter.start_from.is_none();
+        let same =
+            self.recipe.objective.reference == recipe::Reference::Start || self.recipe.adapter.start_from.is_none();
         if step > 0 || !same || self.recipe.adapter.lora_dropout > 0.0 || means.margin == 0.0 {
             return Ok(());
         }
@@ -271,7 +292,8 @@ impl<'a> Run<'a> {
         }
         match self.save(done) {
             Ok(()) => {
-                self.progress.note(&format!("stopped after step {done}, saved; go on with the same command and --resume"));
+                self.progress
+                    .note(&format!("stopped after step {done}, saved; go on with the same command and --resume"));
                 error
             }
             Err(failed) => failed,

@@ -19,7 +19,7 @@ use serde_json::Value;
 mod numbers;
 mod support;
 
-use numbers::{Most, adapter, by_name, dpo, gradient, json, open, policy, relative_l2, sums, tensors, token_logps, worst};
+use numbers::{Most, adapter, by_name, dpo, gradient, json, open, policy, relative_l2, tensors, token_logps, worst};
 
 const BETA: f64 = 0.1;
 const BATCH: usize = 2;
@@ -64,20 +64,19 @@ fn log_probs_and_losses_are_trl_s() {
     let Some((folder, golden, rows, pairs)) = inputs() else { return };
     let model = open(&folder);
     let start = adapter(&golden.join("init_adapter"), &model);
-    let refs: Vec<_> = pairs.iter().collect();
     let [mut tokens, mut summed, mut losses] =
         ["golden, log-prob of a token", "golden, log-prob of an answer", "golden, loss of a pair"].map(Most::of);
-    for (i, pair) in pairs.chunks(1).enumerate() {
-        let (policy, reference) = (token_logps(&model, pair, policy(&start)), token_logps(&model, pair, Through::default()));
-        let row = &rows[i];
-        tokens.see(worst(&policy[0][0], &row.policy_chosen_token_logps), format!("row {i}, policy, chosen"));
-        tokens.see(worst(&policy[0][1], &row.policy_rejected_token_logps), format!("row {i}, policy, rejected"));
-        tokens.see(worst(&reference[0][0], &row.ref_chosen_token_logps), format!("row {i}, reference, chosen"));
-        tokens.see(worst(&reference[0][1], &row.ref_rejected_token_logps), format!("row {i}, reference, rejected"));
-    }
-    let (policy, reference) = (sums(&model, &refs, policy(&start)), sums(&model, &refs, Through::default()));
-    for (i, ([chosen, rejected], [ref_chosen, ref_rejected])) in policy.into_iter().zip(reference).enumerate() {
-        let (row, pair) = (&rows[i], &pairs[i]);
+    let sum = |tokens: &[f32]| tokens.iter().map(|logp| f64::from(*logp)).sum::<f64>();
+    for (i, (row, pair)) in rows.iter().zip(&pairs).enumerate() {
+        let [of_policy, of_reference] = [policy(&start), Through::default()]
+            .map(|through| token_logps(&model, std::slice::from_ref(pair), through).remove(0));
+        tokens.see(worst(&of_policy[0], &row.policy_chosen_token_logps), format!("row {i}, policy, chosen"));
+        tokens.see(worst(&of_policy[1], &row.policy_rejected_token_logps), format!("row {i}, policy, rejected"));
+        tokens.see(worst(&of_reference[0], &row.ref_chosen_token_logps), format!("row {i}, reference, chosen"));
+        tokens.see(worst(&of_reference[1], &row.ref_rejected_token_logps), format!("row {i}, reference, rejected"));
+
+        let (chosen, rejected) = (sum(&of_policy[0]), sum(&of_policy[1]));
+        let (ref_chosen, ref_rejected) = (sum(&of_reference[0]), sum(&of_reference[1]));
         let (chosen_tokens, rejected_tokens) = (pair.chosen.len(), pair.rejected.len());
         let ours = PairLogps { chosen, rejected, ref_chosen, ref_rejected, chosen_tokens, rejected_tokens };
         summed.see((chosen - row.policy_chosen_logps).abs(), format!("row {i}, policy, chosen"));

@@ -429,6 +429,7 @@ mod plain {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::oracle::{gradients_hold, random};
 
     fn close(a: &Tensor, b: &Tensor, tolerance: f32) {
         let difference = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
@@ -454,6 +455,38 @@ mod tests {
             for (ours, theirs) in ours.iter().zip(&theirs) {
                 close(ours, theirs, 2e-5);
             }
+        }
+    }
+
+    #[test]
+    fn backward_holds() {
+        // a prompt of 5 and two answers, a prompt of 1 and an answer
+        let spans = [(0..5, 0..0), (5..9, 0..5), (9..10, 0..5), (10..11, 0..0), (11..14, 10..11)]
+            .map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
+        for (n, kv, window) in [(4, 2, None), (2, 2, Some(3))] {
+            let heads = Heads { n, kv, dim: 4, scale: 0.5, window };
+            let hidden = |(i, j): (usize, usize)| {
+                let (prompt, start) = [(0, 0), (0, 5), (0, 9), (10, 10), (10, 11)][spans.iter().position(|s| s.own.contains(&i)).unwrap()];
+                let prefix = if prompt == 0 { 5 } else { 1 };
+                let position = |row: usize, first: usize| if row < prompt + prefix { row - prompt } else { row - first + prefix };
+                let seen = (prompt..prompt + prefix).contains(&j) || (start..=i).contains(&j);
+                let near = || window.is_none_or(|window| position(i, start) - position(j, start) < window);
+                if seen && j <= i && near() { 0.0 } else { -1e30 }
+            };
+            let mask: Vec<f64> = (0..14 * 14).map(|at| hidden((at / 14, at % 14))).collect();
+            let mask = Tensor::from_vec(mask, (1, 14, 14), &Device::Cpu).unwrap();
+            let form = |[q, k, v]: [&Tensor; 3]| {
+                let by_head = |x: &Tensor, n: usize| x.reshape((14, n, 4))?.transpose(0, 1)?.contiguous();
+                let repeat = |x: Tensor| x.index_select(&Tensor::from_iter((0..n as u32).map(|h| h * kv as u32 / n as u32), &Device::Cpu)?, 0);
+                let (q, k, v) = (by_head(q, n)?, repeat(by_head(k, kv)?)?, repeat(by_head(v, kv)?)?);
+                let scores = (q.matmul(&k.t()?.contiguous()?)? * 0.5)?.broadcast_add(&mask)?;
+                candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&v)?.transpose(0, 1)?.contiguous()?.reshape((14, n * 4))
+            };
+            let (q, k, v) = (random((14, n * 4), 1), random((14, kv * 4), 2), random((14, kv * 4), 3));
+            let dy = random((14, n * 4), 4);
+            let attended = attention(&q, &k, &v, &spans, heads).unwrap();
+            let [dq, dk, dv] = attention_backward([&q, &k, &v], &attended, &dy, &spans, &[0..3, 3..5], heads).unwrap();
+            gradients_hold([&dq, &dk, &dv], [&q, &k, &v], &dy, form, 2e-6).unwrap();
         }
     }
 }

@@ -126,7 +126,7 @@ pub struct Most {
 impl Most {
     /// Nothing seen yet.
     pub fn of(what: &'static str) -> Self {
-        Self { what, most: 0.0, place: "nowhere".into() }
+        Self { what, most: 0.0, place: "every place".into() }
     }
 
     /// One figure.

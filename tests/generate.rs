@@ -39,7 +39,8 @@ fn greedy_tokens_are_the_likeliest_of_a_full_pass() {
         for through in [Through::default(), policy(&adapter)] {
             for (prompt, answer) in prompts().iter().zip(answers(&model, &prompts(), through, &sampling(0.0))) {
                 assert_eq!(answer.len(), 14);
-                let packed = pack(&[Tree { prompt, answers: vec![&answer] }], &model.rotary, &model.device).expect("tokens");
+                let packed =
+                    pack(&[Tree { prompt, answers: vec![&answer] }], &model.rotary, &model.device).expect("tokens");
                 let scores = forward(&model, &packed, through).expect("scores");
                 assert!(scores.iter().all(|score| score.likeliest), "{name}: {answer:?} {scores:?}");
             }

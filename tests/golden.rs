@@ -120,7 +120,8 @@ fn every_loss_is_trl_s() {
             chosen_tokens: golden.chosen_tokens[i],
             rejected_tokens: golden.rejected_tokens[i],
         };
-        (0..golden.policy_chosen.len()).map(|i| loss(&objective, &logps(i)).loss).sum::<f64>() / golden.policy_chosen.len() as f64
+        (0..golden.policy_chosen.len()).map(|i| loss(&objective, &logps(i)).loss).sum::<f64>()
+            / golden.policy_chosen.len() as f64
     };
     let mut losses = Most::of("golden, mean of each loss");
     // TRL ignores label smoothing for sigmoid; cDPO has a name of its own below

@@ -3,12 +3,16 @@
 
 use std::{fs, path::PathBuf};
 
-use dpo_lora::{data::TokenizedPair, export::AdapterFolder, model::linear::Through, optim::global_norm, train::adapters};
+use dpo_lora::{
+    data::TokenizedPair, export::AdapterFolder, model::linear::Through, optim::global_norm, train::adapters,
+};
 
 #[path = "support/numbers.rs"]
 mod numbers;
 
-use numbers::{Ids, Most, adapter, by_name, dpo, fixture, gradient, json, open, policy, relative_l2, tensors, token_logps, worst};
+use numbers::{
+    Ids, Most, adapter, by_name, dpo, fixture, gradient, json, open, policy, relative_l2, tensors, token_logps, worst,
+};
 
 const SIDES: [&str; 2] = ["chosen", "rejected"];
 
@@ -46,7 +50,8 @@ fn log_probs_and_gradients_are_those_of_transformers_and_peft() {
     let models = folders(fixture(""));
     assert_eq!(models.len(), 9);
     for folder in &models {
-        let (expected, theirs): (Expected, _) = (json(&folder.join("expected.json")), tensors(&folder.join("expected.safetensors")));
+        let (expected, theirs): (Expected, _) =
+            (json(&folder.join("expected.json")), tensors(&folder.join("expected.safetensors")));
         let pairs: Vec<TokenizedPair> = expected.pairs.into_iter().map(TokenizedPair::from).collect();
         let model = open(folder);
         let adapter = adapter(&folder.join("adapter"), &model);
@@ -94,6 +99,9 @@ fn every_way_to_set_an_adapter_up_is_peft_s_or_is_refused() {
             logps.see(worst(rejected, &expected.rejected_logps[i]), format!("{} rejected {i}", name(&folder)));
         }
     }
-    assert_eq!((read.join(" "), refused.join(" ")), ("list patterns regex rslora".into(), "dora head layers whole-norms".into()));
+    assert_eq!(
+        (read.join(" "), refused.join(" ")),
+        ("list patterns regex rslora".into(), "dora head layers whole-norms".into())
+    );
     logps.at_most(2e-5);
 }

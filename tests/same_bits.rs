@@ -14,7 +14,17 @@ const VOCABULARY: usize = 64;
 
 /// Nine pairs of 3 to 450 tokens: more than one micro-batch, products large enough for all threads.
 fn batch() -> Vec<TokenizedPair> {
-    let lengths = [[1, 1, 1], [120, 90, 60], [30, 1, 200], [250, 100, 100], [1, 40, 3], [64, 47, 49], [48, 48, 48], [7, 5, 300], [200, 10, 1]];
+    let lengths = [
+        [1, 1, 1],
+        [120, 90, 60],
+        [30, 1, 200],
+        [250, 100, 100],
+        [1, 40, 3],
+        [64, 47, 49],
+        [48, 48, 48],
+        [7, 5, 300],
+        [200, 10, 1],
+    ];
     lengths.into_iter().enumerate().map(|(i, lengths)| pair(i as u64, lengths, VOCABULARY)).collect()
 }
 
@@ -76,8 +86,10 @@ fn at_step_0_margins_are_0_and_the_loss_is_ln_2() {
                     let (objective, mut metrics) = (dpo(0.1), Metrics::new(0.1));
                     let pairs: Vec<_> = pairs.iter().collect();
                     let learns = (&adapter, None);
-                    at(threads, || pairs::gradient(&model, &pairs, reference, &objective, learns, &mut metrics, &|| Ok(())))
-                        .expect("a gradient");
+                    at(threads, || {
+                        pairs::gradient(&model, &pairs, reference, &objective, learns, &mut metrics, &|| Ok(()))
+                    })
+                    .expect("a gradient");
                     let means = metrics.mean().expect("pairs");
                     assert_eq!((means.margin, means.rewards_chosen, means.rewards_rejected), (0.0, 0.0, 0.0), "{name}");
                     // the mean over a power of two of equal numbers is that number
@@ -87,7 +99,9 @@ fn at_step_0_margins_are_0_and_the_loss_is_ln_2() {
                     }
                     // B is zero, so nothing reaches A; B learns
                     let grads = numbers::by_name(&adapter, &adapter.grads);
-                    let learns = |matrix: &str| grads.iter().any(|(name, grad)| name.contains(matrix) && grad.iter().any(|g| *g != 0.0));
+                    let learns = |matrix: &str| {
+                        grads.iter().any(|(name, grad)| name.contains(matrix) && grad.iter().any(|g| *g != 0.0))
+                    };
                     assert!(learns("lora_B") && !learns("lora_A"), "{name}");
                 }
             }

@@ -173,7 +173,8 @@ pub fn sums(model: &Decoder, pairs: &[&TokenizedPair], through: Through) -> Vec<
 pub fn gradient(model: &Decoder, adapter: &Adapter, pairs: &[&TokenizedPair], objective: &Objective) -> Means {
     let reference = sums(model, pairs, Through::default());
     let mut metrics = Metrics::new(objective.beta);
-    pairs::gradient(model, pairs, &reference, objective, (adapter, None), &mut metrics, &|| Ok(())).expect("a gradient");
+    pairs::gradient(model, pairs, &reference, objective, (adapter, None), &mut metrics, &|| Ok(()))
+        .expect("a gradient");
     metrics.mean().expect("pairs")
 }
 

@@ -55,7 +55,9 @@ impl Reference {
         let through = Through { adapter: self.adapter.as_ref(), dropout: None };
         let mut computed = score(model, &missing, through, poll)?.into_iter();
         for (pair, sums) in pairs.iter().zip(&mut sums) {
-            if let (None, Some(scored)) = (&sums, computed.next()) {
+            if sums.is_none()
+                && let Some(scored) = computed.next()
+            {
                 *sums = Some(scored.sums);
                 if let Some(cache) = &mut self.cache {
                     cache.put(row_hash(pair), scored.sums)?;

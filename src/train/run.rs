@@ -101,6 +101,9 @@ impl<'a> Run<'a> {
                 let state = checkpoint::open(&path)?;
                 state.check(&made_of, &path)?;
                 let saved = adapters::from_folder(&AdapterFolder::read(&path)?, &base)?;
+                if saved.shapes != adapter.shapes {
+                    return Err(Error::input(format!("{}: its adapter has other matrices than this run", path.display())));
+                }
                 adapter.values.slice_set(&saved.values, 0, 0)?;
                 optimizer.load(&path.join(checkpoint::OPTIMIZER))?;
                 progress.note(&format!("going on from {} after step {}", path.display(), state.step));

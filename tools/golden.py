@@ -3,7 +3,8 @@
 
     VENV/bin/python tools/golden.py --model HF_FOLDER --data ROWS.jsonl --out DIR [--init-adapter DIR]
 
-ROWS.jsonl holds prompt/chosen/rejected as text; its first 10 rows are used. DIR receives
+ROWS.jsonl holds prompt/chosen/rejected as text; its first 10 rows are used. A 135M model needs 6 GB of memory and
+three minutes of one core. DIR receives
 
 - `init_adapter/`: where the policy starts: r 8, alpha 16, the seven linear layers of each block; B is drawn too
   (normal, 0.01), because at PEFT's own start it is zero and A has no gradient;
@@ -36,9 +37,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from transformers.utils.logging import disable_progress_bar
 from trl import DPOConfig, DPOTrainer
 
-from fixtures.common import lora_parameters, max_difference, norm, pair_logps, sigmoid_losses, versions
+from fixtures.common import BETA, lora_parameters, max_difference, norm, pair_logps, sigmoid_losses, versions
 
-BETA, BATCH, STEPS, PAIRS, RATE = 0.1, 2, 2, 10, 5e-5
+BATCH, STEPS, PAIRS, RATE = 2, 2, 10, 5e-5
 SIDES = ("chosen", "rejected")
 
 
@@ -122,7 +123,7 @@ def trl_pair_logps(trainer, rows, batch_size):
 def describe_pairs(texts, rows, policy, reference):
     """The entries of pairs.json. The texts are those of the file: TRL's rows have EOS appended to the answers."""
     entries = []
-    losses = sigmoid_losses(policy, reference, BETA)
+    losses = sigmoid_losses(policy, reference)
     for i, (text, row, p, r, loss) in enumerate(zip(texts, rows, policy, reference, losses, strict=True)):
         entry = {"index": i} | {k: text[k] for k in ("prompt", *SIDES)} | {k: row[k] for k in ("prompt_ids", "chosen_ids", "rejected_ids")}
         for who, logps in (("policy", p), ("ref", r)):
@@ -146,11 +147,11 @@ def other_way(trainer, rows):
         with model.disable_adapter():
             reference = pair_logps(model, ids)
     for pair, ref in zip(ids[:BATCH], reference, strict=False):
-        (sigmoid_losses(pair_logps(model, [pair]), [ref], BETA).sum() / BATCH).backward()
+        (sigmoid_losses(pair_logps(model, [pair]), [ref]).sum() / BATCH).backward()
     grads = {n: p.grad.clone() for n, p in lora_parameters(model).items()}
     model.zero_grad()
     model.set_attn_implementation("sdpa")
-    return policy, sigmoid_losses(policy, reference, BETA), grads
+    return policy, sigmoid_losses(policy, reference), grads
 
 
 # The log-ratios of policy to reference are C (chosen) and R (rejected), D = C - R, b is beta, e the label smoothing,
@@ -193,7 +194,8 @@ def all_losses(trainer, batch, output, reference):
         f"{name}|label_smoothing={e}": {"loss": by_trl(name, e), "formula": formula}
         for name, (smoothings, formula) in TRL_LOSSES.items() for e in smoothings}
     for divergence, score in DIVERGENCES.items():
-        losses[f"sigmoid|f_divergence={divergence}"] = {"loss": by_trl("sigmoid", 0.0, divergence), "formula": f"sigmoid with {score} for each log-ratio"}
+        losses[f"sigmoid|f_divergence={divergence}"] = {
+            "loss": by_trl("sigmoid", 0.0, divergence), "formula": f"sigmoid with {score} for each log-ratio x"}
     sums = output.log_probs.sum(1)
     half = len(sums) // 2
     delta = (sums[:half] - refs[0]) - (sums[half:] - refs[1])
@@ -263,7 +265,7 @@ def main(output):
             "pairs": list(range(BATCH)), "loss": keep.logs[0]["loss"], "grad_norm_all_lora": norm(keep.grads.values()),
             "input_shape": list(trainer.data_collator(rows[:BATCH])["input_ids"].shape)},
         "train_steps": keep.logs[:STEPS],
-        "spread_between_two_torch_ways": spread(policy, sigmoid_losses(policy, reference, BETA), keep.grads, other),
+        "spread_between_two_torch_ways": spread(policy, sigmoid_losses(policy, reference), keep.grads, other),
     })
 
 

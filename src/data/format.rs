@@ -119,7 +119,7 @@ impl Shape {
         let pair = match self {
             Self::Text => {
                 let (prompt, chosen, rejected) = (text(row, "prompt")?, text(row, "chosen")?, text(row, "rejected")?);
-                Some((prompt, chosen, rejected)).map(owned)
+                Some(owned((prompt, chosen, rejected)))
             }
             Self::ImplicitText => common_text(text(row, "chosen")?, text(row, "rejected")?).map(owned),
             Self::Hh => dialogue(text(row, "chosen")?, text(row, "rejected")?).map(owned),

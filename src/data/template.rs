@@ -1,8 +1,8 @@
 //! Chat templates: Jinja in the dialect that transformers runs them in, on minijinja.
 //!
 //! A template comes with a model and is not trusted: it sees the messages and a few names, reads no file, and is
-//! bounded in steps, in recursion, in its own size and in what it writes. (A value that it builds and never writes
-//! is bounded only by the steps it takes to build it.)
+//! bounded in steps, in recursion, in its own size and in what it writes. (Not bounded: the size of a text that it
+//! builds by doubling and does not write.)
 //!
 //! Two things differ from transformers, on purpose: `strftime_now` always speaks of [`TODAY`], so that a run's tokens
 //! do not change overnight; and a list or object that is written without `tojson` is an error, because its text would
@@ -22,14 +22,18 @@ use crate::{Error, Result};
 /// The day that `strftime_now` tells: the one Llama 3's template falls back to, as (year, month, day).
 pub const TODAY: (u32, u32, u32) = (2024, 7, 26);
 
-/// Largest template, in bytes. Those of published models have below 20 kB.
-const MAX_SOURCE: usize = 1 << 20;
+/// Largest template, in bytes. Those of published models have some 20 kB at most.
+const MAX_SOURCE: usize = 256 << 10;
 /// Most bytes a template may write for one chat.
 const MAX_OUTPUT: usize = 64 << 20;
-/// Steps of minijinja's machine: for a chat as such, and for each of its messages. Llama 3.1's template, one of the
-/// longest, takes about 700 for a chat and 120 for a message.
-const STEPS: u64 = 200_000;
-const STEPS_A_MESSAGE: u64 = 20_000;
+/// Steps of minijinja's machine: for a chat as such, for each of its messages, and at most. The templates in
+/// tests/fixtures take at most 70 a message.
+const STEPS: u64 = 100_000;
+const STEPS_A_MESSAGE: u64 = 5_000;
+const MAX_STEPS: u64 = 1_000_000;
+/// Bytes of address space (used only as far as they are touched) for the stack that a template is rendered on. A
+/// value can be nested about once in six steps, and takes at most 700 bytes a level to walk.
+const STACK: usize = 512 << 20;
 /// Most templates and macros within each other.
 const MAX_DEPTH: usize = 64;
 
@@ -70,7 +74,8 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Input`] that names `file` and the line.
     pub fn compile(file: &str, source: &str, tokenizer: &Tokenizer) -> Result<Self> {
-        Self::with_special_tokens(file, source, Value::from_serialize(tokenizer.special_tokens()))
+        let special = Value::from_serialize(tokenizer.special_tokens());
+        on_deep_stack(file, || Self::with_special_tokens(file, source, special))
     }
 
     fn with_special_tokens(file: &str, source: &str, special: Value) -> Result<Self> {
@@ -103,6 +108,10 @@ impl ChatTemplate {
     /// [`Error::Input`] that names the template's file and line where it refuses the messages, fails, or exceeds its
     /// bounds.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        on_deep_stack(&self.file, || self.render_here(messages, add_generation_prompt))
+    }
+
+    fn render_here(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let chat: Vec<Message> = messages.iter().map(as_transformers_passes_it).collect();
         let context = minijinja::context! {
             messages => Value::from_serialize(&chat),
@@ -112,19 +121,40 @@ impl ChatTemplate {
             ..self.special.clone()
         };
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(STEPS + STEPS_A_MESSAGE * chat.len() as u64));
+        environment.set_fuel(Some((STEPS + STEPS_A_MESSAGE * chat.len() as u64).min(MAX_STEPS)));
         let mut out = Bounded(Vec::new());
         environment
             .get_template("chat")
             .and_then(|template| template.render_captured_to(context, &mut out).map(drop))
             .map_err(|failure| located(&self.file, &failure))?;
-        String::from_utf8(out.0).map_err(|_| Error::input(format!("{}: wrote bytes that are no text", self.file)))
+        String::from_utf8(out.0).map_err(|_| self.failed("it writes bytes that are no text"))
+    }
+
+    fn failed(&self, why: &str) -> Error {
+        Error::input(format!(
+            "{}: chat template: {why}; mend the template, or name another as chat_template",
+            self.file
+        ))
     }
 
     /// The template's text.
     pub fn source(&self) -> &str {
         &self.source
     }
+}
+
+/// Runs `work` on a stack on which every expression that a source can hold, and every value that the steps allow to be
+/// nested, can be walked.
+fn on_deep_stack<T: Send>(file: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
+        let thread = thread.map_err(|error| Error::Resource(format!("no thread for a chat template: {error}")))?;
+        thread.join().unwrap_or_else(|_| Err(failed(file, "it makes the renderer fail")))
+    })
+}
+
+fn failed(place: &str, why: &str) -> Error {
+    Error::input(format!("{place}: chat template: {why}; mend the template, or name another as chat_template"))
 }
 
 /// What transformers does to a message before the template sees it: fields that are null go, and a reasoning under
@@ -276,9 +306,7 @@ fn located(file: &str, failure: &Failure) -> Error {
         why = "it takes too many steps".to_owned();
     }
     let cause = std::error::Error::source(failure).map_or_else(String::new, |cause| format!(" ({cause})"));
-    Error::input(format!(
-        "{file}{line}: chat template: {why}{cause}; mend the template, or name another as chat_template"
-    ))
+    failed(&format!("{file}{line}"), &format!("{why}{cause}"))
 }
 
 #[cfg(test)]

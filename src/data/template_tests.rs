@@ -8,7 +8,7 @@ fn template(source: &str) -> ChatTemplate {
 
 fn compiled(source: &str) -> Result<ChatTemplate> {
     let special = minijinja::context! { bos_token => "<s>", eos_token => "</s>" };
-    ChatTemplate::with_special_tokens("model/chat.jinja", source, special)
+    on_deep_stack("model/chat.jinja", || ChatTemplate::with_special_tokens("model/chat.jinja", source, special))
 }
 
 fn chat(json: Json) -> Vec<Message> {
@@ -79,6 +79,61 @@ fn hostile_templates_end_in_an_error() {
     ] {
         let error = refused(source);
         assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn sources_nested_as_deep_as_their_size_allows_are_walked() {
+    // Whether it compiles is minijinja's to say; that it says so, and does not exhaust the stack, is tested.
+    for (start, open, middle, close, end) in [
+        ("", "{% if x %}", "", "{% endif %}", ""),
+        ("", "{% for x in y %}", "", "{% endfor %}", ""),
+        ("", "{% set x %}", "", "{% endset %}", ""),
+        ("{{ ", "[", "", "]", " }}"),
+        ("{{ ", "not ", "1", "", " }}"),
+        ("{{ 1", "+1", "", "", " }}"),
+        ("{{ 1", "~1", "", "", " }}"),
+        ("{{ a", ".a", "", "", " }}"),
+        ("{{ a", "|a", "", "", " }}"),
+        ("{{ 1", " if 1 else 1", "", "", " }}"),
+    ] {
+        let n = (MAX_SOURCE - 10) / (open.len() + close.len());
+        let source = [start, &open.repeat(n), middle, &close.repeat(n), end].concat();
+        if let Ok(template) = compiled(&source) {
+            let _ = template.render(&[], false);
+        }
+    }
+}
+
+#[test]
+fn values_nested_as_deep_as_the_steps_allow_are_walked() {
+    let messages = vec![Message::new(); 200];
+    let render = |end: &str| {
+        let nest = "{% set ns = namespace(x=1) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}";
+        template(&format!("{nest}{end}")).render(&messages, false)
+    };
+    assert_eq!(render("").unwrap(), "");
+    assert_eq!(render("{{ ns.x | tojson | length }}").unwrap(), "199999");
+    assert_eq!(render("{{ (ns.x ~ '') | length }}").unwrap(), "199999");
+    assert_eq!(render("{{ ns.x == ns.x }}").unwrap(), "True");
+}
+
+#[test]
+fn real_templates_are_far_from_the_bounds() {
+    let fixture: Json = serde_json::from_str(include_str!("../../tests/fixtures/templates.json")).unwrap();
+    let turn = |i: usize| {
+        let role = if i.is_multiple_of(2) { "user" } else { "assistant" };
+        serde_json::from_value(serde_json::json!({"role": role, "content": "<think>a</think>b"})).unwrap()
+    };
+    let chat: Vec<Message> = (0..100).map(turn).collect();
+    for (name, source) in fixture["templates"].as_object().unwrap() {
+        let template = template(source.as_str().unwrap());
+        let mut environment = template.environment.clone();
+        environment.set_fuel(Some(MAX_STEPS));
+        let context = minijinja::context! { messages => Value::from_serialize(&chat), ..template.special.clone() };
+        let captured = environment.get_template("chat").unwrap().render_captured(context).unwrap();
+        let (steps, _) = captured.state().fuel_levels().unwrap();
+        assert!(steps < 100 * 100, "{name}: {steps}");
     }
 }
 

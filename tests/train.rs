@@ -189,6 +189,18 @@ fn the_reference_cache_spares_work_and_changes_nothing() {
 }
 
 #[test]
+fn rows_that_stand_twice_are_held_to_the_same_reference() {
+    let tiny = Tiny::new();
+    // Most batches hold rows that an earlier one, or the first evaluation, brought into the cache, and rows that are new.
+    tiny.write("rows.jsonl", rows(9) + &rows(14));
+    let set = ["data.eval_fraction=0.2", "train.epochs=2", "train.eval_every=1"];
+    tiny.train("a", &set);
+    tiny.train("b", &[&set[..], &["memory.reference_cache=false"]].concat());
+    assert_eq!(number(&tiny.rows_of("a", false)[0], "rewards/margins"), 0.0);
+    assert_eq!((tiny.adapter("a"), tiny.timeless_metrics("a")), (tiny.adapter("b"), tiny.timeless_metrics("b")));
+}
+
+#[test]
 fn steps_are_counted_by_rows_epochs_and_limits() {
     let tiny = Tiny::new();
     let cases: [(&[&str], usize, f64); 6] = [

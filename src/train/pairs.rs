@@ -73,7 +73,8 @@ pub fn gradient(
         let through = Through { adapter: Some(adapter), dropout };
         let (scores, saved) = forward_saving(model, &packed, through)?;
         let mut d_logps = vec![0f32; packed.rows.len()];
-        for (i, (scored, (pair, reference))) in read(&packed, &scores).zip(micro.iter().zip(&mut reference)).enumerate() {
+        for (i, (scored, (pair, reference))) in read(&packed, &scores).zip(micro.iter().zip(&mut reference)).enumerate()
+        {
             let slopes = measure(pair, &scored, *reference, objective, metrics)?;
             for (answer, slope) in slopes.into_iter().enumerate() {
                 d_logps[packed.answers[2 * i + answer].clone()].fill((slope / pairs.len() as f64) as f32);

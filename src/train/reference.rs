@@ -51,7 +51,8 @@ impl Reference {
         let known = |cache: &ReferenceCache, pair: &TokenizedPair| cache.get(&row_hash(pair));
         let mut sums: Vec<_> =
             pairs.iter().map(|pair| self.cache.as_ref().and_then(|cache| known(cache, pair))).collect();
-        let missing: Vec<_> = pairs.iter().zip(&sums).filter(|(_, sums)| sums.is_none()).map(|(pair, _)| *pair).collect();
+        let missing: Vec<_> =
+            pairs.iter().zip(&sums).filter(|(_, sums)| sums.is_none()).map(|(pair, _)| *pair).collect();
         let through = Through { adapter: self.adapter.as_ref(), dropout: None };
         let mut computed = score(model, &missing, through, poll)?.into_iter();
         for (pair, sums) in pairs.iter().zip(&mut sums) {

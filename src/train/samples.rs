@@ -33,7 +33,13 @@ pub struct Drawn {
 }
 
 /// Draws samples as the recipe says; `shown` hears how many are done.
-pub fn draw(base: &Base, adapter: &Adapter, samples: &Samples, seed: u64, mut shown: impl FnMut(u64) -> Result<()>) -> Result<Drawn> {
+pub fn draw(
+    base: &Base,
+    adapter: &Adapter,
+    samples: &Samples,
+    seed: u64,
+    mut shown: impl FnMut(u64) -> Result<()>,
+) -> Result<Drawn> {
     let labels = samples.labels.as_deref().map(Labels::read).transpose()?;
     let tuned = Through { adapter: Some(adapter), dropout: None };
     let per_prompt = samples.count.div_ceil(samples.prompts.len().max(1));
@@ -70,7 +76,9 @@ fn log_ratios(base: &Base, prompt: &[u32], answers: &[Vec<u32>], tuned: Through)
     let tree = Tree { prompt, answers: answers.iter().map(Vec::as_slice).collect() };
     let packed = pack(&[tree], &base.model.rotary, &base.model.device)?;
     let (before, after) = (forward(&base.model, &packed, Through::default())?, forward(&base.model, &packed, tuned)?);
-    let ratio = |rows: &std::ops::Range<usize>| rows.clone().map(|i| f64::from(after[i].logp) - f64::from(before[i].logp)).sum();
+    let ratio = |rows: &std::ops::Range<usize>| {
+        rows.clone().map(|i| f64::from(after[i].logp) - f64::from(before[i].logp)).sum()
+    };
     Ok(packed.answers.iter().map(ratio).collect())
 }
 

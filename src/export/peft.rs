@@ -211,7 +211,6 @@ fn by_layer(x: &str, y: &str) -> Ordering {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
 
     const CONFIG: &str = r#"{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":"all-linear",
         "base_model_name_or_path":"owner/base"}"#;
@@ -319,15 +318,5 @@ mod tests {
         let more = shapes(&[both[0], both[1], "model.layers.11.mlp.up_proj"]);
         assert!(said(more).contains("mean \"model.layers.11.mlp.up_proj\", for which it has no"));
         adapter.check_fits(&shapes(&[both[0], both[1], "lm_head"])).unwrap();
-    }
-
-    #[test]
-    fn the_golden_adapter_reads() {
-        let Some(golden) = std::env::var_os("DPO_LORA_GOLDEN").map(PathBuf::from) else { return };
-        let adapter = AdapterFolder::read(&golden.join("init_adapter")).unwrap();
-        assert_eq!(adapter.matrices.len(), 210);
-        assert_eq!(adapter.matrices[0].module, "model.layers.0.mlp.down_proj");
-        assert_eq!(adapter.matrices[209].module, "model.layers.29.self_attn.v_proj");
-        assert_eq!(adapter.config.scale_of("model.layers.0.mlp.down_proj").unwrap(), 2.0);
     }
 }

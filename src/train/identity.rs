@@ -10,8 +10,7 @@ use crate::{
 };
 
 /// Fingerprints of the settings, rows and weights that decide the result; `start` are the adapter's values as the run
-/// begins. Where it runs, what it shows and how often it
-/// evaluates and saves may change.
+/// begins. Where it runs, what it shows and how often it evaluates and saves may change.
 pub fn made_of(recipe: &Recipe, train: &[TokenizedPair], base: &[u8; 32], start: &[f32]) -> Result<MadeOf> {
     let train_settings =
         crate::recipe::Train { eval_every: 0, save_every: 0, keep_checkpoints: 1, ..recipe.train.clone() };

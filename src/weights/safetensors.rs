@@ -327,6 +327,23 @@ mod tests {
     }
 
     #[test]
+    fn no_change_of_a_byte_and_no_cut_panics() {
+        let header = format!(r#"{{"a":{},"b":{}}}"#, tensor("F32", "[1,2]", "[0,8]"), tensor("F16", "[2]", "[8,12]"));
+        let whole = file(&header, 12);
+        parse(&whole).unwrap();
+        for at in 0..whole.len() {
+            assert!(parse(&whole[..at]).is_err(), "cut to {at} bytes");
+            for byte in 0..=u8::MAX {
+                let mut changed = whole.clone();
+                changed[at] = byte;
+                if let Ok((entries, _)) = parse(&changed) {
+                    assert!(entries.values().all(|entry| changed.get(entry.range.clone()).is_some()));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn lying_lengths_are_refused_by_file_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights.safetensors");

@@ -138,7 +138,7 @@ fn a_run_stopped_at_any_step_goes_on_as_if_it_had_not_been() {
     assert_eq!(tiny.rows_of("whole", false).len(), 40);
     // In the first epoch, at an epoch's end (8 steps), beside an evaluation, and three times in one run.
     stopped_is_whole(&tiny, "early", &LONG, &[(2, "INT", 130)]);
-    stopped_is_whole(&tiny, "late", &LONG, &[(30, "TERM", 143)]);
+    stopped_is_whole(&tiny, "late", &LONG, &[(25, "TERM", 143)]);
     stopped_is_whole(&tiny, "thrice", &LONG, &[(7, "INT", 130), (17, "TERM", 143), (26, "INT", 130)]);
 }
 

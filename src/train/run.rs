@@ -14,6 +14,7 @@ use super::{
     pairs::{self, StepDropout},
     reference::Reference,
     rows::Rows,
+    samples,
     signals::Signals,
 };
 use crate::{
@@ -86,6 +87,7 @@ impl<'a> Run<'a> {
         let (progress, memory) = (Progress::stderr(), MemoryMeter::start());
         device::use_threads(recipe.run.threads)?;
         let base = Base::open(&recipe.model.base, &recipe.model.revision, &device::choose(&recipe.run.device)?)?;
+        samples::check(&base, &recipe.samples)?;
         let rows = Rows::load(recipe, &base)?;
         progress.note(&format!("train rows: {}", rows.reports.0.summary()));
         if let Some(report) = &rows.reports.1 {
@@ -238,6 +240,9 @@ impl<'a> Run<'a> {
 
     /// Logs averages over the held-out pairs, if there are any, after `done` steps.
     fn evaluate(&mut self, done: usize) -> Result<()> {
+        if self.rows.eval.is_empty() {
+            return Ok(());
+        }
         let began = Instant::now();
         let pairs: Vec<&TokenizedPair> = self.rows.eval.iter().collect();
         let poll = || self.signals.stopped();

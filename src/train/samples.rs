@@ -32,6 +32,21 @@ pub struct Drawn {
     pub kl: f64,
 }
 
+/// Looks at what samples will need, before a run begins: its end is a bad time to learn that labels cannot be read.
+pub fn check(base: &Base, samples: &Samples) -> Result<()> {
+    samples.labels.as_deref().map(Labels::read).transpose()?;
+    samples.prompts.iter().enumerate().try_for_each(|(number, prompt)| ids(base, number, prompt).map(drop))
+}
+
+/// The tokens of a prompt, of which there is at least one.
+fn ids(base: &Base, number: usize, prompt: &str) -> Result<Vec<u32>> {
+    let ids = base.tokenizer.encode(prompt, true)?;
+    match ids.is_empty() {
+        true => Err(Error::recipe(format!("samples.prompts: prompt {} has no token", number + 1))),
+        false => Ok(ids),
+    }
+}
+
 /// Draws samples as the recipe says; `shown` hears how many are done.
 pub fn draw(
     base: &Base,
@@ -45,10 +60,7 @@ pub fn draw(
     let per_prompt = samples.count.div_ceil(samples.prompts.len().max(1));
     let (mut drawn, mut ratios) = (Vec::new(), Vec::new());
     for (number, prompt) in samples.prompts.iter().enumerate() {
-        let ids = base.tokenizer.encode(prompt, true)?;
-        if ids.is_empty() {
-            return Err(Error::recipe(format!("samples.prompts: prompt {} has no token", number + 1)));
-        }
+        let ids = ids(base, number, prompt)?;
         for first in (0..per_prompt).step_by(AT_ONCE) {
             let sampling = Sampling {
                 per_prompt: AT_ONCE.min(per_prompt - first),

@@ -47,7 +47,9 @@ impl Error {
     /// A file from outside that cannot be read.
     pub fn reading(path: &Path, error: std::io::Error) -> Self {
         let why = match error.kind() {
-            std::io::ErrorKind::NotFound => "there is no such file; check the path, or fetch the files again".to_string(),
+            std::io::ErrorKind::NotFound => {
+                "there is no such file; check the path, or fetch the files again".to_string()
+            }
             _ => error.to_string(),
         };
         Self::Input(format!("{}: cannot be read: {why}", path.display()))

@@ -39,10 +39,11 @@ fn number(row: &Value, name: &str) -> f64 {
 #[test]
 fn a_run_leaves_its_folder_complete() {
     let tiny = Tiny::new();
+    tiny.write("held-out.jsonl", rows(10));
     let set = [
-        "data.eval_fraction=0.25",
-        "train.eval_every=2",
-        "train.save_every=2",
+        "data.eval=[\"held-out.jsonl\"]",
+        "train.eval_every=5",
+        "train.save_every=5",
         "train.epochs=2",
         "samples.prompts=[\"1: what\"]",
     ];
@@ -51,33 +52,27 @@ fn a_run_leaves_its_folder_complete() {
     assert!(output.status.success(), "{said}");
 
     let steps = tiny.rows_of("a", false);
-    let last = steps.len();
-    let [before, whole] =
-        [format!("checkpoint-{}", last - last % 2 - 2 * usize::from(last % 2 == 0)), format!("checkpoint-{last}")];
-    let mut names = vec!["adapter", &before, &whole, "metrics.jsonl", "recipe.toml", "reference.cache", "report.html"];
-    names.sort();
-    assert_eq!(tiny.names("runs/a"), names);
+    let checkpoints = ["checkpoint-10", "checkpoint-12"];
+    let files = ["metrics.jsonl", "recipe.toml", "reference.cache", "report.html"];
+    assert_eq!(tiny.names("runs/a"), [&["adapter"], &checkpoints[..], &files].concat());
     assert_eq!(tiny.names("runs"), ["a"]);
     let adapter = ["README.md", "adapter_config.json", "adapter_model.safetensors", "manifest.json"];
     assert_eq!(tiny.names("runs/a/adapter"), adapter);
     let mut checkpoint = [&adapter[..], &["optimizer.safetensors", "state.json"]].concat();
     checkpoint.sort();
-    assert_eq!(tiny.names(&format!("runs/a/{whole}")), checkpoint);
+    assert_eq!(tiny.names("runs/a/checkpoint-12"), checkpoint);
     // The last checkpoint is the final adapter.
-    assert_eq!(tiny.digest(&format!("runs/a/{whole}/adapter_model.safetensors")), tiny.adapter("a"));
+    assert_eq!(tiny.digest("runs/a/checkpoint-12/adapter_model.safetensors"), tiny.adapter("a"));
 
+    assert_eq!(steps.len(), 12);
     for (at, row) in steps.iter().enumerate() {
         let names: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(names, STEP_NAMES);
         assert_eq!(row["step"], at + 1);
     }
-    assert_eq!(number(&steps[last - 1], "epoch"), 2.0);
+    assert_eq!(number(&steps[11], "epoch"), 2.0);
     let evaluated: Vec<u64> = tiny.rows_of("a", true).iter().map(|row| row["step"].as_u64().unwrap()).collect();
-    let mut expected: Vec<u64> = (0..=last as u64).step_by(2).collect();
-    if last % 2 == 1 {
-        expected.push(last as u64);
-    }
-    assert_eq!(evaluated, expected);
+    assert_eq!(evaluated, [0, 5, 10, 12]);
     let evaluation = &tiny.rows_of("a", true)[0];
     for name in &STEP_NAMES[2..13] {
         number(evaluation, &format!("eval_{name}"));
@@ -90,9 +85,14 @@ fn a_run_leaves_its_folder_complete() {
     for part in ["Trained ", "Held out", "runs/a/adapter", "runs/a/report.html", "Next: dpo-lora export runs/a"] {
         assert!(summary.contains(part), "{part} is not in {summary}");
     }
-    for part in
-        ["train rows: 24 rows read, 24 used", "the reference is the bare base", "training", "evaluation", "sampling"]
-    {
+    for part in [
+        "train rows: 24 rows read, 24 used",
+        "eval rows: 10 rows read",
+        "the reference is the bare base",
+        "training",
+        "evaluation",
+        "sampling",
+    ] {
         assert!(said.contains(part), "{part} is not in {said}");
     }
     assert!(!summary.contains("evaluation") && !said.contains("Next:"));
@@ -359,6 +359,10 @@ fn generate_writes_base_and_adapter_side_by_side() {
     assert_ne!(samples[0]["text"], samples[1]["text"]);
     assert_eq!(json, generate(&["--adapter", "runs/a/adapter", "--compare", "--json", "--count", "2", "--seed", "3"]));
     assert_ne!(json, generate(&["--adapter", "runs/a/adapter", "--compare", "--json", "--count", "2", "--seed", "4"]));
+
+    let output = tiny.run(&["generate", "base", "--prompt", "1: what", "--max-new-tokens", "1000000000"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("of its 512 positions left; set it to that or less"), "{}", stderr(&output));
 
     tiny.write("prompts.txt", "1: what\n\n2: what\n");
     let text = tiny.ok(&["generate", "base", "--prompts", "prompts.txt", "--chat", "--max-new-tokens", "4", "--json"]);

@@ -191,7 +191,9 @@ fn read_matrices(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<A
         let rank = config.rank_of(module)?;
         if (r, columns) != (rank, rank) {
             let shapes = format!("A is [{r}, {input}] and B is [{output}, {columns}]");
-            return Err(bad(format!("{module:?}: {shapes}, but the config says rank {rank}; fetch both files of one adapter")));
+            return Err(bad(format!(
+                "{module:?}: {shapes}, but the config says rank {rank}; fetch both files of one adapter"
+            )));
         }
         matrices.push(AdapterMatrix { module: module.to_string(), a, b, r, input, output });
     }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Samples drawn at once: what their keys and values take stays small.
-const AT_ONCE: usize = 64;
+pub const AT_ONCE: usize = 64;
 
 /// Samples of base and tuned model on the same prompts with the same random numbers.
 #[derive(Debug)]
@@ -35,7 +35,10 @@ pub struct Drawn {
 /// Looks at what samples will need, before a run begins: its end is a bad time to learn that labels cannot be read.
 pub fn check(base: &Base, samples: &Samples) -> Result<()> {
     samples.labels.as_deref().map(Labels::read).transpose()?;
-    samples.prompts.iter().enumerate().try_for_each(|(number, prompt)| ids(base, number, prompt).map(drop))
+    for (number, prompt) in samples.prompts.iter().enumerate() {
+        base.check_room(ids(base, number, prompt)?.len(), samples.max_new_tokens)?;
+    }
+    Ok(())
 }
 
 /// The tokens of a prompt, of which there is at least one.

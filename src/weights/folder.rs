@@ -176,9 +176,8 @@ struct Index {
 
 /// Opens the shards that the index names and holds each against the index, both ways.
 fn open_shards(folder: &Path, index_path: &Path) -> Result<(Vec<SafetensorsFile>, BTreeMap<String, usize>)> {
-    let bad = |reason: String| {
-        Error::input(format!("{}: {reason}; fetch the model's files again", index_path.display()))
-    };
+    let bad =
+        |reason: String| Error::input(format!("{}: {reason}; fetch the model's files again", index_path.display()));
     let text = std::fs::read_to_string(index_path).map_err(|e| Error::reading(index_path, e))?;
     let index: Index = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
     let index = index.weight_map.0;

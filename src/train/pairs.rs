@@ -103,8 +103,8 @@ pub fn measure(
     if !grad.loss.is_finite() {
         let (file, line) = pair.origin;
         return Err(Error::run(format!(
-            "the loss of row {line} of file {} is not finite (log-probs {logps:?}); lower train.learning_rate, or look \
-             at the row",
+            "the loss of row {line} of file {} is not finite (log-probs {chosen:e} and {rejected:e}, the reference's \
+             {ref_chosen:e} and {ref_rejected:e}); lower train.learning_rate, or look at the row",
             file + 1
         )));
     }

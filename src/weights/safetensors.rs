@@ -64,7 +64,7 @@ impl SafetensorsFile {
         // SAFETY: the map is read-only and private to the process's view of the file; the documented demand on the
         // caller is that no other program shortens or rewrites the weights while they are in use.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::reading(path, e))?;
-        let (entries, metadata) = parse(&map).map_err(|reason| bad(path, reason))?;
+        let (entries, metadata) = parse(&map).map_err(|reason| bad(path, format!("{reason}; fetch the file again")))?;
         Ok(Self { path: path.to_path_buf(), map: Arc::new(map), entries, metadata })
     }
 

@@ -1,0 +1,100 @@
+//! What leaves: the merged quickstart samples like base and adapter, and PEFT and transformers read both exports with
+//! our log-probs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use candle_core::Device;
+use dpo_lora::{
+    engine::{
+        pack::{Tree, pack},
+        pass::forward,
+    },
+    export::AdapterFolder,
+    model::linear::Through,
+    train::{adapters, base::Base},
+};
+use serde_json::{Value, json};
+
+#[path = "support/mod.rs"]
+mod support;
+
+const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/quickstart/base");
+
+fn run(arguments: &[&str], folder: &Path) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_dpo-lora")).args(arguments).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A short quickstart run in `folder`, exported both ways: (adapter, merged).
+fn exports(folder: &Path) -> (PathBuf, PathBuf) {
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/quickstart.toml");
+    let short = ["--set", "data.eval=[]", "--set", "train.eval_every=0", "--set", "samples.count=10"];
+    run(&[&["train", recipe, "--max-steps", "6", "--output", "run"][..], &short].concat(), folder);
+    run(&["export", "run", "--to", "peft", "peft"], folder);
+    let said = run(&["export", "run", "--to", "merged", "merged"], folder);
+    assert!(said.contains("merged and adapter differ by"), "{said}");
+    (folder.join("peft"), folder.join("merged"))
+}
+
+#[test]
+fn a_merged_model_gives_the_samples_of_base_and_adapter() {
+    let place = tempfile::tempdir().unwrap();
+    let (adapter, merged) = exports(place.path());
+    let draw = ["--prompt", "My mother chose The Velvet Harbor for our birthday.", "--count", "40", "--json"];
+    let texts = |arguments: &[&str]| -> Vec<Value> {
+        let lines = run(&[&["generate"], arguments, &draw[..]].concat(), place.path());
+        lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["text"].clone()).collect()
+    };
+    let tuned = texts(&[BASE, "--adapter", adapter.to_str().unwrap()]);
+    assert_eq!(tuned.len(), 40);
+    assert_eq!(tuned, texts(&[merged.to_str().unwrap()]));
+    assert_ne!(tuned, texts(&[BASE]), "the adapter changes something");
+}
+
+#[test]
+fn peft_and_transformers_read_the_exports_with_our_log_probs() {
+    let Some(python) = support::required_env("DPO_LORA_PEERS_PYTHON") else { return };
+    let place = tempfile::tempdir().unwrap();
+    let (adapter, merged) = exports(place.path());
+    let base = Base::open(BASE, "main", &Device::Cpu).unwrap();
+    let ours = adapters::from_folder(&AdapterFolder::read(&adapter).unwrap(), &base).unwrap();
+    let rows = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/quickstart/eval.jsonl")).unwrap();
+    let encode = |text: &Value| base.tokenizer.encode(text.as_str().unwrap(), true).unwrap();
+    let pairs: Vec<[Vec<u32>; 3]> = rows
+        .lines()
+        .take(4)
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .map(|row| [encode(&row["prompt"]), encode(&row["chosen"]), encode(&row["rejected"])])
+        .collect();
+    let ids: Vec<Value> = pairs.iter().map(|[p, c, r]| json!({"prompt": p, "chosen": c, "rejected": r})).collect();
+    let file = place.path().join("ids.json");
+    fs::write(&file, serde_json::to_string(&ids).unwrap()).unwrap();
+
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/check_export.py");
+    let theirs = |arguments: &[&Path]| -> Value {
+        let output = Command::new(&python).arg(script).args(arguments).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let through = Through { adapter: Some(&ours), dropout: None };
+    for theirs in [theirs(&[Path::new("adapter"), Path::new(BASE), &adapter]), theirs(&[Path::new("merged"), &merged])] {
+        for (i, [prompt, chosen, rejected]) in pairs.iter().enumerate() {
+            let tree = Tree { prompt, answers: vec![chosen, rejected] };
+            let packed = pack(&[tree], &base.model.rotary, &base.model.device).unwrap();
+            let scores = forward(&base.model, &packed, through).unwrap();
+            for (key, rows) in ["chosen_logps", "rejected_logps"].iter().zip(&packed.answers) {
+                let theirs = theirs[key][i].as_array().unwrap();
+                assert_eq!(theirs.len(), rows.len());
+                for (ours, theirs) in scores[rows.clone()].iter().zip(theirs) {
+                    let apart = (f64::from(ours.logp) - theirs.as_f64().unwrap()).abs();
+                    assert!(apart < 5e-5, "pair {i}, {key}: {} and {theirs}", ours.logp);
+                }
+            }
+        }
+    }
+}

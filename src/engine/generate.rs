@@ -24,7 +24,7 @@ pub struct Sampling {
     pub max_new_tokens: usize,
     /// Softmax temperature; 0: the likeliest token.
     pub temperature: f64,
-    /// Answers are a function of this, of the prompt's place and of their own number.
+    /// An answer is a function of this, of the prompt and its place, and of the answer's number among the prompt's own.
     pub seed: u64,
     /// Tokens that end an answer.
     pub stop: Vec<u32>,
@@ -33,6 +33,7 @@ pub struct Sampling {
 /// An answer in the making.
 struct Growing {
     prompt: usize,
+    random: Stream,
     tokens: Vec<u32>,
     /// Rows of the cache that are its own.
     rows: Range<usize>,
@@ -45,25 +46,27 @@ pub fn generate(model: &Decoder, prompts: &[&[u32]], through: Through, sampling:
     let prompt_pack = pack(&trees, &model.rotary, &model.device)?;
     let prompt_rows = prompt_pack.tokens.ids.len();
     let room = sampling.max_new_tokens;
+    let stream = Stream::new(sampling.seed, "sample");
     let mut growing: Vec<Growing> = (0..prompts.len() * sampling.per_prompt)
         .map(|i| {
-            let first = prompt_rows + i * room;
-            Growing { prompt: i / sampling.per_prompt, tokens: vec![], rows: first..first + room, done: room == 0 }
+            let (prompt, number, first) = (i / sampling.per_prompt, i % sampling.per_prompt, prompt_rows + i * room);
+            let random = stream.at(prompt as u64).at(number as u64);
+            Growing { prompt, random, tokens: vec![], rows: first..first + room, done: room == 0 }
         })
         .collect();
     let mut cache = Cache::new(model, prompt_rows + growing.len() * room)?;
     let hidden = cache.prompts(model, &prompt_pack.tokens, through)?;
     let last: Vec<_> = prompt_pack.tokens.spans.iter().map(|span| span.own.end as u32 - 1).collect();
     let first = logits(model, &hidden.index_select(&Tensor::new(last, &model.device)?, 0)?)?;
-    for (i, answer) in growing.iter_mut().enumerate() {
-        answer.draw(&first[answer.prompt], i, sampling);
+    for answer in growing.iter_mut().filter(|answer| !answer.done) {
+        answer.draw(&first[answer.prompt], sampling);
     }
     while growing.iter().any(|answer| !answer.done) {
         let active: Vec<usize> = (0..growing.len()).filter(|&i| !growing[i].done).collect();
         let answers: Vec<&Growing> = active.iter().map(|&i| &growing[i]).collect();
         let hidden = cache.grow(model, &answers, &prompt_pack.tokens.spans, through)?;
         for (row, &i) in logits(model, &hidden)?.iter().zip(&active) {
-            growing[i].draw(row, i, sampling);
+            growing[i].draw(row, sampling);
         }
     }
     Ok(growing.into_iter().map(|answer| answer.tokens).collect())
@@ -82,9 +85,8 @@ fn logits(model: &Decoder, hidden: &Tensor) -> Result<Vec<Vec<f32>>> {
 }
 
 impl Growing {
-    fn draw(&mut self, logits: &[f32], number: usize, sampling: &Sampling) {
-        let random = Stream::new(sampling.seed, "sample").at(number as u64).uniform(self.tokens.len() as u64);
-        let token = pick(logits, sampling.temperature, random);
+    fn draw(&mut self, logits: &[f32], sampling: &Sampling) {
+        let token = pick(logits, sampling.temperature, self.random.uniform(self.tokens.len() as u64));
         self.tokens.push(token);
         self.done = self.tokens.len() == sampling.max_new_tokens || sampling.stop.contains(&token);
     }
@@ -160,5 +162,25 @@ impl Cache {
             x = block.rest(&x, &attended.values, through)?;
         }
         Ok(x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_picked_where_the_running_sum_passes_the_number() {
+        // probabilities 1/8, 5/8, 2/8
+        let logits = [1f32, 5.0, 2.0].map(f32::ln);
+        for (random, token) in [(0.0, 0), (0.124, 0), (0.126, 1), (0.749, 1), (0.751, 2), (1.0 - 1e-16, 2)] {
+            assert_eq!(pick(&logits, 1.0, random), token, "{random}");
+        }
+        // at temperature 1/2 the probabilities are squared: 1/30, 25/30, 4/30
+        for (random, token) in [(0.033, 0), (0.034, 1), (0.866, 1), (0.867, 2)] {
+            assert_eq!(pick(&logits, 0.5, random), token, "{random}");
+        }
+        assert_eq!(pick(&logits, 0.0, 0.99), 1);
+        assert_eq!(pick(&[700.0, -700.0, 701.0], 0.01, 0.5), 2);
     }
 }

@@ -429,6 +429,7 @@ mod plain {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::oracle::{gradients_hold, random};
 
     fn close(a: &Tensor, b: &Tensor, tolerance: f32) {
         let difference = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
@@ -454,6 +455,38 @@ mod tests {
             for (ours, theirs) in ours.iter().zip(&theirs) {
                 close(ours, theirs, 2e-5);
             }
+        }
+    }
+
+    #[test]
+    fn backward_holds() {
+        // a prompt of 5 and two answers, a prompt of 1 and an answer
+        let spans = [(0..5, 0..0), (5..9, 0..5), (9..10, 0..5), (10..11, 0..0), (11..14, 10..11)]
+            .map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
+        let position = [0, 1, 2, 3, 4, 5, 6, 7, 8, 5, 0, 1, 2, 3usize];
+        for (n, kv, window) in [(4, 2, None), (2, 2, Some(3))] {
+            let heads = Heads { n, kv, dim: 4, scale: 0.5, window };
+            let hidden = |(i, j): (usize, usize)| {
+                let span = spans.iter().find(|span| span.own.contains(&i)).unwrap();
+                let seen = span.prefix.contains(&j) || (span.own.contains(&j) && j <= i);
+                if seen && window.is_none_or(|window| position[i] - position[j] < window) { 0.0 } else { -1e30 }
+            };
+            let mask: Vec<f64> = (0..14 * 14).map(|at| hidden((at / 14, at % 14))).collect();
+            let mask = Tensor::from_vec(mask, (1, 14, 14), &Device::Cpu).unwrap();
+            let form = |[q, k, v]: [&Tensor; 3]| {
+                let by_head = |x: &Tensor, n: usize| x.reshape((14, n, 4))?.transpose(0, 1)?.contiguous();
+                let serving = Tensor::from_iter((0..n as u32).map(|h| h * kv as u32 / n as u32), &Device::Cpu)?;
+                let repeat = |x: Tensor| x.index_select(&serving, 0);
+                let (q, k, v) = (by_head(q, n)?, repeat(by_head(k, kv)?)?, repeat(by_head(v, kv)?)?);
+                let scores = (q.matmul(&k.t()?.contiguous()?)? * 0.5)?.broadcast_add(&mask)?;
+                let values = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&v)?;
+                values.transpose(0, 1)?.contiguous()?.reshape((14, n * 4))
+            };
+            let (q, k, v) = (random((14, n * 4), 1), random((14, kv * 4), 2), random((14, kv * 4), 3));
+            let dy = random((14, n * 4), 4);
+            let attended = attention(&q, &k, &v, &spans, heads).unwrap();
+            let [dq, dk, dv] = attention_backward([&q, &k, &v], &attended, &dy, &spans, &[0..3, 3..5], heads).unwrap();
+            gradients_hold([&dq, &dk, &dv], [&q, &k, &v], &dy, form, 2e-6).unwrap();
         }
     }
 }

@@ -38,3 +38,53 @@ impl Dropout {
         matrix(mask, rows, width)?.to_device(x.device())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::oracle::{random, worst};
+
+    fn dropout(p: f64, first_row: u64) -> Dropout {
+        Dropout { p, stream: Stream::new(5, "dropout"), first_row }
+    }
+
+    #[test]
+    fn a_share_p_is_dropped_and_the_mean_stays() -> Result<()> {
+        for p in [0.0, 0.1, 0.5, 0.9] {
+            let ones = random((100, 400), 1).ones_like()?;
+            let kept: Vec<f32> = dropout(p, 0).apply(&ones, 3)?.flatten_all()?.to_vec1()?;
+            let zeros = kept.iter().filter(|x| **x == 0.0).count() as f64 / 40_000.0;
+            // the share's standard deviation is at most 0.0025
+            assert!((zeros - p).abs() < 0.0125, "{p}: {zeros}");
+            let whole = (1.0 / (1.0 - p)) as f32;
+            assert!(kept.iter().all(|x| *x == 0.0 || *x == whole), "{p}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_cut_into_micro_batches_does_not_matter() -> Result<()> {
+        let x = random((12, 20), 2);
+        let whole = dropout(0.4, 0).apply(&x, 1)?;
+        let tail = dropout(0.4, 7).apply(&x.narrow(0, 7, 5)?.contiguous()?, 1)?;
+        assert_eq!(worst(&whole.narrow(0, 7, 5)?, &tail), 0.0);
+        Ok(())
+    }
+
+    #[test]
+    fn layers_rows_and_steps_have_masks_of_their_own() -> Result<()> {
+        let ones = random((1, 64), 1).ones_like()?;
+        let step = |step: u64| Dropout { stream: Stream::new(5, "dropout").at(step), ..dropout(0.5, 0) };
+        let masks = [
+            dropout(0.5, 0).apply(&ones, 1)?,
+            dropout(0.5, 0).apply(&ones, 2)?,
+            dropout(0.5, 1).apply(&ones, 1)?,
+            step(0).apply(&ones, 1)?,
+            step(1).apply(&ones, 1)?,
+        ];
+        for (i, one) in masks.iter().enumerate() {
+            assert!(masks[..i].iter().all(|other| worst(one, other) > 0.0), "mask {i} is another's");
+        }
+        Ok(())
+    }
+}

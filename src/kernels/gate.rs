@@ -11,7 +11,7 @@ const BLOCK: usize = 1 << 13;
 /// `silu(gate) · up`, element by element.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if !gate.device().is_cpu() {
-        return gate.silu()? * up;
+        return plain::swiglu(gate, up);
     }
     let (rows, columns) = gate.dims2()?;
     let (gate, up) = (floats(gate)?, floats(up)?);
@@ -29,10 +29,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// With `s = sigmoid(gate)`: `dup = dy · gate · s`, `dgate = dy · up · s · (1 + gate · (1 − s))`.
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     if !gate.device().is_cpu() {
-        let s = candle_nn::ops::sigmoid(gate)?;
-        let dup = ((dy * gate)? * &s)?;
-        let slope = (gate * (1.0 - &s)?)? + 1.0;
-        return Ok((((dy * up)? * (s * slope?)?)?, dup));
+        return plain::swiglu_backward(gate, up, dy);
     }
     let (rows, columns) = gate.dims2()?;
     let (gate, up, dy) = (floats(gate)?, floats(up)?, floats(dy)?);
@@ -70,9 +67,45 @@ pub fn exp(x: f32) -> f32 {
     p * f32::from_bits(((n as i32 + 127) << 23) as u32)
 }
 
+/// The same in candle's operations, for devices without a kernel of ours and as the kernel's test.
+mod plain {
+    use super::*;
+
+    pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        gate.silu()? * up
+    }
+
+    pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+        let s = candle_nn::ops::sigmoid(gate)?;
+        let dup = ((dy * gate)? * &s)?;
+        let slope = (gate * (1.0 - &s)?)? + 1.0;
+        Ok((((dy * up)? * (s * slope?)?)?, dup))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::oracle::{gradients_hold, random, worst};
+
+    #[test]
+    fn kernel_equals_plain_tensors_forward_and_backward() -> Result<()> {
+        // more than one block, and a rest
+        for shape in [(1, 1), (3, BLOCK / 2 + 5)] {
+            let (gate, up, dy) = ((random(shape, 1) * 9.0)?, random(shape, 2), random(shape, 3));
+            assert!(worst(&swiglu(&gate, &up)?, &plain::swiglu(&gate, &up)?) < 5e-6);
+            let (ours, theirs) = (swiglu_backward(&gate, &up, &dy)?, plain::swiglu_backward(&gate, &up, &dy)?);
+            assert!(worst(&ours.0, &theirs.0) < 5e-6 && worst(&ours.1, &theirs.1) < 5e-6);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn backward_holds() -> Result<()> {
+        let (gate, up, dy) = ((random((4, 10), 1) * 5.0)?, random((4, 10), 2), random((4, 10), 3));
+        let (dgate, dup) = swiglu_backward(&gate, &up, &dy)?;
+        gradients_hold([&dgate, &dup], [&gate, &up], &dy, |[gate, up]| gate.silu()? * up, 1e-6)
+    }
 
     #[test]
     fn exp_equals_the_standard_librarys() {

@@ -113,14 +113,15 @@ pub fn gemm([m, n, k]: [usize; 3], alpha: f32, a: Lhs, b: &dyn Rhs, out: Out, th
     // equal blocks in multiples of 32: block-quantised rows are cut between their blocks
     let step = k.div_ceil(blocks).next_multiple_of(32);
     let target = Target { data: out.data.as_mut_ptr(), ld: out.ld };
-    LEFT.with_borrow_mut(|left| {
-        for start in (0..k).step_by(step) {
-            let block = start..k.min(start + step);
-            pack_left(&micro, m, block.clone(), alpha, a, left, threads);
-            let product = Product { micro, m, k: block, left, right: b, target, add: out.add || start > 0 };
-            product.run(n, threads);
-        }
-    });
+    // taken, not borrowed: while it waits for others, this thread may be given another product to work on
+    let mut left = LEFT.take();
+    for start in (0..k).step_by(step) {
+        let block = start..k.min(start + step);
+        pack_left(&micro, m, block.clone(), alpha, a, &mut left, threads);
+        let product = Product { micro, m, k: block, left: &left, right: b, target, add: out.add || start > 0 };
+        product.run(n, threads);
+    }
+    LEFT.set(left);
 }
 
 /// Packs rows of `a` as `[panel][k][mr]`, scaled, zero beyond the last row.
@@ -284,6 +285,20 @@ mod tests {
         let (lhs, rhs) = (Lhs { data: &at, row: 1, col: m }, Dense { data: &bt, row: 1, col: k });
         gemm([m, n, k], 1.0, lhs, &rhs, Out { data: &mut ct, ld: n, add: false }, Threads::One);
         assert_eq!(c, ct);
+    }
+
+    #[test]
+    fn products_may_run_within_the_tasks_of_one_pool() {
+        let [m, n, k] = [64, 300, 520];
+        let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
+        let product = |_| {
+            let mut c = vec![0f32; m * n];
+            let (lhs, rhs) = (Lhs { data: &a, row: k, col: 1 }, Dense { data: &b, row: n, col: 1 });
+            gemm([m, n, k], 1.0, lhs, &rhs, Out { data: &mut c, ld: n, add: false }, Threads::All);
+            c
+        };
+        let all: Vec<_> = (0..16).into_par_iter().map(product).collect();
+        assert!(all.iter().all(|c| *c == all[0]));
     }
 
     #[test]

@@ -10,5 +10,7 @@ pub mod gemm;
 pub mod host;
 pub mod micro;
 pub mod norm;
+#[cfg(test)]
+pub(crate) mod oracle;
 pub mod product;
 pub mod rope;

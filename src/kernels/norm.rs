@@ -11,7 +11,7 @@ const ROWS: usize = 8;
 /// `y = x / sqrt(mean(x²) + eps) · w`.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     if !x.device().is_cpu() {
-        return candle_nn::ops::rms_norm(x, w, eps as f32);
+        return plain::rms_norm(x, w, eps);
     }
     let (rows, hidden) = x.dims2()?;
     let (x, w) = (floats(x)?, floats(w)?);
@@ -32,10 +32,7 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
 /// With `s = 1 / sqrt(mean(x²) + eps)` and `g = dy · w`: `dx = s · (g − x · s² · mean(g · x))`.
 pub fn rms_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor, residual: &Tensor) -> Result<Tensor> {
     if !x.device().is_cpu() {
-        let s = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.powf(-0.5)?;
-        let g = dy.broadcast_mul(w)?;
-        let mean = ((&g * x)?.mean_keepdim(D::Minus1)? * s.powf(3.0)?)?;
-        return residual + (g.broadcast_mul(&s)? - x.broadcast_mul(&mean)?)?;
+        return plain::rms_norm_backward(x, w, eps, dy, residual);
     }
     let (rows, hidden) = x.dims2()?;
     let (x, w, dy, residual) = (floats(x)?, floats(w)?, floats(dy)?, floats(residual)?);
@@ -57,4 +54,56 @@ pub fn rms_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor, residual
 
 fn inverse_rms(x: &[f32], eps: f64) -> f32 {
     1.0 / (dot(x, x) / x.len() as f32 + eps as f32).sqrt()
+}
+
+/// The same in candle's operations, for devices without a kernel of ours and as the kernel's test.
+mod plain {
+    use super::*;
+
+    pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+        candle_nn::ops::rms_norm(x, w, eps as f32)
+    }
+
+    pub fn rms_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let s = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.powf(-0.5)?;
+        let g = dy.broadcast_mul(w)?;
+        let mean = ((&g * x)?.mean_keepdim(D::Minus1)? * s.powf(3.0)?)?;
+        residual + (g.broadcast_mul(&s)? - x.broadcast_mul(&mean)?)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::oracle::{gradients_hold, random, worst};
+
+    const EPS: f64 = 1e-3;
+
+    fn form([x, w, residual]: [&Tensor; 3]) -> Result<Tensor> {
+        let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
+        x.broadcast_div(&(mean + EPS)?.sqrt()?)?.broadcast_mul(w)? + residual
+    }
+
+    #[test]
+    fn kernel_equals_plain_tensors_forward_and_backward() -> Result<()> {
+        for (rows, hidden) in [(1, 1), (3, 16), (9, 40), (50, 33)] {
+            let (x, w) = (random((rows, hidden), 1), random(hidden, 2));
+            let (dy, residual) = (random((rows, hidden), 3), random((rows, hidden), 4));
+            assert!(worst(&rms_norm(&x, &w, EPS)?, &plain::rms_norm(&x, &w, EPS)?) < 2e-6);
+            let ours = rms_norm_backward(&x, &w, EPS, &dy, &residual)?;
+            assert!(worst(&ours, &plain::rms_norm_backward(&x, &w, EPS, &dy, &residual)?) < 1e-5, "{rows} {hidden}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn backward_holds() -> Result<()> {
+        let (x, w, residual, dy) = (random((5, 24), 1), random(24, 2), random((5, 24), 3), random((5, 24), 4));
+        // what reaches x past the norm is a second use of x: here a form that adds x itself
+        let twice = |[x]: [&Tensor; 1]| form([x, &w.to_dtype(x.dtype())?, x]);
+        gradients_hold([&rms_norm_backward(&x, &w, EPS, &dy, &dy)?], [&x], &dy, twice, 1e-6)?;
+        let alone = |[x]: [&Tensor; 1]| form([x, &w.to_dtype(x.dtype())?, &residual.to_dtype(x.dtype())?]);
+        let none = dy.zeros_like()?;
+        gradients_hold([&rms_norm_backward(&x, &w, EPS, &dy, &none)?], [&x], &dy, alone, 1e-6)
+    }
 }

@@ -12,18 +12,22 @@ pub fn add_product(c: &Tensor, alpha: f64, a: &Tensor, b: &Tensor) -> Result<()>
     if c.device().is_cpu() {
         return c.inplace_op3(a, b, &Product { alpha: alpha as f32, add: true });
     }
-    let sum = (c + (a.contiguous()?.matmul(&b.contiguous()?)? * alpha)?)?;
-    c.slice_set(&sum, 0, 0)
+    c.slice_set(&(c + plain(alpha, a, b)?)?, 0, 0)
 }
 
 /// `alpha · a[m, k] · b[k, n]`.
 pub fn product(alpha: f64, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !a.device().is_cpu() {
-        return a.contiguous()?.matmul(&b.contiguous()?)? * alpha;
+        return plain(alpha, a, b);
     }
     let c = Tensor::zeros((a.dim(0)?, b.dim(1)?), a.dtype(), a.device())?;
     c.inplace_op3(a, b, &Product { alpha: alpha as f32, add: false })?;
     Ok(c)
+}
+
+/// The same in candle's operations, for devices without a kernel of ours and as the kernel's test.
+fn plain(alpha: f64, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    a.contiguous()?.matmul(&b.contiguous()?)? * alpha
 }
 
 struct Product {
@@ -56,5 +60,42 @@ impl InplaceOp3 for Product {
         let out = Out { data: operand_mut(c, c_layout)?, ld: n, add: self.add };
         gemm([m, n, k], self.alpha, a, &b, out, Threads::All);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::oracle::{random, worst};
+
+    #[test]
+    fn kernel_equals_plain_tensors_at_any_strides() -> Result<()> {
+        for [m, n, k] in [[1, 1, 1], [5, 4, 70], [30, 64, 4], [3, 4, 600]] {
+            let sides = |transposed: bool, rows, columns, seed| match transposed {
+                true => random((columns, rows), seed).t(),
+                false => Ok(random((rows, columns), seed)),
+            };
+            for (a_turned, b_turned) in [(false, false), (true, false), (false, true), (true, true)] {
+                let (a, b) = (sides(a_turned, m, k, 1)?, sides(b_turned, k, n, 2)?);
+                let tolerance = 1e-6 * k as f64;
+                assert!(worst(&product(0.5, &a, &b)?, &plain(0.5, &a, &b)?) < tolerance);
+                // a view in the middle of a larger tensor, whose neighbours stay as they are
+                let whole = random((m + 2, n), 3);
+                let (before, view) = (whole.copy()?, whole.narrow(0, 1, m)?);
+                add_product(&view, -2.0, &a, &b)?;
+                assert!(worst(&view, &(before.narrow(0, 1, m)? + plain(-2.0, &a, &b)?)?) < 4.0 * tolerance);
+                for edge in [0, m + 1] {
+                    assert_eq!(worst(&whole.narrow(0, edge, 1)?, &before.narrow(0, edge, 1)?), 0.0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let (a, b) = (random((3, 4), 1), random((5, 6), 2));
+        assert!(product(1.0, &a, &b).is_err());
+        assert!(add_product(&random((3, 5), 3), 1.0, &a, &random((4, 6), 4)).is_err());
     }
 }

@@ -12,6 +12,11 @@ pub fn rope(x: Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Result<Tensor>
         x.inplace_op3(cos, sin, &Turn { back })?;
         return Ok(x);
     }
+    plain(&x, cos, sin, back)
+}
+
+/// The same in candle's operations, for devices without a kernel of ours and as the kernel's test.
+fn plain(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Result<Tensor> {
     let (tokens, width) = x.dims2()?;
     let half = cos.dim(1)?;
     let heads = x.reshape((tokens, width / half / 2, 2, half))?;
@@ -62,5 +67,51 @@ impl InplaceOp3 for Turn {
             },
         );
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::oracle::{gradients_hold, random, worst};
+
+    /// `x[7, 2 · 6]` and its angles.
+    fn inputs() -> (Tensor, Tensor, Tensor) {
+        let angles = (random((7, 3), 1) * 30.0).unwrap();
+        (random((7, 12), 2), angles.cos().unwrap(), angles.sin().unwrap())
+    }
+
+    #[test]
+    fn kernel_equals_plain_tensors_both_ways() -> Result<()> {
+        let (x, cos, sin) = inputs();
+        for back in [false, true] {
+            assert!(worst(&rope(x.copy()?, &cos, &sin, back)?, &plain(&x, &cos, &sin, back)?) < 1e-6, "back: {back}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn backward_holds() -> Result<()> {
+        let (x, cos, sin) = inputs();
+        let dy = random((7, 12), 3);
+        let form = |[x]: [&Tensor; 1]| {
+            let (cos, sin) = (cos.to_dtype(x.dtype())?.unsqueeze(1)?, sin.to_dtype(x.dtype())?.unsqueeze(1)?);
+            let heads = x.reshape((7, 2, 6))?;
+            let (first, second) = (heads.narrow(2, 0, 3)?, heads.narrow(2, 3, 3)?);
+            let turned = [
+                (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?,
+                (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?,
+            ];
+            Tensor::cat(&turned, 2)?.reshape((7, 12))
+        };
+        assert!(worst(&rope(x.copy()?, &cos, &sin, false)?, &form([&x])?) < 1e-6);
+        gradients_hold([&rope(dy.copy()?, &cos, &sin, true)?], [&x], &dy, form, 1e-6)
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let (x, cos, sin) = inputs();
+        assert!(rope(x.narrow(0, 0, 6).unwrap().copy().unwrap(), &cos, &sin, false).is_err());
+        assert!(rope(random((7, 10), 4), &cos, &sin, false).is_err());
     }
 }

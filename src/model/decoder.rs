@@ -80,6 +80,11 @@ impl Decoder {
             ]
         })
     }
+
+    /// The linear layers that can be adapted, as `(module, inputs, outputs)`, in the order of their numbers.
+    pub fn linear_shapes(&self) -> Vec<(String, usize, usize)> {
+        self.linears().map(|linear| (linear.name.clone(), linear.weight.inputs, linear.weight.outputs)).collect()
+    }
 }
 
 /// Takes tensors out of a folder and checks their shapes.

@@ -86,3 +86,90 @@ impl Linear {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        kernels::oracle::{gradients_hold, random, worst},
+        model::lora::Shape,
+        random::Stream,
+    };
+
+    const SCALE: f64 = 1.5;
+
+    /// The second of two layers, 14 → 10, and an adapter of rank 3 for it alone.
+    fn inputs() -> (Linear, Adapter, Tensor) {
+        let (weight, bias) = (FrozenMatrix::of(&random((10, 14), 1)), Some(random(10, 2)));
+        let shape = Shape { module: "down".into(), linear: 1, r: 3, scale: SCALE, inputs: 14, outputs: 10 };
+        let adapter = Adapter::zeros(vec![shape], 2, &candle_core::Device::Cpu).unwrap();
+        adapter.set(random(3 * (14 + 10), 3).to_vec1().unwrap()).unwrap();
+        (Linear { name: "down".into(), id: 1, weight, bias }, adapter, random((6, 14), 4))
+    }
+
+    fn form([x, dropped, a, b]: [&Tensor; 4]) -> Result<Tensor> {
+        let (w, bias) = (random((10, 14), 1).to_dtype(x.dtype())?, random(10, 2).to_dtype(x.dtype())?);
+        let update = (dropped.matmul(&a.t()?)?.matmul(&b.t()?)? * SCALE)?;
+        x.matmul(&w.t()?)?.broadcast_add(&bias)? + update
+    }
+
+    #[test]
+    fn forward_and_backward_hold_with_and_without_dropout() -> Result<()> {
+        let (linear, adapter, x) = inputs();
+        let lora = adapter.layer(1).unwrap();
+        let dropout = Dropout { p: 0.4, stream: Stream::new(1, "dropout"), first_row: 3 };
+        for dropout in [None, Some(dropout)] {
+            let through = Through { adapter: Some(&adapter), dropout };
+            let mask = match dropout {
+                Some(dropout) => dropout.apply(&x.ones_like()?, 1)?,
+                None => x.ones_like()?,
+            };
+            let form = |[x, a, b]: [&Tensor; 3]| form([x, &(x * mask.to_dtype(x.dtype())?)?, a, b]);
+            let thin = linear.thin(&x, through)?;
+            let y = linear.apply(&x, thin.as_ref(), through)?;
+            assert!(worst(&y, &form([&x, &lora.a, &lora.b])?) < 5e-6);
+
+            // what is in dx already stays
+            let (dx, before, dy) = (random((6, 14), 5), random((6, 14), 5), random((6, 10), 6));
+            adapter.clear_grads().unwrap();
+            linear.backward(&x, thin.as_ref(), &dy, &dx, through)?;
+            let ours = [&(dx - before)?, &lora.da, &lora.db];
+            gradients_hold(ours, [&x, &lora.a, &lora.b], &dy, form, 1e-6)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn gradients_add_up() -> Result<()> {
+        let (linear, adapter, x) = inputs();
+        let (through, dy) = (Through { adapter: Some(&adapter), dropout: None }, random((6, 10), 6));
+        let mut sums = vec![];
+        for _ in 0..2 {
+            let thin = linear.thin(&x, through)?;
+            linear.backward(&x, thin.as_ref(), &dy, &x.zeros_like()?, through)?;
+            sums.push(adapter.grads.copy()?);
+        }
+        assert!(worst(&sums[1], &(&sums[0] * 2.0)?) < 1e-5);
+        Ok(())
+    }
+
+    #[test]
+    fn without_an_adapter_the_base_alone_counts() -> Result<()> {
+        let (linear, adapter, x) = inputs();
+        // an adapter that has nothing for this layer is none
+        let other = Linear { id: 0, ..linear };
+        let dy = random((6, 10), 6);
+        for adapter in [None, Some(&adapter)] {
+            let through = Through { adapter, dropout: None };
+            assert!(other.thin(&x, through)?.is_none());
+            let none = random((1, 1), 7).zeros_like()?;
+            let (a, b) = (none.expand((3, 14))?.contiguous()?, none.expand((10, 3))?.contiguous()?);
+            assert!(worst(&other.apply(&x, None, through)?, &form([&x, &x, &a, &b])?) < 5e-6);
+            let dx = x.zeros_like()?;
+            other.backward(&x, None, &dy, &dx, through)?;
+            assert!(worst(&dx, &dy.matmul(&random((10, 14), 1))?) < 5e-6);
+        }
+        assert_eq!(worst(&adapter.grads, &adapter.grads.zeros_like()?), 0.0);
+        Ok(())
+    }
+}

@@ -97,7 +97,11 @@ fn slope(logits: Tensor, targets: &[u32], lse: Vec<f32>) -> Result<Tensor> {
         logits.inplace_op1(&Slope { targets, lse })?;
         return Ok(logits);
     }
-    let lse = Tensor::new(lse.as_slice(), logits.device())?.unsqueeze(1)?;
+    plain_slope(&logits, targets, &lse)
+}
+
+fn plain_slope(logits: &Tensor, targets: &[u32], lse: &[f32]) -> Result<Tensor> {
+    let lse = Tensor::new(lse, logits.device())?.unsqueeze(1)?;
     let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
     let ones = Tensor::ones(targets.shape(), DType::F32, logits.device())?;
     logits.broadcast_sub(&lse)?.exp()?.neg()?.scatter_add(&targets, &ones, 1)
@@ -167,5 +171,84 @@ impl Sums {
             total.logit += sum(&lanes[2]);
         }
         total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::oracle::{gradients_hold, random, worst};
+
+    const VOCABULARY: usize = 1100;
+    const HIDDEN: usize = 24;
+
+    /// A head, hidden states for one position more than a chunk takes, and targets, the first of them the likeliest.
+    fn inputs() -> (Tensor, Tensor, Vec<u32>) {
+        let (w, h) = ((random((VOCABULARY, HIDDEN), 1) * 2.0).unwrap(), random((CHUNK + 1, HIDDEN), 2));
+        let mut targets: Vec<u32> = (0..CHUNK as u32 + 1).map(|i| i * 7 % VOCABULARY as u32).collect();
+        targets[0] = h.matmul(&w.t().unwrap()).unwrap().argmax(1).unwrap().to_vec1::<u32>().unwrap()[0];
+        (w, h, targets)
+    }
+
+    #[test]
+    fn scores_equal_the_log_softmax_in_f64() -> Result<()> {
+        let (w, h, targets) = inputs();
+        let (scores, _) = score(&FrozenMatrix::of(&w), &h, &targets, false)?;
+        let logits = h.to_dtype(DType::F64)?.matmul(&w.to_dtype(DType::F64)?.t()?)?.to_vec2::<f64>()?;
+        assert_eq!(scores.len(), targets.len());
+        for ((score, logits), &target) in scores.iter().zip(&logits).zip(&targets) {
+            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let lse = max + logits.iter().map(|logit| (logit - max).exp()).sum::<f64>().ln();
+            let entropy: f64 = logits.iter().map(|logit| (logit - lse).exp() * (lse - logit)).sum();
+            let mean = logits.iter().sum::<f64>() / VOCABULARY as f64;
+            assert!((f64::from(score.logp) - (logits[target as usize] - lse)).abs() < 1e-5, "{score:?}");
+            assert!((f64::from(score.entropy) - entropy).abs() < 1e-5, "{score:?} {entropy}");
+            assert!((f64::from(score.mean_logit) - mean).abs() < 5e-6, "{score:?} {mean}");
+            assert_eq!(score.likeliest, logits[target as usize] == max);
+        }
+        assert!(scores[0].likeliest && !scores[1].likeliest);
+        Ok(())
+    }
+
+    #[test]
+    fn a_score_does_not_depend_on_the_others() -> Result<()> {
+        let (w, h, targets) = inputs();
+        let head = FrozenMatrix::of(&w);
+        let (all, d_all) = score(&head, &h, &targets, true)?;
+        for i in [0, 5, CHUNK - 1, CHUNK] {
+            let (one, d_one) = score(&head, &h.narrow(0, i, 1)?, &targets[i..=i], true)?;
+            assert_eq!(one[0], all[i]);
+            assert_eq!(worst(&d_one.unwrap(), &d_all.as_ref().unwrap().narrow(0, i, 1)?), 0.0);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_slope_holds() -> Result<()> {
+        let (w, h, targets) = inputs();
+        let (_, slope) = score(&FrozenMatrix::of(&w), &h, &targets, true)?;
+        let form = |[h]: [&Tensor; 1]| {
+            let logits = h.matmul(&w.to_dtype(h.dtype())?.t()?)?;
+            let logps = candle_nn::ops::log_softmax(&logits, D::Minus1)?;
+            logps.gather(&Tensor::new(targets.as_slice(), h.device())?.unsqueeze(1)?, 1)
+        };
+        let ones = random((CHUNK + 1, 1), 3).ones_like()?;
+        gradients_hold([&slope.unwrap()], [&h], &ones, form, 1e-6)
+    }
+
+    #[test]
+    fn kernel_equals_plain_tensors() -> Result<()> {
+        let (w, h, targets) = inputs();
+        let logits = h.matmul(&w.t()?)?;
+        let ((ours, lse), (theirs, plain_lse)) = (rows(&logits, &targets)?, plain_rows(&logits, &targets)?);
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            let close = |a: f32, b: f32| (a - b).abs() < 2e-5;
+            assert!(close(ours.logp, theirs.logp) && close(ours.entropy, theirs.entropy), "{ours:?} {theirs:?}");
+            assert!(close(ours.mean_logit, theirs.mean_logit) && ours.likeliest == theirs.likeliest);
+        }
+        assert!(lse.iter().zip(&plain_lse).all(|(a, b)| (a - b).abs() < 2e-5));
+        let theirs = plain_slope(&logits, &targets, &lse)?;
+        assert!(worst(&slope(logits, &targets, lse)?, &theirs) < 1e-6);
+        Ok(())
     }
 }

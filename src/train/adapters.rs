@@ -5,7 +5,10 @@ use std::path::Path;
 use crate::{
     Error, Result,
     export::{AdapterConfig, AdapterFolder, AdapterMatrix, select},
-    model::lora::{Adapter, Shape},
+    model::{
+        decoder::Decoder,
+        lora::{Adapter, Shape},
+    },
     recipe::Recipe,
     train::base::Base,
 };
@@ -46,7 +49,15 @@ fn go_on_from(folder: &Path, recipe: &Recipe, base: &Base) -> Result<(AdapterCon
 /// # Errors
 /// [`Error::Input`] where it was made for another base.
 pub fn from_folder(folder: &AdapterFolder, base: &Base) -> Result<Adapter> {
-    let linears = base.linears();
+    on_model(folder, &base.model)
+}
+
+/// An adapter on a model's device, from its folder.
+///
+/// # Errors
+/// [`Error::Input`] where it was made for another model.
+pub fn on_model(folder: &AdapterFolder, model: &Decoder) -> Result<Adapter> {
+    let linears = model.linear_shapes();
     folder.check_fits(&linears)?;
     let mut placed = Vec::with_capacity(folder.matrices.len());
     for matrix in &folder.matrices {
@@ -60,7 +71,7 @@ pub fn from_folder(folder: &AdapterFolder, base: &Base) -> Result<Adapter> {
     // The order of a fresh adapter: its values and an optimizer's moments lie side by side whatever file they come from.
     placed.sort_by_key(|(shape, _)| shape.linear);
     let (shapes, matrices): (Vec<_>, Vec<_>) = placed.into_iter().unzip();
-    let adapter = Adapter::zeros(shapes, linears.len(), &base.model.device)?;
+    let adapter = Adapter::zeros(shapes, linears.len(), &model.device)?;
     adapter.set(matrices.iter().flat_map(|matrix| matrix.a.iter().chain(&matrix.b)).copied().collect())?;
     Ok(adapter)
 }

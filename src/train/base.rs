@@ -82,8 +82,6 @@ impl Base {
 
     /// The linear layers that can be adapted, as `(module, inputs, outputs)`.
     pub fn linears(&self) -> Vec<(String, usize, usize)> {
-        let linear =
-            |linear: &crate::model::linear::Linear| (linear.name.clone(), linear.weight.inputs, linear.weight.outputs);
-        self.model.linears().map(linear).collect()
+        self.model.linear_shapes()
     }
 }

@@ -165,3 +165,75 @@ impl InplaceOp2 for Straight<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+impl FrozenMatrix {
+    /// A tensor `[outputs, inputs]`, by way of a file that is mapped.
+    pub(crate) fn of(tensor: &Tensor) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = std::collections::HashMap::from([("w", tensor.clone())]);
+        candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+        let mapped = super::ModelFolder::open(folder.path()).unwrap().tensor("w").unwrap();
+        Self::new(mapped, &Device::Cpu).unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::oracle::{random, worst};
+
+    const TYPES: [Kind; 3] = [Kind::F32, Kind::F16, Kind::BF16];
+
+    /// The same numbers mapped, on a device, and as a plain f32 tensor.
+    fn both(outputs: usize, inputs: usize, dtype: Kind) -> ([FrozenMatrix; 2], Tensor) {
+        let w = random((outputs, inputs), 1).to_dtype(dtype).unwrap();
+        let device = FrozenMatrix { place: Place::Device(w.clone()), outputs, inputs };
+        ([FrozenMatrix::of(&w), device], w.to_dtype(Kind::F32).unwrap())
+    }
+
+    #[test]
+    fn products_equal_those_of_a_plain_tensor() -> candle_core::Result<()> {
+        for dtype in TYPES {
+            for (outputs, inputs) in [(1, 1), (40, 33), (17, 600), (600, 17)] {
+                let (matrices, w) = both(outputs, inputs, dtype);
+                for w_ours in &matrices {
+                    let (x, dy) = (random((5, inputs), 2), random((5, outputs), 3));
+                    let y = w_ours.apply(&x)?;
+                    assert!(worst(&y, &x.matmul(&w.t()?)?) < 2e-6 * inputs as f64, "{dtype:?} {outputs} {inputs}");
+                    // a view in the middle of a larger tensor, whose neighbours stay as they are
+                    let whole = random((7, inputs), 4);
+                    let (before, dx) = (whole.copy()?, whole.narrow(0, 1, 5)?);
+                    w_ours.add_backward(&dx, &dy)?;
+                    let expected = (before.narrow(0, 1, 5)? + dy.matmul(&w)?)?;
+                    assert!(worst(&dx, &expected) < 2e-6 * outputs as f64, "{dtype:?} {outputs} {inputs}");
+                    for edge in [0, 6] {
+                        assert_eq!(worst(&whole.narrow(0, edge, 1)?, &before.narrow(0, edge, 1)?), 0.0);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn rows_are_exact() -> candle_core::Result<()> {
+        for dtype in TYPES {
+            let (matrices, w) = both(9, 31, dtype);
+            for matrix in &matrices {
+                let rows = matrix.rows(&[8, 0, 3, 3])?;
+                assert_eq!(worst(&rows, &w.index_select(&Tensor::new(&[8u32, 0, 3, 3], &Device::Cpu)?, 0)?), 0.0);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let ([matrix, _], _) = both(9, 31, Kind::F32);
+        assert!(matrix.apply(&random((2, 30), 1)).is_err());
+        assert!(matrix.add_backward(&random((2, 30), 1), &random((2, 9), 2)).is_err());
+        assert!(matrix.add_backward(&random((2, 31), 1), &random((3, 9), 2)).is_err());
+        assert!(matrix.rows(&[9]).is_err());
+    }
+}

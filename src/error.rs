@@ -46,7 +46,13 @@ impl Error {
 
     /// A file from outside that cannot be read.
     pub fn reading(path: &Path, error: std::io::Error) -> Self {
-        Self::Input(format!("{}: cannot be read: {error}", path.display()))
+        let why = match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                "there is no such file; check the path, or fetch the files again".to_string()
+            }
+            _ => error.to_string(),
+        };
+        Self::Input(format!("{}: cannot be read: {why}", path.display()))
     }
 
     /// A file of ours that cannot be written; a full disk is a lack of resources.

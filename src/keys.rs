@@ -12,7 +12,8 @@ const MAX_SIZE: u64 = 1 << 24;
 /// Reads a file that should hold one object.
 pub(crate) fn object_file(path: &Path) -> Result<Map<String, Value>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, e))?;
-    serde_json::from_str(&text).map_err(|e| Error::input(format!("{}: {e}", path.display())))
+    serde_json::from_str(&text)
+        .map_err(|e| Error::input(format!("{}: not a JSON object: {e}; fetch the file again", path.display())))
 }
 
 /// An object and where it stands. A value of `null` counts as absent.

@@ -1,60 +1,156 @@
 //! `export`: a PEFT adapter or a merged model.
 
-use super::{
-    args::{ExportArgs, ExportDtype, ExportTo},
-    stdout,
-};
-use crate::{
-    Error, Result,
-    export::{AdapterFolder, merge, source},
-    train::{adapters, base::Base, device, difference},
-    weights::DType,
-};
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+
+use super::args::{ExportArgs, ExportDtype, ExportTo};
+use super::stdout;
+use crate::export::merge::refuse_taken;
+use crate::export::{AdapterFolder, adapter_config, merge};
+use crate::recipe::Recipe;
+use crate::store::Folder;
+use crate::train::adapters;
+use crate::train::base::Base;
+use crate::train::difference::{self, Difference};
+use crate::train::folder::{ADAPTER, RECIPE};
+use crate::weights::DType;
+use crate::{Error, Result};
 
 /// Runs the command.
+///
+/// # Errors
+/// [`Error::Recipe`] where OUT exists, [`Error::Input`] where the adapter is broken or does not fit its base.
 pub fn run(args: ExportArgs) -> Result<()> {
+    refuse_taken(&args.out)?;
+    let source = adapter_of(&args.source)?;
+    let mut adapter = AdapterFolder::read(&source)?;
+    let mut revision = adapter.config.revision.clone();
+    if let Some(base) = args.base {
+        adapter.config.base_model_name_or_path = Some(base);
+        revision = None;
+    }
+    let recipe = recipe_of(&source)?;
     match args.to {
         ExportTo::Peft => {
-            source::to_peft(&args.source, &args.out, args.base.as_deref())?;
+            to_peft(&adapter, recipe.as_ref(), &args.out)?;
             stdout::line(format!("PEFT adapter in {}", args.out.display()))
         }
-        ExportTo::Merged => merged(&args),
+        ExportTo::Merged => {
+            let base = adapter.config.base_model_name_or_path.as_deref().ok_or_else(|| {
+                Error::recipe(format!("{}: the adapter does not name its base; add --base MODEL", source.display()))
+            })?;
+            let base = Base::open(base, revision.as_deref().unwrap_or("main"), &Device::Cpu)?;
+            merge(&base.folder, &adapter, &args.out, args.dtype.map(dtype))?;
+            stdout::line(format!("Merged model in {}", args.out.display()))?;
+            report_difference(&base, &adapter, &args.out, recipe.as_ref())
+        }
     }
 }
 
-/// Merges, then opens what was written and says how far it is from base and adapter.
-fn merged(args: &ExportArgs) -> Result<()> {
-    let path = source::adapter_of(&args.source)?;
-    let folder = AdapterFolder::read(&path)?;
-    let named = args.base.clone().or_else(|| folder.config.base_model_name_or_path.clone());
-    let name = named.ok_or_else(|| Error::recipe(format!("{}: names no base; add --base MODEL", path.display())))?;
-    let revision = folder.config.revision.as_deref().unwrap_or("main");
-    let device = device::choose("cpu")?;
-    let base = Base::open(&name, revision, &device)?;
-    merge(&base.folder, &folder, &args.out, args.dtype.map(DType::from))?;
-
-    let adapter = adapters::from_folder(&folder, &base)?;
-    let written = Base::open(&args.out.display().to_string(), "main", &device)?;
-    let prompts = source::recipe_of(&path).map(|recipe| recipe.samples.prompts).unwrap_or_default();
-    let mut prompts = prompts.iter().map(|prompt| base.tokenizer.encode(prompt, true)).collect::<Result<Vec<_>>>()?;
+/// Opens the merged model and says how far it is from base and adapter, on what the adapter writes to the recipe's
+/// prompts, or to nothing.
+fn report_difference(base: &Base, adapter: &AdapterFolder, out: &Path, recipe: Option<&Recipe>) -> Result<()> {
+    let merged = Base::open(&out.display().to_string(), "main", &Device::Cpu)?;
+    let texts = recipe.map_or(&[][..], |recipe| &recipe.samples.prompts);
+    let mut prompts = texts.iter().map(|text| base.tokenizer.encode(text, true)).collect::<Result<Vec<_>>>()?;
     prompts.retain(|prompt| !prompt.is_empty());
     if prompts.is_empty() {
         prompts.push(vec![base.tokenizer.eos_id()]);
     }
-    let difference::Difference { tokens, max, mean } = difference::measure(&base, &adapter, &written, &prompts)?;
+    let adapter = adapters::from_folder(adapter, base)?;
+    let Difference { tokens, max, mean } = difference::measure(base, &adapter, &merged, &prompts)?;
     stdout::line(format!(
-        "Merged model in {}\nLog-probs of {tokens} tokens that the adapter wrote: merged and adapter differ by {mean:.1e} on \
-         average, {max:.1e} at most.",
-        args.out.display()
+        "Log-probs of {tokens} tokens that the adapter wrote: merged and adapter differ by {mean:.1e} on average, \
+         {max:.1e} at most."
     ))
 }
 
-impl From<ExportDtype> for DType {
-    fn from(dtype: ExportDtype) -> Self {
-        match dtype {
-            ExportDtype::Bf16 => Self::BF16,
-            ExportDtype::F16 => Self::F16,
-            ExportDtype::F32 => Self::F32,
-        }
+/// The adapter that `source` means: its own folder, or a finished run's.
+///
+/// # Errors
+/// [`Error::Input`] where it is neither, with what to name instead.
+fn adapter_of(source: &Path) -> Result<PathBuf> {
+    if source.join(adapter_config::FILE).exists() {
+        return Ok(source.to_path_buf());
+    }
+    let last = source.join(ADAPTER);
+    if last.join(adapter_config::FILE).exists() {
+        return Ok(last);
+    }
+    let shown = source.display();
+    Err(Error::input(if !source.is_dir() {
+        format!("{shown}: there is no such folder")
+    } else if source.join(RECIPE).exists() {
+        format!("{shown}: this run has not ended; resume it, or name one of its checkpoint-STEP folders")
+    } else {
+        format!("{shown}: neither a run's folder nor an adapter's ({} is missing)", adapter_config::FILE)
+    }))
+}
+
+/// The recipe that an adapter was trained by, where it still lies in its run's folder.
+fn recipe_of(adapter: &Path) -> Result<Option<Recipe>> {
+    let run = adapter.parent().filter(|run| run.join(RECIPE).exists());
+    run.map(|run| Recipe::load_run(run, &[])).transpose()
+}
+
+/// Writes the adapter with a model card that tells of its recipe.
+fn to_peft(adapter: &AdapterFolder, recipe: Option<&Recipe>, out: &Path) -> Result<()> {
+    let folder = Folder::create_atomic(out)?;
+    adapter.write(folder.path(), recipe)?;
+    folder.finish()
+}
+
+fn dtype(name: ExportDtype) -> DType {
+    match name {
+        ExportDtype::Bf16 => DType::BF16,
+        ExportDtype::F16 => DType::F16,
+        ExportDtype::F32 => DType::F32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::{AdapterConfig, AdapterMatrix};
+    use std::fs;
+
+    const CONFIG: &str = r#"{"peft_type":"LORA","r":1,"lora_alpha":1,"target_modules":["x"]}"#;
+
+    fn adapter_in(folder: &Path) {
+        fs::create_dir_all(folder).unwrap();
+        fs::write(folder.join(adapter_config::FILE), CONFIG).unwrap();
+        let matrix = AdapterMatrix { module: "x".into(), a: vec![1.0], b: vec![2.0], r: 1, input: 1, output: 1 };
+        let adapter = AdapterFolder { config: AdapterConfig::read(folder).unwrap(), matrices: vec![matrix] };
+        adapter.write(folder, None).unwrap();
+    }
+
+    #[test]
+    fn a_run_means_its_last_adapter() {
+        let run = tempfile::tempdir().unwrap();
+        let said = |path: &Path| adapter_of(path).unwrap_err().to_string();
+        assert!(said(run.path()).contains("neither a run's folder nor an adapter's"));
+        assert!(said(&run.path().join("none")).contains("no such folder"));
+        fs::write(run.path().join("recipe.toml"), "").unwrap();
+        assert!(said(run.path()).contains("has not ended"));
+        adapter_in(&run.path().join("adapter"));
+        assert_eq!(adapter_of(run.path()).unwrap(), run.path().join("adapter"));
+        assert_eq!(adapter_of(&run.path().join("adapter")).unwrap(), run.path().join("adapter"));
+    }
+
+    #[test]
+    fn an_adapter_is_written_once_and_under_the_base_that_is_named() {
+        let place = tempfile::tempdir().unwrap();
+        let (source, out) = (place.path().join("source"), place.path().join("out"));
+        adapter_in(&source);
+        let export = || {
+            let (source, out, base) = (source.clone(), out.clone(), Some("owner/name".into()));
+            run(ExportArgs { source, to: ExportTo::Peft, out, base, dtype: None })
+        };
+        export().unwrap();
+        let read = AdapterFolder::read(&out).unwrap();
+        assert_eq!(read.config.base_model_name_or_path.as_deref(), Some("owner/name"));
+        assert_eq!(read.matrices, AdapterFolder::read(&source).unwrap().matrices);
+        assert_eq!(export().unwrap_err().exit_code(), 2);
     }
 }

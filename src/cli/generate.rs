@@ -11,7 +11,7 @@ use crate::{
     engine::generate::{Sampling, generate},
     export::AdapterFolder,
     model::linear::Through,
-    train::{adapters, base::Base, device},
+    train::{adapters, base::Base, device, samples::AT_ONCE},
 };
 
 /// One sample, as `--json` prints it.
@@ -40,20 +40,23 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     };
     for (number, prompt) in prompts.iter().enumerate() {
         let ids = ids(&base, prompt, args.chat)?;
+        base.check_room(ids.len(), args.max_new_tokens)?;
         for (model, through) in &models {
-            let sampling = Sampling {
-                per_prompt: args.count,
-                max_new_tokens: args.max_new_tokens,
-                temperature: args.temperature,
-                seed: args.seed.wrapping_add(number as u64),
-                stop: base.tokenizer.stop_ids().to_vec(),
-            };
-            for answer in generate(&base.model, &[&ids], *through, &sampling)? {
-                let text = base.tokenizer.decode(&answer, true)?;
-                match args.json {
-                    true => stdout::json(&Written { prompt, model, text })?,
-                    false if args.compare => stdout::line(format!("[{model}] {prompt}{text}\n"))?,
-                    false => stdout::line(format!("{prompt}{text}\n"))?,
+            for first in (0..args.count).step_by(AT_ONCE) {
+                let sampling = Sampling {
+                    per_prompt: AT_ONCE.min(args.count - first),
+                    max_new_tokens: args.max_new_tokens,
+                    temperature: args.temperature,
+                    seed: args.seed.wrapping_add(number.wrapping_mul(args.count).wrapping_add(first) as u64),
+                    stop: base.tokenizer.stop_ids().to_vec(),
+                };
+                for answer in generate(&base.model, &[&ids], *through, &sampling)? {
+                    let text = base.tokenizer.decode(&answer, true)?;
+                    match args.json {
+                        true => stdout::json(&Written { prompt, model, text })?,
+                        false if args.compare => stdout::line(format!("[{model}] {prompt}{text}\n"))?,
+                        false => stdout::line(format!("{prompt}{text}\n"))?,
+                    }
                 }
             }
         }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::args::InspectArgs;
 use super::stdout;
 use crate::export::targets::last_part;
 use crate::export::{AdapterFolder, adapter_config};
@@ -15,12 +16,10 @@ use crate::recipe::Recipe;
 use crate::report::units;
 use crate::store::{self, MANIFEST};
 use crate::train::checkpoint;
+use crate::train::folder::{ADAPTER, METRICS, RECIPE};
 use crate::weights::ModelFolder;
 use crate::weights::safetensors::Stored;
 use crate::{Error, Result};
-
-const RECIPE: &str = "recipe.toml";
-const METRICS: &str = "metrics.jsonl";
 
 /// What is told of a metrics row, by the end of its name.
 const TOLD: [&str; 6] = ["step", "epoch", "loss", "rewards/accuracies", "rewards/margins", "learning_rate"];
@@ -32,9 +31,9 @@ type Facts = Map<String, Value>;
 ///
 /// # Errors
 /// [`Error::Input`] where the folder is none of these, or is broken.
-pub fn run(path: &Path, json: bool) -> Result<()> {
-    let facts = describe(path)?;
-    if json { stdout::line(Value::Object(facts).to_string()) } else { stdout::write(text(&facts).as_bytes()) }
+pub fn run(args: InspectArgs) -> Result<()> {
+    let facts = describe(&args.path)?;
+    if args.json { stdout::json(&facts) } else { stdout::write(text(&facts).as_bytes()) }
 }
 
 fn describe(path: &Path) -> Result<Facts> {
@@ -128,11 +127,9 @@ fn checkpoint_folder(path: &Path) -> Result<Facts> {
 }
 
 fn run_folder(path: &Path) -> Result<Facts> {
-    let file = path.join(RECIPE);
-    let text = fs::read_to_string(&file).map_err(|e| Error::reading(&file, e))?;
-    let recipe: Recipe = toml::from_str(&text).map_err(|e| Error::input(format!("{}: {e}", file.display())))?;
+    let recipe = Recipe::load_run(path, &[])?;
     let (last_step, last_eval) = last_rows(&path.join(METRICS))?;
-    let finished = path.join("adapter").join(adapter_config::FILE).exists();
+    let finished = path.join(ADAPTER).join(adapter_config::FILE).exists();
     Ok(facts_of([
         ("base", json!(recipe.model.base)),
         ("r", json!(recipe.adapter.r)),
@@ -185,7 +182,7 @@ fn text(facts: &Facts) -> String {
     let line = |(name, value): (&String, &Value)| {
         let shown = match (name.as_str(), value.as_u64()) {
             ("bytes", Some(bytes)) => units::bytes(bytes),
-            ("parameters", Some(count)) => format!("{:.2} million", count as f64 / 1e6),
+            ("parameters", Some(count @ 1_000_000..)) => format!("{:.2} million", count as f64 / 1e6),
             _ => shown(value),
         };
         format!("{:width$}  {shown}\n", name.replace('_', " "))

@@ -29,7 +29,7 @@ pub fn run(args: Args) -> Result<()> {
             export::run(args)
         }
         Command::Data { command: DataCommand::Check(args) } => data::run(args),
-        Command::Inspect(args) => inspect::run(&args.path, args.json),
+        Command::Inspect(args) => inspect::run(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "dpo-lora", &mut script);

@@ -1,8 +1,10 @@
 //! The model's tokenizer: `tokenizer.json`, set up as transformers 5 sets it up.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, UnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use sha2::{Digest, Sha256};
 use tokenizers::{AddedToken, Tokenizer as Backend};
@@ -46,7 +48,7 @@ impl Tokenizer {
         };
         // The library indexes a post-processor's tokens unchecked: a file that lies about them panics at its first
         // text, so a first text is tried here.
-        let opened = catch_unwind(AssertUnwindSafe(|| {
+        let opened = quietly(AssertUnwindSafe(|| {
             let mut backend = Backend::from_bytes(&bytes)?;
             prepare(&mut backend, &config)?;
             let empty = backend.encode_fast("", true)?;
@@ -159,6 +161,28 @@ impl Tokenizer {
     fn failed(&self, error: &tokenizers::Error) -> Error {
         Error::input(format!("{}: the tokenizer failed: {error}", self.file.display()))
     }
+}
+
+thread_local! {
+    /// Whether a panic of this thread is expected, and its message for nobody.
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// `catch_unwind` without the panic's message on stderr.
+fn quietly<T>(work: impl FnOnce() -> T + UnwindSafe) -> std::thread::Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let loud = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                loud(panic);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let outcome = catch_unwind(work);
+    QUIET.set(false);
+    outcome
 }
 
 /// Sets the library's tokenizer up as transformers' `TokenizersBackend` does.

@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 
 use super::pack::{Tree, pack};
 use crate::{
-    Result,
+    Error, Result,
     kernels::{
         attention::{Span, attention},
         norm::rms_norm,
@@ -74,7 +74,14 @@ pub fn generate(model: &Decoder, prompts: &[&[u32]], through: Through, sampling:
 
 /// Logits of each row of `hidden[rows, hidden]`.
 fn logits(model: &Decoder, hidden: &Tensor) -> Result<Vec<Vec<f32>>> {
-    Ok(model.head.apply(&rms_norm(hidden, &model.norm, model.eps)?)?.to_vec2()?)
+    let logits: Vec<Vec<f32>> = model.head.apply(&rms_norm(hidden, &model.norm, model.eps)?)?.to_vec2()?;
+    if logits.iter().flatten().any(|logit| logit.is_nan()) {
+        return Err(Error::input(
+            "the model's logits are not finite: the weights of the base or of the adapter hold a NaN or overflow; fetch \
+             the files again or use others",
+        ));
+    }
+    Ok(logits)
 }
 
 impl Growing {

@@ -11,7 +11,6 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::peft::{AdapterFolder, AdapterMatrix};
-use super::source::refuse_taken;
 use crate::keys::object_file;
 use crate::model::Config;
 use crate::model::family::Family;
@@ -58,6 +57,14 @@ pub fn linear_modules(base: &ModelFolder, family: &Family) -> Vec<(String, usize
         _ => None,
     };
     base.names().filter_map(linear).collect()
+}
+
+/// An export replaces nothing.
+pub(crate) fn refuse_taken(out: &Path) -> Result<()> {
+    match out.exists() {
+        true => Err(Error::recipe(format!("{}: it exists already; name a folder that does not", out.display()))),
+        false => Ok(()),
+    }
 }
 
 fn merge_in_shards(

@@ -1,14 +1,12 @@
 //! How a trained adapter leaves: PEFT folders and merged weights.
 //!
 //! [`adapter_config`] is PEFT's `adapter_config.json`, [`targets`] its way of naming layers, [`peft`] the folder with
-//! the matrices, [`card`] the README in it, [`merge`] a model folder with the adapter folded in, [`source`] what an
-//! export starts from.
+//! the matrices, [`card`] the README in it, [`merge`] a model folder with the adapter folded in.
 
 pub mod adapter_config;
 pub mod card;
 pub mod merge;
 pub mod peft;
-pub mod source;
 pub mod targets;
 
 pub use adapter_config::AdapterConfig;

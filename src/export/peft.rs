@@ -114,7 +114,7 @@ impl AdapterFolder {
     pub fn check_fits(&self, modules: &[(String, usize, usize)]) -> Result<()> {
         let another = |reason: String| {
             let of = self.config.base_model_name_or_path.as_deref().unwrap_or("unnamed");
-            Error::input(format!("the adapter was made for another base ({of}): {reason}"))
+            Error::input(format!("the adapter was made for another base ({of}): {reason}; use it with its own base"))
         };
         let shapes: BTreeMap<&str, (usize, usize)> = modules.iter().map(|(m, i, o)| (m.as_str(), (*i, *o))).collect();
         for matrix in &self.matrices {
@@ -180,7 +180,7 @@ fn read_matrices(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<A
         let mut values = vec![0.0; bytes.len() / dtype.size()];
         dtype.decode(bytes, &mut values);
         if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
-            return Err(bad(format!("tensor {name:?} is empty or not finite")));
+            return Err(bad(format!("tensor {name:?} is empty or not finite; use an earlier checkpoint of it")));
         }
         Ok(([*rows, *columns], values))
     };
@@ -191,7 +191,9 @@ fn read_matrices(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<A
         let rank = config.rank_of(module)?;
         if (r, columns) != (rank, rank) {
             let shapes = format!("A is [{r}, {input}] and B is [{output}, {columns}]");
-            return Err(bad(format!("{module:?}: {shapes}, but the config says rank {rank}")));
+            return Err(bad(format!(
+                "{module:?}: {shapes}, but the config says rank {rank}; fetch both files of one adapter"
+            )));
         }
         matrices.push(AdapterMatrix { module: module.to_string(), a, b, r, input, output });
     }
@@ -211,7 +213,6 @@ fn by_layer(x: &str, y: &str) -> Ordering {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
 
     const CONFIG: &str = r#"{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":"all-linear",
         "base_model_name_or_path":"owner/base"}"#;
@@ -319,15 +320,5 @@ mod tests {
         let more = shapes(&[both[0], both[1], "model.layers.11.mlp.up_proj"]);
         assert!(said(more).contains("mean \"model.layers.11.mlp.up_proj\", for which it has no"));
         adapter.check_fits(&shapes(&[both[0], both[1], "lm_head"])).unwrap();
-    }
-
-    #[test]
-    fn the_golden_adapter_reads() {
-        let Some(golden) = std::env::var_os("DPO_LORA_GOLDEN").map(PathBuf::from) else { return };
-        let adapter = AdapterFolder::read(&golden.join("init_adapter")).unwrap();
-        assert_eq!(adapter.matrices.len(), 210);
-        assert_eq!(adapter.matrices[0].module, "model.layers.0.mlp.down_proj");
-        assert_eq!(adapter.matrices[209].module, "model.layers.29.self_attn.v_proj");
-        assert_eq!(adapter.config.scale_of("model.layers.0.mlp.down_proj").unwrap(), 2.0);
     }
 }

@@ -96,7 +96,7 @@ impl Hub {
         };
         if let (Some(snapshot), true, true) = (&cached, missing.is_empty(), is_commit(revision)) {
             let is_settled = |f: &&str| snapshot.join(f).exists() || cache.is_known_absent(revision, f);
-            if model_files::OPTIONAL.iter().all(|f| is_settled(f)) {
+            if model_files::OPTIONAL.iter().all(is_settled) {
                 return Ok(snapshot.clone());
             }
         }

@@ -59,16 +59,20 @@ pub fn from_folder(folder: &AdapterFolder, base: &Base) -> Result<Adapter> {
 pub fn on_model(folder: &AdapterFolder, model: &Decoder) -> Result<Adapter> {
     let linears = model.linear_shapes();
     folder.check_fits(&linears)?;
-    let shape = |matrix: &AdapterMatrix| {
+    let mut placed = Vec::with_capacity(folder.matrices.len());
+    for matrix in &folder.matrices {
         let linear = linears.iter().position(|(module, ..)| *module == matrix.module).ok_or_else(|| {
             Error::input(format!("the adapter has matrices for {:?}, which the base does not have", matrix.module))
         })?;
         let (module, scale) = (matrix.module.clone(), folder.config.scale_of(&matrix.module)?);
-        Ok(Shape { module, linear, r: matrix.r, scale, inputs: matrix.input, outputs: matrix.output })
-    };
-    let shapes = folder.matrices.iter().map(shape).collect::<Result<_>>()?;
+        let shape = Shape { module, linear, r: matrix.r, scale, inputs: matrix.input, outputs: matrix.output };
+        placed.push((shape, matrix));
+    }
+    // The order of a fresh adapter: its values and an optimizer's moments lie side by side whatever file they come from.
+    placed.sort_by_key(|(shape, _)| shape.linear);
+    let (shapes, matrices): (Vec<_>, Vec<_>) = placed.into_iter().unzip();
     let adapter = Adapter::zeros(shapes, linears.len(), &model.device)?;
-    adapter.set(folder.matrices.iter().flat_map(|matrix| matrix.a.iter().chain(&matrix.b)).copied().collect())?;
+    adapter.set(matrices.iter().flat_map(|matrix| matrix.a.iter().chain(&matrix.b)).copied().collect())?;
     Ok(adapter)
 }
 

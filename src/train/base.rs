@@ -64,6 +64,22 @@ impl Base {
         }
     }
 
+    /// Refuses to write past the positions that the model knows; with it, what a sample can take of memory is bounded.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] with the number of new tokens that is possible.
+    pub fn check_room(&self, prompt_tokens: usize, max_new_tokens: usize) -> Result<()> {
+        let positions = self.config.max_position_embeddings;
+        match prompt_tokens.saturating_add(max_new_tokens) <= positions {
+            true => Ok(()),
+            false => Err(Error::recipe(format!(
+                "max_new_tokens is {max_new_tokens}, but after a prompt of {prompt_tokens} tokens this model has {} of its \
+                 {positions} positions left; set it to that or less",
+                positions.saturating_sub(prompt_tokens)
+            ))),
+        }
+    }
+
     /// The linear layers that can be adapted, as `(module, inputs, outputs)`.
     pub fn linears(&self) -> Vec<(String, usize, usize)> {
         self.model.linear_shapes()

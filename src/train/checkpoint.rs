@@ -47,6 +47,8 @@ pub struct MadeOf {
     pub data: String,
     /// Of the base's weights and configuration.
     pub base: String,
+    /// Of the adapter that the run starts from.
+    pub start: String,
 }
 
 impl State {
@@ -56,6 +58,7 @@ impl State {
             ("recipe", &self.made_of.recipe, &now.recipe),
             ("set of training rows", &self.made_of.data, &now.data),
             ("base model", &self.made_of.base, &now.base),
+            ("start adapter", &self.made_of.start, &now.start),
         ];
         match parts.into_iter().find(|(_, then, now)| then != now) {
             None => Ok(()),
@@ -91,7 +94,7 @@ pub fn open(folder: &Path) -> Result<State> {
 }
 
 /// The run's newest whole checkpoint; none where there is none. What a dead process left half-written is removed; a
-/// damaged checkpoint is passed over and stays for a person to look at.
+/// damaged checkpoint is passed over.
 pub fn latest(run: &Path) -> Result<Option<PathBuf>> {
     let found = list(run)?;
     for leftover in found.leftovers {
@@ -102,14 +105,19 @@ pub fn latest(run: &Path) -> Result<Option<PathBuf>> {
 
 /// Removes all but the newest `keep` checkpoints.
 pub fn prune(run: &Path, keep: usize) -> Result<()> {
-    for (_, path) in list(run)?.checkpoints.into_iter().skip(keep) {
-        // Renamed first: removal is not atomic, and half a checkpoint must not look like one.
-        let doomed = run.join(format!(".{}.replaced", path.file_name().unwrap_or_default().to_string_lossy()));
-        fs::rename(&path, &doomed)
-            .and_then(|()| fs::remove_dir_all(&doomed))
-            .map_err(|error| Error::writing(&path, error))?;
-    }
-    Ok(())
+    list(run)?.checkpoints.iter().skip(keep).try_for_each(|(_, path)| remove(path))
+}
+
+/// Removes the checkpoints of steps after `step`: a run that goes on from there takes them again, and would else find
+/// them as its newest.
+pub fn rewind(run: &Path, step: u64) -> Result<()> {
+    list(run)?.checkpoints.iter().filter(|(later, _)| *later > step).try_for_each(|(_, path)| remove(path))
+}
+
+/// Renames first: removal is not atomic, and half a checkpoint must not look like one.
+fn remove(path: &Path) -> Result<()> {
+    let doomed = path.with_file_name(format!(".{}.replaced", path.file_name().unwrap_or_default().to_string_lossy()));
+    fs::rename(path, &doomed).and_then(|()| fs::remove_dir_all(&doomed)).map_err(|error| Error::writing(path, error))
 }
 
 struct Found {
@@ -147,7 +155,7 @@ mod tests {
     use super::*;
 
     fn state(step: u64) -> State {
-        let made_of = MadeOf { recipe: "r".into(), data: "d".into(), base: "b".into() };
+        let made_of = MadeOf { recipe: "r".into(), data: "d".into(), base: "b".into(), start: "s".into() };
         State { step, epoch: 1, row: 4, num_tokens: 900, metrics_bytes: 1234, made_of }
     }
 
@@ -209,6 +217,8 @@ mod tests {
         }
         prune(run.path(), 2)?;
         assert_eq!(names(run.path()), ["adapter", "checkpoint-100", "checkpoint-20"]);
+        rewind(run.path(), 20)?;
+        assert_eq!(names(run.path()), ["adapter", "checkpoint-20"]);
         Ok(())
     }
 

@@ -43,6 +43,7 @@ pub fn begin(path: &Path) -> Result<Option<PathBuf>> {
 }
 
 fn is_empty(path: &Path) -> Result<bool> {
-    let mut entries = fs::read_dir(path).map_err(|error| Error::recipe(format!("run.output: {}: {error}", path.display())))?;
+    let mut entries =
+        fs::read_dir(path).map_err(|error| Error::recipe(format!("run.output: {}: {error}", path.display())))?;
     Ok(entries.next().is_none())
 }

@@ -39,7 +39,11 @@ impl Run<'_> {
         let rows = metrics_file::read_rows(&output.join(folder::METRICS))?;
         let note = match drawn.as_ref().and_then(|drawn| drawn.positive) {
             Some([before, after]) => {
-                format!("Positive: {:.1} % of the base's samples, {:.1} % of the tuned model's.", 100.0 * before, 100.0 * after)
+                format!(
+                    "Positive: {:.1} % of the base's samples, {:.1} % of the tuned model's.",
+                    100.0 * before,
+                    100.0 * after
+                )
             }
             None => String::new(),
         };
@@ -63,7 +67,11 @@ impl Run<'_> {
             before,
             after,
             samples: drawn.as_ref().map(Drawn::figures),
-            files: vec![made("adapter", &adapter), made("metrics", &output.join(folder::METRICS)), made("report", &report)],
+            files: vec![
+                made("adapter", &adapter),
+                made("metrics", &output.join(folder::METRICS)),
+                made("report", &report),
+            ],
             next: format!("dpo-lora export {0} --to merged {0}/merged", output.display()),
         })
     }

@@ -73,7 +73,8 @@ pub fn gradient(
         let through = Through { adapter: Some(adapter), dropout };
         let (scores, saved) = forward_saving(model, &packed, through)?;
         let mut d_logps = vec![0f32; packed.rows.len()];
-        for (i, (scored, (pair, reference))) in read(&packed, &scores).zip(micro.iter().zip(&mut reference)).enumerate() {
+        for (i, (scored, (pair, reference))) in read(&packed, &scores).zip(micro.iter().zip(&mut reference)).enumerate()
+        {
             let slopes = measure(pair, &scored, *reference, objective, metrics)?;
             for (answer, slope) in slopes.into_iter().enumerate() {
                 d_logps[packed.answers[2 * i + answer].clone()].fill((slope / pairs.len() as f64) as f32);
@@ -102,8 +103,8 @@ pub fn measure(
     if !grad.loss.is_finite() {
         let (file, line) = pair.origin;
         return Err(Error::run(format!(
-            "the loss of row {line} of file {} is not finite (log-probs {logps:?}); lower train.learning_rate, or look \
-             at the row",
+            "the loss of row {line} of file {} is not finite (log-probs {chosen:e} and {rejected:e}, the reference's \
+             {ref_chosen:e} and {ref_rejected:e}); lower train.learning_rate, or look at the row",
             file + 1
         )));
     }

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::pairs::{Poll, measure, score};
 use crate::{
-    Result,
+    Error, Result,
     data::TokenizedPair,
     model::{decoder::Decoder, linear::Through, lora::Adapter},
     objective::{
@@ -51,11 +51,22 @@ impl Reference {
         let known = |cache: &ReferenceCache, pair: &TokenizedPair| cache.get(&row_hash(pair));
         let mut sums: Vec<_> =
             pairs.iter().map(|pair| self.cache.as_ref().and_then(|cache| known(cache, pair))).collect();
-        let missing: Vec<_> = pairs.iter().zip(&sums).filter(|(_, sums)| sums.is_none()).map(|(pair, _)| *pair).collect();
+        let missing: Vec<_> =
+            pairs.iter().zip(&sums).filter(|(_, sums)| sums.is_none()).map(|(pair, _)| *pair).collect();
         let through = Through { adapter: self.adapter.as_ref(), dropout: None };
         let mut computed = score(model, &missing, through, poll)?.into_iter();
         for (pair, sums) in pairs.iter().zip(&mut sums) {
-            if let (None, Some(scored)) = (&sums, computed.next()) {
+            if sums.is_none()
+                && let Some(scored) = computed.next()
+            {
+                if !scored.sums.iter().all(|sum| sum.is_finite()) {
+                    let (file, line) = pair.origin;
+                    return Err(Error::input(format!(
+                        "the reference's log-probs of row {line} of file {} are not finite: the weights of the base or \
+                         of the start adapter hold a NaN or overflow; fetch the files again or use another model",
+                        file + 1
+                    )));
+                }
                 *sums = Some(scored.sums);
                 if let Some(cache) = &mut self.cache {
                     cache.put(row_hash(pair), scored.sums)?;

@@ -1,6 +1,10 @@
 //! A run from its recipe to its last step. [`Run::train`] reads in the order it happens.
 
-use std::{fs, path::PathBuf, time::{Duration, Instant}};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use super::{
     adapters,
@@ -10,6 +14,7 @@ use super::{
     pairs::{self, StepDropout},
     reference::Reference,
     rows::Rows,
+    samples,
     signals::Signals,
 };
 use crate::{
@@ -17,7 +22,10 @@ use crate::{
     data::{TokenizedPair, order},
     export::{AdapterConfig, AdapterFolder},
     model::{linear::Through, lora::Adapter},
-    objective::{Means, Metrics, rows::{EvalRow, TrainRow}},
+    objective::{
+        Means, Metrics,
+        rows::{EvalRow, TrainRow},
+    },
     optim::{Optimizer, clip_scale, global_norm, rate},
     random::Stream,
     recipe::{self, Recipe},
@@ -79,6 +87,7 @@ impl<'a> Run<'a> {
         let (progress, memory) = (Progress::stderr(), MemoryMeter::start());
         device::use_threads(recipe.run.threads)?;
         let base = Base::open(&recipe.model.base, &recipe.model.revision, &device::choose(&recipe.run.device)?)?;
+        samples::check(&base, &recipe.samples)?;
         let rows = Rows::load(recipe, &base)?;
         progress.note(&format!("train rows: {}", rows.reports.0.summary()));
         if let Some(report) = &rows.reports.1 {
@@ -87,8 +96,8 @@ impl<'a> Run<'a> {
         // until here Ctrl-C ends the process as ever: there is nothing to save while files are fetched and read
         let signals = Signals::install()?;
         let fingerprint = base.folder.fingerprint()?;
-        let made_of = identity::made_of(recipe, &rows.train, &fingerprint)?;
         let (config, adapter) = adapters::start(recipe, &base)?;
+        let made_of = identity::made_of(recipe, &rows.train, &fingerprint, &adapter.values.to_vec1()?)?;
         let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
         let held_to = match (recipe.objective.reference, &recipe.adapter.start_from) {
             (recipe::Reference::Start, Some(_)) => Some(adapters::start(recipe, &base)?.1),
@@ -101,10 +110,17 @@ impl<'a> Run<'a> {
                 let state = checkpoint::open(&path)?;
                 state.check(&made_of, &path)?;
                 let saved = adapters::from_folder(&AdapterFolder::read(&path)?, &base)?;
+                if saved.shapes != adapter.shapes {
+                    return Err(Error::input(format!(
+                        "{}: its adapter has other matrices than this run",
+                        path.display()
+                    )));
+                }
                 adapter.values.slice_set(&saved.values, 0, 0)?;
                 optimizer.load(&path.join(checkpoint::OPTIMIZER))?;
                 progress.note(&format!("going on from {} after step {}", path.display(), state.step));
                 let metrics = MetricsFile::resume(&output.join(folder::METRICS), state.metrics_bytes)?;
+                checkpoint::rewind(output, state.step)?;
                 (metrics, state.step as usize, state.num_tokens)
             }
             None => {
@@ -120,8 +136,21 @@ impl<'a> Run<'a> {
         if recipe.memory.reference_cache {
             reference = reference.cached(&output.join(folder::REFERENCE), &fingerprint)?;
         }
-        let run =
-            Self { recipe, base, rows, config, adapter, reference, optimizer, metrics, made_of, num_tokens, progress, signals, memory };
+        let run = Self {
+            recipe,
+            base,
+            rows,
+            config,
+            adapter,
+            reference,
+            optimizer,
+            metrics,
+            made_of,
+            num_tokens,
+            progress,
+            signals,
+            memory,
+        };
         Ok((run, first))
     }
 
@@ -201,7 +230,8 @@ impl<'a> Run<'a> {
 
     /// At the first step policy and reference are one model, so a margin that is not 0 is an error of ours.
     fn check_start(&self, step: usize, means: &Means) -> Result<()> {
-        let same = self.recipe.objective.reference == recipe::Reference::Start || self.recipe.adapter.start_from.is_none();
+        let same =
+            self.recipe.objective.reference == recipe::Reference::Start || self.recipe.adapter.start_from.is_none();
         if step > 0 || !same || self.recipe.adapter.lora_dropout > 0.0 || means.margin == 0.0 {
             return Ok(());
         }
@@ -210,6 +240,9 @@ impl<'a> Run<'a> {
 
     /// Logs averages over the held-out pairs, if there are any, after `done` steps.
     fn evaluate(&mut self, done: usize) -> Result<()> {
+        if self.rows.eval.is_empty() {
+            return Ok(());
+        }
         let began = Instant::now();
         let pairs: Vec<&TokenizedPair> = self.rows.eval.iter().collect();
         let poll = || self.signals.stopped();
@@ -271,7 +304,8 @@ impl<'a> Run<'a> {
         }
         match self.save(done) {
             Ok(()) => {
-                self.progress.note(&format!("stopped after step {done}, saved; go on with the same command and --resume"));
+                self.progress
+                    .note(&format!("stopped after step {done}, saved; go on with the same command and --resume"));
                 error
             }
             Err(failed) => failed,

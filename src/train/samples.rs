@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Samples drawn at once: what their keys and values take stays small.
-const AT_ONCE: usize = 64;
+pub const AT_ONCE: usize = 64;
 
 /// Samples of base and tuned model on the same prompts with the same random numbers.
 #[derive(Debug)]
@@ -32,17 +32,38 @@ pub struct Drawn {
     pub kl: f64,
 }
 
+/// Looks at what samples will need, before a run begins: its end is a bad time to learn that labels cannot be read.
+pub fn check(base: &Base, samples: &Samples) -> Result<()> {
+    samples.labels.as_deref().map(Labels::read).transpose()?;
+    for (number, prompt) in samples.prompts.iter().enumerate() {
+        base.check_room(ids(base, number, prompt)?.len(), samples.max_new_tokens)?;
+    }
+    Ok(())
+}
+
+/// The tokens of a prompt, of which there is at least one.
+fn ids(base: &Base, number: usize, prompt: &str) -> Result<Vec<u32>> {
+    let ids = base.tokenizer.encode(prompt, true)?;
+    match ids.is_empty() {
+        true => Err(Error::recipe(format!("samples.prompts: prompt {} has no token", number + 1))),
+        false => Ok(ids),
+    }
+}
+
 /// Draws samples as the recipe says; `shown` hears how many are done.
-pub fn draw(base: &Base, adapter: &Adapter, samples: &Samples, seed: u64, mut shown: impl FnMut(u64) -> Result<()>) -> Result<Drawn> {
+pub fn draw(
+    base: &Base,
+    adapter: &Adapter,
+    samples: &Samples,
+    seed: u64,
+    mut shown: impl FnMut(u64) -> Result<()>,
+) -> Result<Drawn> {
     let labels = samples.labels.as_deref().map(Labels::read).transpose()?;
     let tuned = Through { adapter: Some(adapter), dropout: None };
     let per_prompt = samples.count.div_ceil(samples.prompts.len().max(1));
     let (mut drawn, mut ratios) = (Vec::new(), Vec::new());
     for (number, prompt) in samples.prompts.iter().enumerate() {
-        let ids = base.tokenizer.encode(prompt, true)?;
-        if ids.is_empty() {
-            return Err(Error::recipe(format!("samples.prompts: prompt {} has no token", number + 1)));
-        }
+        let ids = ids(base, number, prompt)?;
         for first in (0..per_prompt).step_by(AT_ONCE) {
             let sampling = Sampling {
                 per_prompt: AT_ONCE.min(per_prompt - first),
@@ -70,7 +91,9 @@ fn log_ratios(base: &Base, prompt: &[u32], answers: &[Vec<u32>], tuned: Through)
     let tree = Tree { prompt, answers: answers.iter().map(Vec::as_slice).collect() };
     let packed = pack(&[tree], &base.model.rotary, &base.model.device)?;
     let (before, after) = (forward(&base.model, &packed, Through::default())?, forward(&base.model, &packed, tuned)?);
-    let ratio = |rows: &std::ops::Range<usize>| rows.clone().map(|i| f64::from(after[i].logp) - f64::from(before[i].logp)).sum();
+    let ratio = |rows: &std::ops::Range<usize>| {
+        rows.clone().map(|i| f64::from(after[i].logp) - f64::from(before[i].logp)).sum()
+    };
     Ok(packed.answers.iter().map(ratio).collect())
 }
 

@@ -90,7 +90,11 @@ impl ModelFolder {
     /// [`Error::Input`] where there is no such tensor or where it is not stored as f32, f16 or bf16.
     pub fn tensor(&self, name: &str) -> Result<MappedTensor> {
         let Some(file) = self.place.get(name).map(|file| &self.files[*file]) else {
-            return Err(Error::input(format!("{}: there is no tensor {name:?}", self.path.display())));
+            return Err(Error::input(format!(
+                "{}: there is no tensor {name:?}, which config.json calls for; fetch the model's files again, all of one \
+                 model",
+                self.path.display()
+            )));
         };
         let entry = &file.entries()[name];
         match entry.dtype {
@@ -172,7 +176,8 @@ struct Index {
 
 /// Opens the shards that the index names and holds each against the index, both ways.
 fn open_shards(folder: &Path, index_path: &Path) -> Result<(Vec<SafetensorsFile>, BTreeMap<String, usize>)> {
-    let bad = |reason: String| Error::input(format!("{}: {reason}", index_path.display()));
+    let bad =
+        |reason: String| Error::input(format!("{}: {reason}; fetch the model's files again", index_path.display()));
     let text = std::fs::read_to_string(index_path).map_err(|e| Error::reading(index_path, e))?;
     let index: Index = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
     let index = index.weight_map.0;
@@ -189,7 +194,7 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<(Vec<SafetensorsFile>
         }
         let path = folder.join(shard);
         if !path.exists() {
-            return Err(bad(format!("the file {shard:?} that it names is missing; download it again")));
+            return Err(bad(format!("the file {shard:?} that it names is missing")));
         }
         let file = SafetensorsFile::open(&path)?;
         for name in file.entries().keys() {

@@ -64,7 +64,7 @@ impl SafetensorsFile {
         // SAFETY: the map is read-only and private to the process's view of the file; the documented demand on the
         // caller is that no other program shortens or rewrites the weights while they are in use.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::reading(path, e))?;
-        let (entries, metadata) = parse(&map).map_err(|reason| bad(path, reason))?;
+        let (entries, metadata) = parse(&map).map_err(|reason| bad(path, format!("{reason}; fetch the file again")))?;
         Ok(Self { path: path.to_path_buf(), map: Arc::new(map), entries, metadata })
     }
 
@@ -323,6 +323,23 @@ mod tests {
         for (header, data, reason) in cases {
             let said = refusal(&header, data);
             assert!(said.contains(reason), "{header}: said {said:?}, not {reason:?}");
+        }
+    }
+
+    #[test]
+    fn no_change_of_a_byte_and_no_cut_panics() {
+        let header = format!(r#"{{"a":{},"b":{}}}"#, tensor("F32", "[1,2]", "[0,8]"), tensor("F16", "[2]", "[8,12]"));
+        let whole = file(&header, 12);
+        parse(&whole).unwrap();
+        for at in 0..whole.len() {
+            assert!(parse(&whole[..at]).is_err(), "cut to {at} bytes");
+            for byte in 0..=u8::MAX {
+                let mut changed = whole.clone();
+                changed[at] = byte;
+                if let Ok((entries, _)) = parse(&changed) {
+                    assert!(entries.values().all(|entry| changed.get(entry.range.clone()).is_some()));
+                }
+            }
         }
     }
 

@@ -1,0 +1,309 @@
+//! A run that was stopped and gone on with is the run that was not: bit for bit, wherever it was stopped.
+#![cfg(unix)]
+
+#[path = "support/tiny.rs"]
+mod tiny;
+
+use std::fs;
+use std::io::Read;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tiny::{Tiny, arguments, rows, stderr};
+
+/// Longest wait for a run to get where a test wants it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Settings under which every run here takes 40 steps of three or two pairs: 23 rows, so that the last batch of an epoch
+/// is smaller, and evaluations that do not fall together with checkpoints.
+const LONG: [&str; 6] = [
+    "train.batch_size=3",
+    "train.epochs=5",
+    "train.save_every=7",
+    "train.eval_every=5",
+    "data.eval=[\"held-out.jsonl\"]",
+    "train.warmup_steps=4",
+];
+
+fn tiny() -> Tiny {
+    let tiny = Tiny::new();
+    tiny.write("rows.jsonl", rows(23));
+    tiny.write("held-out.jsonl", rows(40));
+    tiny
+}
+
+/// A run under way.
+struct Running {
+    child: Child,
+}
+
+impl Running {
+    fn start(tiny: &Tiny, arguments: &[String]) -> Self {
+        let mut command = tiny.command(arguments);
+        Self { child: command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap() }
+    }
+
+    /// Waits until `there` holds, sends the signal, and waits for the end.
+    fn stop(mut self, signal: &str, there: impl Fn() -> bool) -> Output {
+        let began = Instant::now();
+        while !there() {
+            assert!(began.elapsed() < PATIENCE, "the run does not get there");
+            assert_eq!(self.child.try_wait().unwrap(), None, "the run ended before it was stopped");
+            sleep(Duration::from_micros(200));
+        }
+        self.signal(signal);
+        self.child.wait_with_output().unwrap()
+    }
+
+    /// Waits until stderr holds `part`, sends the signal, and waits for the end.
+    fn stop_when_said(mut self, signal: &str, part: &str) -> Output {
+        let mut said = Vec::new();
+        let mut stderr = self.child.stderr.take().unwrap();
+        while !String::from_utf8_lossy(&said).contains(part) {
+            let mut byte = [0];
+            assert_eq!(stderr.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
+            said.push(byte[0]);
+        }
+        self.signal(signal);
+        stderr.read_to_end(&mut said).unwrap();
+        Output { stderr: said, ..self.child.wait_with_output().unwrap() }
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+}
+
+/// Whole lines of the metrics of `runs/NAME`.
+fn lines(tiny: &Tiny, name: &str) -> usize {
+    fs::read(tiny.path(&format!("runs/{name}/metrics.jsonl")))
+        .unwrap_or_default()
+        .iter()
+        .filter(|b| **b == b'\n')
+        .count()
+}
+
+/// The step of the newest checkpoint of `runs/NAME`.
+fn newest(tiny: &Tiny, name: &str) -> u64 {
+    let step = |name: &String| name.strip_prefix("checkpoint-").and_then(|step| step.parse().ok());
+    tiny.names(&format!("runs/{name}")).iter().filter_map(step).max().unwrap_or(0)
+}
+
+/// Runs `runs/NAME` under `set`, stopping it whenever its metrics reach one of `stops` lines; asserts that it ends as
+/// `runs/whole` did, which was never stopped.
+#[track_caller]
+fn stopped_is_whole(tiny: &Tiny, name: &str, set: &[&str], stops: &[(usize, &str, i32)]) {
+    let mut more: &[&str] = &[];
+    for (at, signal, code) in stops {
+        let running = Running::start(tiny, &arguments(name, set, more));
+        let output = running.stop(signal, || lines(tiny, name) >= *at);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(*code), "{said}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+        assert!(
+            said.contains(&format!(
+                "stopped after step {}, saved; go on with the same command and --resume",
+                newest(tiny, name)
+            )),
+            "{said}"
+        );
+        assert!(!tiny.path(&format!("runs/{name}/adapter")).exists());
+        more = &["--resume"];
+    }
+    let step = newest(tiny, name);
+    let output = tiny.run(&arguments(name, set, more));
+    let said = stderr(&output);
+    assert!(output.status.success() && said.contains(&format!("checkpoint-{step} after step {step}")), "{said}");
+    assert_same(tiny, name, "whole");
+}
+
+#[track_caller]
+fn assert_same(tiny: &Tiny, name: &str, whole: &str) {
+    assert_eq!(tiny.timeless_metrics(name), tiny.timeless_metrics(whole));
+    assert_eq!(tiny.adapter(name), tiny.adapter(whole));
+    assert_eq!(tiny.names(&format!("runs/{name}")), tiny.names(&format!("runs/{whole}")));
+    for file in ["optimizer.safetensors", "adapter_model.safetensors"] {
+        let last = newest(tiny, whole);
+        let digest = |run: &str| tiny.digest(&format!("runs/{run}/checkpoint-{last}/{file}"));
+        assert_eq!(digest(name), digest(whole), "{file}");
+    }
+}
+
+#[test]
+fn a_run_stopped_at_any_step_goes_on_as_if_it_had_not_been() {
+    let tiny = tiny();
+    tiny.train("whole", &LONG);
+    assert_eq!(tiny.rows_of("whole", false).len(), 40);
+    // In the first epoch, at an epoch's end (8 steps), beside an evaluation, and three times in one run.
+    stopped_is_whole(&tiny, "early", &LONG, &[(2, "INT", 130)]);
+    stopped_is_whole(&tiny, "late", &LONG, &[(25, "TERM", 143)]);
+    stopped_is_whole(&tiny, "thrice", &LONG, &[(7, "INT", 130), (17, "TERM", 143), (26, "INT", 130)]);
+}
+
+#[test]
+fn dropout_is_replayed() {
+    let tiny = tiny();
+    let set =
+        [&LONG[..], &["adapter.lora_dropout=0.3", "train.optimizer=rmsprop", "train.learning_rate=1e-3"]].concat();
+    tiny.train("whole", &set);
+    stopped_is_whole(&tiny, "stopped", &set, &[(6, "INT", 130), (21, "INT", 130)]);
+}
+
+#[test]
+fn a_run_from_an_adapter_keeps_its_reference() {
+    let tiny = tiny();
+    tiny.train("start", &["train.max_steps=3"]);
+    tiny.write("recipe.toml", tiny::RECIPE.replace("r = 4\nlora_alpha = 8", "start_from = \"runs/start/adapter\""));
+    tiny.train("whole", &LONG);
+    stopped_is_whole(&tiny, "stopped", &LONG, &[(12, "INT", 130)]);
+}
+
+#[test]
+fn a_run_stopped_in_an_evaluation_makes_up_for_it() {
+    let tiny = tiny();
+    tiny.write("held-out.jsonl", rows(600));
+    tiny.train("whole", &LONG);
+    // Line 1 is the first evaluation, line 6 the fifth step's, after which the next takes hundreds of pairs.
+    stopped_is_whole(&tiny, "stopped", &LONG, &[(6, "TERM", 143)]);
+    assert_eq!(tiny.rows_of("stopped", true).len(), 9);
+}
+
+#[test]
+fn a_run_stopped_before_its_first_step_has_nothing_to_go_on_from() {
+    let tiny = tiny();
+    tiny.write("held-out.jsonl", rows(600));
+    let stopped = Running::start(&tiny, &arguments("a", &LONG, &[])).stop_when_said("INT", "evaluation 8/600");
+    assert_eq!(stopped.status.code(), Some(130), "{}", stderr(&stopped));
+    assert_eq!(newest(&tiny, "a"), 0);
+
+    let resumed = tiny.run(&arguments("a", &LONG, &["--resume"]));
+    assert_eq!(resumed.status.code(), Some(2));
+    let said = stderr(&resumed);
+    assert!(said.contains("runs/a holds no whole checkpoint; leave --resume away to start anew"), "{said}");
+    tiny.train("a", &["train.max_steps=1"]);
+}
+
+#[test]
+fn a_run_stopped_while_it_samples_samples_again() {
+    let tiny = tiny();
+    let set = ["samples.prompts=[\"1: what\", \"2: what\"]", "samples.count=400", "samples.max_new_tokens=40"];
+    tiny.train("whole", &set);
+    let stopped = Running::start(&tiny, &arguments("a", &set, &[])).stop_when_said("TERM", "sampling 64/400");
+    assert_eq!(stopped.status.code(), Some(143), "{}", stderr(&stopped));
+    assert!(stderr(&stopped).contains("training is done and saved, --resume does the rest"), "{}", stderr(&stopped));
+    tiny.ok(&arguments("a", &set, &["--resume"]));
+    assert_same(&tiny, "a", "whole");
+    let samples =
+        |run: &str| tiny.read(&format!("runs/{run}/report.html")).split_once("<h2>Samples").unwrap().1.to_string();
+    assert!(samples("a") == samples("whole"));
+}
+
+#[test]
+fn a_checkpoint_of_the_past_can_be_gone_on_from_and_stopped_again() {
+    let tiny = tiny();
+    let set = [&LONG[..], &["train.save_every=5"]].concat();
+    tiny.train("whole", &set);
+    tiny.train("a", &[&set[..], &["train.keep_checkpoints=9"]].concat());
+    let back = arguments("a", &set, &["--resume", "runs/a/checkpoint-10"]);
+    let lines_then = 10 + 3;
+    let output = Running::start(&tiny, &back).stop("INT", || {
+        let lines = lines(&tiny, "a");
+        lines > lines_then && lines < 30
+    });
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    let step = newest(&tiny, "a");
+    assert!(step > 10 && step < 40, "{step}");
+    tiny.ok(&arguments("a", &set, &["--resume"]));
+    assert_same(&tiny, "a", "whole");
+}
+
+/// Every way to make another run of it, the code, and what is named.
+#[test]
+fn another_run_does_not_go_on_from_it() {
+    let tiny = tiny();
+    let first = ["train.max_steps=4", "train.save_every=2"];
+    tiny.train("a", &first);
+    let (adapter, metrics) = (tiny.adapter("a"), tiny.metrics("a"));
+    let refused = |set: &[&str], what: &str| {
+        let output = tiny.run(&arguments("a", set, &["--resume"]));
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{set:?}: {said}");
+        let last = said.lines().last().unwrap();
+        assert!(last.contains("checkpoint-4: made with another ") && last.contains(what), "{set:?}: {said}");
+        assert_eq!((tiny.adapter("a"), tiny.metrics("a")), (adapter.clone(), metrics.clone()));
+    };
+    for set in [
+        "train.learning_rate=1e-3",
+        "train.batch_size=2",
+        "train.seed=1",
+        "train.max_steps=5",
+        "train.optimizer=rmsprop",
+        "objective.beta=0.2",
+        "objective.loss=hinge",
+        "adapter.lora_alpha=4",
+        "adapter.r=2",
+        "adapter.lora_dropout=0.1",
+        "adapter.target_modules=[\"q_proj\"]",
+        "data.shuffle=false",
+    ] {
+        refused(&[&first[..], &[set]].concat(), "another recipe");
+    }
+    refused(&[&first[..], &["data.limit=20"]].concat(), "another set of training rows");
+    refused(&[&first[..], &["data.eval_fraction=0.2"]].concat(), "another set of training rows");
+    tiny.write("rows.jsonl", rows(23).replace("clear", "blue"));
+    refused(&first, "another set of training rows");
+    tiny.write("rows.jsonl", rows(23));
+
+    let weights = tiny.bytes("base/model.safetensors");
+    let mut other = weights.clone();
+    *other.last_mut().unwrap() ^= 1;
+    tiny.write("base/model.safetensors", other);
+    refused(&first, "another base model");
+    tiny.write("base/model.safetensors", weights);
+
+    // As it was, there is nothing left to do, and where it runs and what it shows may change.
+    tiny.ok(&arguments("a", &first, &["--resume", "--set", "run.threads=1", "--set", "samples.prompts=[\"1: what\"]"]));
+    assert_eq!((tiny.adapter("a"), tiny.metrics("a")), (adapter, metrics));
+}
+
+#[test]
+fn another_start_is_another_run() {
+    let tiny = tiny();
+    tiny.train("one", &["train.max_steps=1"]);
+    tiny.train("two", &["train.max_steps=2"]);
+    tiny.write("recipe.toml", tiny::RECIPE.replace("r = 4\nlora_alpha = 8", ""));
+    let set = |start: &str| [format!("adapter.start_from=runs/{start}/adapter"), "train.max_steps=3".into()];
+    let run = |start: &str, more: &[&str]| {
+        let set = set(start);
+        tiny.run(&arguments("a", &[&set[0], &set[1]], more))
+    };
+    assert!(run("one", &[]).status.success());
+    let output = run("two", &["--resume"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("made with another start adapter"), "{}", stderr(&output));
+    // The same adapter in another place is the same start.
+    fs::rename(tiny.path("runs/one"), tiny.path("runs/first")).unwrap();
+    assert!(run("first", &["--resume"]).status.success());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_or_named() {
+    let tiny = tiny();
+    let set = ["train.max_steps=6", "train.save_every=2", "train.keep_checkpoints=9"];
+    tiny.train("whole", &set);
+    tiny.train("a", &set);
+    fs::remove_dir_all(tiny.path("runs/a/adapter")).unwrap();
+    let weights = "runs/a/checkpoint-6/adapter_model.safetensors";
+    let bytes = tiny.bytes(weights);
+    tiny.write(weights, &bytes[..bytes.len() - 1]);
+
+    let output = tiny.run(&arguments("a", &set, &["--resume", "runs/a/checkpoint-6"]));
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("checkpoint-6/adapter_model.safetensors: it is not what"), "{}", stderr(&output));
+
+    let output = tiny.run(&arguments("a", &set, &["--resume"]));
+    assert!(stderr(&output).contains("going on from runs/a/checkpoint-4 after step 4"), "{}", stderr(&output));
+    assert_same(&tiny, "a", "whole");
+}

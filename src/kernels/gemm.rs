@@ -287,17 +287,30 @@ mod tests {
         assert_eq!(c, ct);
     }
 
+    /// Packs slowly now and then, so that threads wait for one another.
+    struct Slow<'a>(Dense<'a>);
+
+    impl Rhs for Slow<'_> {
+        fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]) {
+            if n.start > 0 {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            self.0.pack(k, n, nr, out);
+        }
+    }
+
     #[test]
-    fn products_may_run_within_the_tasks_of_one_pool() {
-        let [m, n, k] = [64, 300, 520];
+    fn a_thread_that_waits_within_a_product_may_begin_another() {
+        let [m, n, k] = [64, 64, SERIAL / 64 / 64];
         let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
         let product = |_| {
             let mut c = vec![0f32; m * n];
-            let (lhs, rhs) = (Lhs { data: &a, row: k, col: 1 }, Dense { data: &b, row: n, col: 1 });
+            let (lhs, rhs) = (Lhs { data: &a, row: k, col: 1 }, Slow(Dense { data: &b, row: n, col: 1 }));
             gemm([m, n, k], 1.0, lhs, &rhs, Out { data: &mut c, ld: n, add: false }, Threads::All);
             c
         };
-        let all: Vec<_> = (0..16).into_par_iter().map(product).collect();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        let all: Vec<_> = pool.install(|| (0..50).into_par_iter().map(product).collect());
         assert!(all.iter().all(|c| *c == all[0]));
     }
 

@@ -82,7 +82,8 @@ fn peft_and_transformers_read_the_exports_with_our_log_probs() {
         serde_json::from_slice(&output.stdout).unwrap()
     };
     let through = Through { adapter: Some(&ours), dropout: None };
-    for theirs in [theirs(&[Path::new("adapter"), Path::new(BASE), &adapter]), theirs(&[Path::new("merged"), &merged])] {
+    for theirs in [theirs(&[Path::new("adapter"), Path::new(BASE), &adapter]), theirs(&[Path::new("merged"), &merged])]
+    {
         for (i, [prompt, chosen, rejected]) in pairs.iter().enumerate() {
             let tree = Tree { prompt, answers: vec![chosen, rejected] };
             let packed = pack(&[tree], &base.model.rotary, &base.model.device).unwrap();

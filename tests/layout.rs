@@ -5,10 +5,27 @@ use std::{fs, path::Path};
 /// A folder (or file) of `src`, and what it may use besides `error`, `random` and itself.
 const MAY_USE: [(&str, &[&str]); 17] = [
     ("main", &["cli"]),
-    ("cli", &["data", "engine", "export", "hub", "model", "objective", "recipe", "report", "store", "train", "weights"]),
-    ("train", &[
-        "data", "engine", "export", "hub", "kernels", "model", "objective", "optim", "recipe", "report", "store", "weights",
-    ]),
+    (
+        "cli",
+        &["data", "engine", "export", "hub", "model", "objective", "recipe", "report", "store", "train", "weights"],
+    ),
+    (
+        "train",
+        &[
+            "data",
+            "engine",
+            "export",
+            "hub",
+            "kernels",
+            "model",
+            "objective",
+            "optim",
+            "recipe",
+            "report",
+            "store",
+            "weights",
+        ],
+    ),
     ("export", &["keys", "model", "recipe", "store", "weights"]),
     ("engine", &["kernels", "model", "objective"]),
     ("objective", &["data", "kernels", "recipe", "weights"]),
@@ -61,7 +78,8 @@ fn used(text: &str) -> Vec<String> {
             }
         }
         names.push(name);
-        let first = |name: &String| name.trim().split("::").next().unwrap_or_default().trim_end_matches(':').to_string();
+        let first =
+            |name: &String| name.trim().split("::").next().unwrap_or_default().trim_end_matches(':').to_string();
         rooms.extend(names.iter().map(first));
     }
     rooms
@@ -79,7 +97,8 @@ fn folders_use_only_what_they_may() {
         if ["lib", "error"].contains(&room) || file.to_str().unwrap().ends_with("tests.rs") {
             continue;
         }
-        let (_, allowed) = MAY_USE.iter().find(|(name, _)| *name == room).unwrap_or_else(|| panic!("{room} is not in the table"));
+        let (_, allowed) =
+            MAY_USE.iter().find(|(name, _)| *name == room).unwrap_or_else(|| panic!("{room} is not in the table"));
         for used in used(&fs::read_to_string(&file).unwrap()) {
             let known = MAY_USE.iter().any(|(name, _)| *name == used);
             assert!(

@@ -120,15 +120,39 @@ mod x86 {
 
     macro_rules! avx512 {
         ($name:ident, $vectors:tt) => {
-            tile!($name, "avx512f", 16, __m512, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,
-                _mm512_fmadd_ps, _mm512_add_ps, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], $vectors);
+            tile!(
+                $name,
+                "avx512f",
+                16,
+                __m512,
+                _mm512_setzero_ps,
+                _mm512_loadu_ps,
+                _mm512_storeu_ps,
+                _mm512_set1_ps,
+                _mm512_fmadd_ps,
+                _mm512_add_ps,
+                [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+                $vectors
+            );
         };
     }
 
     macro_rules! avx2 {
         ($name:ident, $vectors:tt) => {
-            tile!($name, "avx2,fma", 8, __m256, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps,
-                _mm256_fmadd_ps, _mm256_add_ps, [0, 1, 2, 3, 4, 5], $vectors);
+            tile!(
+                $name,
+                "avx2,fma",
+                8,
+                __m256,
+                _mm256_setzero_ps,
+                _mm256_loadu_ps,
+                _mm256_storeu_ps,
+                _mm256_set1_ps,
+                _mm256_fmadd_ps,
+                _mm256_add_ps,
+                [0, 1, 2, 3, 4, 5],
+                $vectors
+            );
         };
     }
 

@@ -184,7 +184,7 @@ pub struct Train {
     pub optimizer: Optimizer,
     /// AdamW's decay rates.
     pub adam_betas: [f64; 2],
-    /// Decoupled decay of the adapter.
+    /// Decay of the adapter: decoupled with AdamW, an L2 term with RMSprop, as in torch.
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm; 0: never.
     pub max_grad_norm: f64,

@@ -15,6 +15,8 @@ pub const METRICS: &str = "metrics.jsonl";
 pub const REFERENCE: &str = "reference.cache";
 /// The final adapter in a run's folder.
 pub const ADAPTER: &str = "adapter";
+/// The closing summary in a run's folder.
+pub const SUMMARY: &str = "summary.json";
 /// The curves in a run's folder.
 pub const REPORT: &str = "report.html";
 

@@ -1,6 +1,6 @@
 //! The end of a run: samples, the adapter, the report, the summary.
 
-use std::time::Instant;
+use std::{io::Write, time::Instant};
 
 use super::{
     adapters, folder,
@@ -57,7 +57,7 @@ impl Run<'_> {
         page.write(&report)?;
 
         let made = |what: &str, path: &std::path::Path| Made { what: what.into(), path: path.display().to_string() };
-        Ok(Summary {
+        let summary = Summary {
             steps: count.steps,
             pairs: count.pairs,
             tokens: count.tokens,
@@ -73,7 +73,11 @@ impl Run<'_> {
                 made("report", &report),
             ],
             next: format!("dpo-lora export {0} --to merged {0}/merged", output.display()),
-        })
+        };
+        let text =
+            serde_json::to_string_pretty(&summary).map_err(|error| Error::run(format!("no summary: {error}")))?;
+        store::write_atomic(&output.join(folder::SUMMARY), |file| writeln!(file, "{text}"))?;
+        Ok(summary)
     }
 
     /// Draws the recipe's samples and shows a few; none where it names no prompts.

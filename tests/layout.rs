@@ -73,7 +73,8 @@ fn used(text: &str) -> Vec<String> {
                 c if depth == usize::from(braced) as i32 => name.push(c),
                 _ => {}
             }
-            if (braced && depth == 0) || (!braced && !(c.is_alphanumeric() || c == '_')) {
+            let ended = if braced { depth == 0 } else { !(c.is_alphanumeric() || c == '_') };
+            if ended {
                 break;
             }
         }

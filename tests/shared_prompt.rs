@@ -110,7 +110,7 @@ fn a_batch_may_be_cut_anywhere() {
                     let tokens: usize = micro.iter().map(|pair| pair.chosen.len() + pair.rejected.len()).sum();
                     let weights = &weights[all.len()..][..tokens];
                     all.extend(pass(&model, &adapter, &trees, weights, dropped.then(|| dropout(first_row))));
-                    first_row += trees.iter().map(Tree::len).sum::<usize>() as u64;
+                    first_row += trees.iter().map(Tree::tokens).sum::<usize>() as u64;
                 }
                 (all, adapter.grads.copy().expect("a copy"))
             };
@@ -168,7 +168,7 @@ fn a_step_s_dropout_is_drawn_by_the_token_s_number_in_the_step() {
     let ours = adapter.grads.copy().expect("a copy");
 
     let trees: Vec<_> = pairs.iter().map(tree).collect();
-    assert!(trees.iter().map(Tree::len).sum::<usize>() > 2 * 768, "the step is not cut");
+    assert!(trees.iter().map(Tree::tokens).sum::<usize>() > 2 * 768, "the step is not cut");
     let slope = (objective.beta / 9.0) as f32;
     let weights: Vec<f32> = pairs
         .iter()

@@ -18,10 +18,10 @@ pub fn write(bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Writes one line to stdout, as [`write`] does.
+/// Writes one line to stdout, as [`fn@write`] does.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`fn@write`].
 pub fn line(text: impl AsRef<str>) -> Result<()> {
     write(format!("{}\n", text.as_ref()).as_bytes())
 }
@@ -29,7 +29,7 @@ pub fn line(text: impl AsRef<str>) -> Result<()> {
 /// Writes one JSON object on one line.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`fn@write`].
 pub fn json(value: &impl serde::Serialize) -> Result<()> {
     line(serde_json::to_string(value).map_err(|error| Error::run(format!("the result is no JSON: {error}")))?)
 }

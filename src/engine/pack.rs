@@ -36,13 +36,8 @@ pub struct Packed {
 
 impl Tree<'_> {
     /// Tokens that the run holds for this tree.
-    pub fn len(&self) -> usize {
+    pub fn tokens(&self) -> usize {
         self.prompt.len() + self.answers.iter().map(|answer| answer.len() - 1).sum::<usize>()
-    }
-
-    /// Never: a prompt has a token.
-    pub fn is_empty(&self) -> bool {
-        false
     }
 }
 

@@ -55,7 +55,7 @@ impl Config {
     /// Reads `config.json` in a model's folder.
     ///
     /// # Errors
-    /// [`Error::Input`] naming the file and the key.
+    /// [`crate::Error::Input`] naming the file and the key.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         Self::from_keys(&Keys::of(&path, &object_file(&path)?))

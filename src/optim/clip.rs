@@ -11,7 +11,7 @@ use crate::Result;
 const CHUNK: usize = 16 * 1024;
 
 /// The Euclidean norm of `grads` (`[n]`, f32, contiguous). On the CPU the sum is in f64; on other devices the partial
-/// sums over [`CHUNK`] elements are in f32. Not finite where an element is not: check it before the step.
+/// sums over `CHUNK` elements are in f32. Not finite where an element is not: check it before the step.
 pub fn global_norm(grads: &Tensor) -> Result<f64> {
     let (storage, layout) = grads.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {

@@ -1,7 +1,7 @@
 //! Optimizers, rate schedules and clipping over one flat vector of parameters.
 //!
 //! Every LoRA matrix is a view of one contiguous f32 tensor `[n]` and every gradient a view of another, so an
-//! optimizer is a few elementwise passes over two vectors. [`adamw`] and [`rmsprop`] hold the formulas, [`elementwise`]
+//! optimizer is a few elementwise passes over two vectors. [`adamw`] and [`rmsprop`] hold the formulas, `elementwise`
 //! the passes, [`clip`] the global norm, [`schedule`] the rate.
 
 pub mod adamw;

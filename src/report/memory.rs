@@ -1,6 +1,6 @@
 //! Measured peak of this process's anonymous resident memory: what the run really took, the mapped base left out.
 //!
-//! On Linux it is `RssAnon` of `/proc/self/status`, read by a thread every [`INTERVAL`] and wherever the run calls
+//! On Linux it is `RssAnon` of `/proc/self/status`, read by a thread every `INTERVAL` and wherever the run calls
 //! [`MemoryMeter::sample`]. Other systems have no counter that is both safe to read and leaves mapped files out: there
 //! nothing is reported.
 

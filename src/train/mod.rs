@@ -1,7 +1,7 @@
 //! The run: epochs, steps, evaluation, signals, logs, checkpoints.
 //!
 //! [`run`] is the loop and reads in the order it runs; `leave` is its end. They stand on [`rows`], [`base`] (the frozen model and its tokenizer),
-//! [`adapters`] (what learns, to and from PEFT's folders), [`pairs`] (a batch's log-probs and gradients), [`reference`]
+//! [`adapters`] (what learns, to and from PEFT's folders), [`pairs`] (a batch's log-probs and gradients), [`mod@reference`]
 //! (what the policy is held to), [`samples`], and on [`folder`], [`identity`], [`checkpoint`] and [`signals`], which make
 //! a stopped run resumable. [`device`] chooses where it computes, [`difference`] measures what a merge changes.
 

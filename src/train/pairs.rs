@@ -114,7 +114,7 @@ pub fn measure(
 
 /// Tokens that a pair's run holds.
 pub fn tokens(pair: &TokenizedPair) -> usize {
-    tree(pair).len()
+    tree(pair).tokens()
 }
 
 fn tree(pair: &TokenizedPair) -> Tree<'_> {

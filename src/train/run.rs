@@ -1,4 +1,4 @@
-//! A run from its recipe to its last step. [`Run::train`] reads in the order it happens.
+//! A run from its recipe to its last step. `Run::train` reads in the order it happens.
 
 use std::{
     fs,

@@ -168,11 +168,14 @@ fn what_is_cached_is_not_fetched_again() {
 #[test]
 fn a_branch_that_moved_brings_only_what_changed() {
     let (server, place) = (HubServer::start(&[tiny()]), Place::new());
-    place.hub(&server.url).model(ID, "main").unwrap();
+    let former = place.hub(&server.url).model(ID, "main").unwrap();
     let mut next = tiny();
     next.commit = NEXT_COMMIT.into();
     next.files[1].1 = br#"{"model_type": "mistral"}"#.to_vec();
     server.replace(next);
+    server.fault("config.json", Fault::Status(404), 1);
+    input(place.hub(&server.url).model(ID, "main"));
+    assert_eq!(place.hub(&nowhere()).model(ID, "main").unwrap(), former, "it is whole, the next one is not yet");
     place.said();
 
     let folder = place.hub(&server.url).model(ID, "main").unwrap();

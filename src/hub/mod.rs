@@ -135,7 +135,6 @@ impl Hub {
                 model_files::INDEX
             ))
         })?;
-        self.keep_commit(cache, revision, commit);
         let get = |file: &str| download(&self.client, cache, repo, commit, file, &self.progress);
         for file in model_files::REQUIRED {
             get(file)?;
@@ -153,6 +152,7 @@ impl Hub {
                 get(&shard)?;
             }
         }
+        self.keep_commit(cache, revision, commit);
         Ok(cache.snapshot(commit))
     }
 
@@ -176,9 +176,10 @@ impl Hub {
             Ok(info) => info,
             Err(failure) => return self.fall_back(failure, cached, &wanted),
         };
+        let file = download(&self.client, &cache, &repo, &info.commit, &path, &self.progress)
+            .map_err(|failure| wanted.explain(failure, &self.env))?;
         self.keep_commit(&cache, &revision, &info.commit);
-        download(&self.client, &cache, &repo, &info.commit, &path, &self.progress)
-            .map_err(|failure| wanted.explain(failure, &self.env))
+        Ok(file)
     }
 
     /// Asks once where the cache would do, else again and again for a while.
@@ -202,6 +203,8 @@ impl Hub {
         }
     }
 
+    /// Only when all is there: until then the commit before it is the one to fall back to.
+    ///
     /// A cache that cannot be written may still hold all that is needed: what cannot be kept is asked for again.
     fn keep_commit(&self, cache: &RepoCache, revision: &str, commit: &str) {
         if let Err(error) = cache.keep_commit(revision, commit) {

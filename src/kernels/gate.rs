@@ -56,15 +56,18 @@ fn sigmoid(x: f32) -> f32 {
 pub fn exp(x: f32) -> f32 {
     // beyond these f32 overflows or vanishes
     let x = x.clamp(-87.33654, 88.37626);
-    // adding 1.5 · 2^23 leaves no bits for a fraction: a rounding that every processor has
-    let n = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
+    // 1.5 · 2^23 leaves no bits for a fraction: the sum is rounded, and its last bits are the whole number itself. A
+    // conversion would be checked, and not vectorise.
+    const SHIFT: f32 = 12_582_912.0;
+    let shifted = x * std::f32::consts::LOG2_E + SHIFT;
+    let n = shifted - SHIFT;
     // ln 2 in two parts, the first exact in few bits, so that the remainder loses nothing
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let mut p = 1.987_569_1e-4f32;
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0] {
         p = p * r + c;
     }
-    p * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    p * f32::from_bits(shifted.to_bits().wrapping_sub(SHIFT.to_bits()).wrapping_add(127) << 23)
 }
 
 /// The same in candle's operations, for devices without a kernel of ours and as the kernel's test.

@@ -137,9 +137,19 @@ fn pack_left(micro: &Micro, m: usize, k: Range<usize>, alpha: f32, a: Lhs, left:
         if rows.len() < mr {
             panel.fill(0.0);
         }
+        if a.row == 1 {
+            for (out, p) in panel.chunks_exact_mut(mr).zip(k.clone()) {
+                let column = &a.data[rows.start + p * a.col..][..rows.len()];
+                for (out, x) in out.iter_mut().zip(column) {
+                    *out = alpha * x;
+                }
+            }
+            return;
+        }
         for (r, i) in rows.enumerate() {
-            for (out, p) in panel[r..].iter_mut().step_by(mr).zip(k.clone()) {
-                *out = alpha * a.data[i * a.row + p * a.col];
+            let row = a.data[i * a.row + k.start * a.col..].iter().step_by(a.col);
+            for (out, x) in panel.chunks_exact_mut(mr).zip(row) {
+                out[r] = alpha * x;
             }
         }
     };

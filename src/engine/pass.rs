@@ -55,7 +55,8 @@ pub fn backward(model: &Decoder, packed: &Packed, saved: Saved, d_logps: &[f32],
     let rows = Tensor::zeros((packed.tokens.ids.len(), picked.dim(1)?), picked.dtype(), device)?;
     let mut dy = rows.index_add(&packed.rows(device)?, &d_picked, 0)?;
     while let (Some(x), Some(block)) = (inputs.pop(), model.blocks.get(inputs.len())) {
-        dy = block.backward(&x, dy, &packed.tokens, through)?;
+        let kept = block.recompute(&x, &packed.tokens, through)?;
+        dy = block.backward(&x, kept, dy, &packed.tokens, through)?;
     }
     Ok(())
 }

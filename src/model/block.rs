@@ -1,7 +1,7 @@
 //! One layer of the decoder: attention and a gated MLP, each behind a norm and around a residual.
 //!
-//! `intermediates` is the forward pass up to the last product; `finish` is that product. The backward pass needs only
-//! the first, which it recomputes from the layer's input.
+//! What the backward pass needs, [`Kept`], is what the forward pass computes up to the last product. It is handed over
+//! from there, or recomputed from the layer's input.
 
 use candle_core::{Result, Tensor};
 
@@ -54,6 +54,13 @@ pub struct Projected {
     pub k: Tensor,
     /// `[tokens, n_kv_heads · head_dim]`.
     pub v: Tensor,
+}
+
+/// Everything that the backward pass needs of a layer's forward pass, but for its input.
+pub struct Kept {
+    projected: Projected,
+    attended: Attended,
+    gated: Gated,
 }
 
 /// The second half of a layer, up to the last product.
@@ -114,12 +121,26 @@ impl Block {
         Ok(Gated { o_thin, middle, normed, thin: [gate_thin, up_thin], gate, up, act, down_thin })
     }
 
-    /// The gradient that reaches the layer's input `x`, from the gradient `dy` of its output. Recomputes the layer, and
-    /// adds the gradients of its adapters to theirs.
-    pub fn backward(&self, x: &Tensor, dy: Tensor, tokens: &Tokens, through: Through) -> Result<Tensor> {
+    /// The layer's output, and what its backward pass needs.
+    pub fn forward_keeping(&self, x: &Tensor, tokens: &Tokens, through: Through) -> Result<(Tensor, Kept)> {
+        let kept = self.recompute(x, tokens, through)?;
+        let Gated { middle, act, down_thin, .. } = &kept.gated;
+        let y = (middle + self.down_proj.apply(act, down_thin.as_ref(), through)?)?;
+        Ok((y, kept))
+    }
+
+    /// What the backward pass needs, from the layer's input: the forward pass without its last product.
+    pub fn recompute(&self, x: &Tensor, tokens: &Tokens, through: Through) -> Result<Kept> {
         let projected = self.project(x, tokens, through)?;
         let attended = attention(&projected.q, &projected.k, &projected.v, &tokens.spans, self.heads)?;
         let gated = self.gated(x, &attended.values, through)?;
+        Ok(Kept { projected, attended, gated })
+    }
+
+    /// The gradient that reaches the layer's input `x`, from the gradient `dy` of its output. Adds the gradients of the
+    /// layer's adapters to theirs.
+    pub fn backward(&self, x: &Tensor, kept: Kept, dy: Tensor, tokens: &Tokens, through: Through) -> Result<Tensor> {
+        let Kept { projected, attended, gated } = kept;
         let d_middle = self.gated_backward(gated, &attended.values, dy, through)?;
         self.attention_half_backward(x, projected, &attended, d_middle, tokens, through)
     }

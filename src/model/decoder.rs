@@ -1,5 +1,7 @@
 //! The whole decoder: embedding, layers, last norm, head, opened from a model's folder.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
 use super::{block::Block, config::Config, family::Family, linear::Linear, rotary::Rotary};
@@ -124,7 +126,7 @@ impl Opener<'_> {
     }
 
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<FrozenMatrix> {
-        FrozenMatrix::new(self.tensor(name, &[rows, columns])?, self.device)
+        FrozenMatrix::new(Arc::new(self.tensor(name, &[rows, columns])?), rows, columns, self.device)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Tensor> {

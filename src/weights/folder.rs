@@ -3,15 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::dtype::DType;
+use super::mapped::{MappedBytes, MappedTensor};
 use super::safetensors::{Entry, SafetensorsFile, Stored};
 use super::unique::UniqueMap;
 use crate::{Error, Result};
@@ -26,17 +24,6 @@ pub struct ModelFolder {
     files: Vec<SafetensorsFile>,
     /// In which of `files` a tensor stands.
     place: BTreeMap<String, usize>,
-}
-
-/// A tensor where it lies in its file. A clone is another view of the same bytes.
-#[derive(Debug, Clone)]
-pub struct MappedTensor {
-    map: Arc<Mmap>,
-    range: Range<usize>,
-    /// How its numbers are stored.
-    pub dtype: DType,
-    /// Its dimensions, outermost first.
-    pub shape: Vec<usize>,
 }
 
 impl ModelFolder {
@@ -99,8 +86,7 @@ impl ModelFolder {
         let entry = &file.entries()[name];
         match entry.dtype {
             Stored::Float(dtype) => Ok(MappedTensor {
-                map: Arc::clone(file.map()),
-                range: entry.range.clone(),
+                bytes: MappedBytes::new(Arc::clone(file.map()), entry.range.clone()),
                 dtype,
                 shape: entry.shape.clone(),
             }),
@@ -138,34 +124,6 @@ impl ModelFolder {
             hash.update(length.to_le_bytes());
         }
         Ok(hash.finalize().into())
-    }
-}
-
-impl MappedTensor {
-    /// The stored bytes, row-major, little-endian, aligned to nothing.
-    pub fn bytes(&self) -> &[u8] {
-        &self.map[self.range.clone()]
-    }
-
-    /// Decodes a run of elements, counted row by row.
-    ///
-    /// # Panics
-    /// Where the run is outside the tensor or has another length than `out`.
-    pub fn decode(&self, elements: Range<usize>, out: &mut [f32]) {
-        let size = self.dtype.size();
-        self.dtype.decode(&self.bytes()[elements.start * size..elements.end * size], out);
-    }
-
-    /// How many elements it has.
-    pub fn elements(&self) -> usize {
-        self.range.len() / self.dtype.size()
-    }
-
-    /// A widened copy, for small tensors.
-    pub fn to_f32(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.elements()];
-        self.dtype.decode(self.bytes(), &mut out);
-        out
     }
 }
 
@@ -284,6 +242,7 @@ fn no_safetensors(folder: &Path) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use super::super::DType;
     use super::*;
     use safetensors::tensor::{Dtype, TensorView};
 

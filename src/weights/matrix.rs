@@ -1,11 +1,11 @@
 //! A frozen matrix that multiplies without a copy of itself: on the CPU it decodes panels straight from the map.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::{CpuStorage, DType as Kind, Device, InplaceOp2, Layout, Tensor, bail};
 use rayon::prelude::*;
 
-use super::folder::MappedTensor;
+use super::mapped::{ALIGN, MappedBytes, StoredMatrix};
 use crate::{
     Result,
     kernels::{
@@ -27,23 +27,35 @@ pub struct FrozenMatrix {
 #[derive(Debug, Clone)]
 enum Place {
     /// In its file, for the CPU.
-    Mapped(MappedTensor),
+    Mapped(Arc<dyn StoredMatrix>),
     /// On an accelerator, in the type it has on disk.
     Device(Tensor),
 }
 
 impl FrozenMatrix {
-    /// A matrix from a tensor whose shape has two dimensions, uploaded unless `device` is the CPU.
-    pub fn new(tensor: MappedTensor, device: &Device) -> Result<Self> {
-        let &[outputs, inputs] = tensor.shape.as_slice() else {
-            return Err(crate::Error::input(format!("a matrix is expected, got the shape {:?}", tensor.shape)));
-        };
-        let place = if device.is_cpu() {
-            Place::Mapped(tensor)
-        } else {
-            Place::Device(Tensor::from_raw_buffer(tensor.bytes(), tensor.dtype.into(), &tensor.shape, device)?)
+    /// A matrix `[outputs, inputs]` as it is stored, uploaded unless `device` is the CPU.
+    pub fn new(stored: Arc<dyn StoredMatrix>, outputs: usize, inputs: usize, device: &Device) -> Result<Self> {
+        let place = match device.is_cpu() {
+            true => Place::Mapped(stored),
+            false => Place::Device(stored.upload(outputs, inputs, device)?),
         };
         Ok(Self { place, outputs, inputs })
+    }
+
+    /// Asks the system to read the matrix ahead.
+    pub fn will_need(&self) {
+        self.each_part(|part| part.will_need());
+    }
+
+    /// Lets go of the matrix's pages.
+    pub fn done_with(&self) {
+        self.each_part(|part| part.done_with());
+    }
+
+    fn each_part(&self, act: impl Fn(&MappedBytes)) {
+        if let Place::Mapped(w) = &self.place {
+            w.parts().into_iter().for_each(act);
+        }
     }
 
     /// `x[tokens, inputs] · Wᵀ`: `[tokens, outputs]`.
@@ -57,7 +69,7 @@ impl FrozenMatrix {
                 }
                 let x = floats(x)?;
                 let mut y = vec![0f32; tokens * self.outputs];
-                let side = Transposed { w, inputs };
+                let side = Transposed { w: &**w };
                 let out = Out { data: &mut y, ld: self.outputs, add: false };
                 let x = Lhs { data: &x, row: inputs, col: 1 };
                 gemm([tokens, self.outputs, inputs], 1.0, x, &side, out, Threads::All);
@@ -70,7 +82,7 @@ impl FrozenMatrix {
     pub fn add_backward(&self, dx: &Tensor, dy: &Tensor) -> candle_core::Result<()> {
         match &self.place {
             Place::Device(w) => dx.slice_set(&(dx + dy.matmul(&w.to_dtype(dy.dtype())?)?)?, 0, 0),
-            Place::Mapped(w) => dx.inplace_op2(dy, &Straight { w, inputs: self.inputs }),
+            Place::Mapped(w) => dx.inplace_op2(dy, &Straight { w: &**w, outputs: self.outputs, inputs: self.inputs }),
         }
     }
 
@@ -84,8 +96,8 @@ impl FrozenMatrix {
                 }
                 let mut rows = vec![0f32; ids.len() * self.inputs];
                 rows.par_chunks_mut(self.inputs).zip(ids).for_each(|(row, &id)| {
-                    let start = id as usize * self.inputs;
-                    w.decode(start..start + self.inputs, row);
+                    let id = id as usize;
+                    w.decode(id..id + 1, 0..self.inputs, row);
                 });
                 matrix(rows, ids.len(), self.inputs)
             }
@@ -95,8 +107,7 @@ impl FrozenMatrix {
 
 /// The matrix as the right-hand side `[inputs, outputs]` of the forward product.
 struct Transposed<'a> {
-    w: &'a MappedTensor,
-    inputs: usize,
+    w: &'a dyn StoredMatrix,
 }
 
 impl Rhs for Transposed<'_> {
@@ -106,10 +117,7 @@ impl Rhs for Transposed<'_> {
         for (panel, start) in out.chunks_exact_mut(nr * steps).zip(n.clone().step_by(nr)) {
             let width = nr.min(n.end - start);
             rows[width * steps..].fill(0.0);
-            for (row, j) in rows.chunks_exact_mut(steps).zip(start..start + width) {
-                let at = j * self.inputs;
-                self.w.decode(at + k.start..at + k.end, row);
-            }
+            self.w.decode(start..start + width, k.clone(), &mut rows[..width * steps]);
             transpose(&rows, nr, steps, panel);
         }
     }
@@ -132,17 +140,20 @@ fn transpose(from: &[f32], rows: usize, columns: usize, to: &mut [f32]) {
 
 /// The matrix as the right-hand side `[outputs, inputs]` of the backward product.
 struct Straight<'a> {
-    w: &'a MappedTensor,
+    w: &'a dyn StoredMatrix,
+    outputs: usize,
     inputs: usize,
 }
 
 impl Rhs for Straight<'_> {
     fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]) {
-        let mut row = vec![0f32; n.len().next_multiple_of(nr)];
+        // formats decode whole blocks of columns: the run is widened to their borders
+        let columns = n.start / ALIGN * ALIGN..n.end.next_multiple_of(ALIGN).min(self.inputs);
+        let mut row = vec![0f32; (columns.len() + nr).next_multiple_of(nr)];
         for (step, p) in k.clone().enumerate() {
-            let at = p * self.inputs;
-            self.w.decode(at + n.start..at + n.end, &mut row[..n.len()]);
-            for (panel, row) in out.chunks_exact_mut(nr * k.len()).zip(row.chunks_exact(nr)) {
+            self.w.decode(p..p + 1, columns.clone(), &mut row[..columns.len()]);
+            for (panel, row) in out.chunks_exact_mut(nr * k.len()).zip(row[n.start - columns.start..].chunks_exact(nr))
+            {
                 panel[step * nr..][..nr].copy_from_slice(row);
             }
         }
@@ -156,7 +167,7 @@ impl InplaceOp2 for Straight<'_> {
 
     fn cpu_fwd(&self, dx: &mut CpuStorage, dx_at: &Layout, dy: &CpuStorage, dy_at: &Layout) -> candle_core::Result<()> {
         let ((tokens, inputs), (rows, outputs)) = (dx_at.shape().dims2()?, dy_at.shape().dims2()?);
-        if inputs != self.inputs || rows != tokens || outputs * inputs != self.w.elements() {
+        if inputs != self.inputs || rows != tokens || outputs != self.outputs {
             bail!("dx {:?} and dy {:?} do not fit the matrix", dx_at.shape(), dy_at.shape());
         }
         let dy = Lhs { data: operand(dy, dy_at)?, row: outputs, col: 1 };
@@ -174,7 +185,8 @@ impl FrozenMatrix {
         let tensors = std::collections::HashMap::from([("w", tensor.clone())]);
         candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
         let mapped = super::ModelFolder::open(folder.path()).unwrap().tensor("w").unwrap();
-        Self::new(mapped, &Device::Cpu).unwrap()
+        let (outputs, inputs) = tensor.dims2().unwrap();
+        Self::new(Arc::new(mapped), outputs, inputs, &Device::Cpu).unwrap()
     }
 }
 

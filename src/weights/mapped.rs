@@ -1,0 +1,128 @@
+//! Bytes where they lie in a mapped file, and what a stored matrix is to a product.
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use candle_core::{DType as Kind, Device, Tensor};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
+
+use super::DType;
+
+/// Columns in a decoded tile start at multiples of this; every quantised format's smallest block divides it or is it.
+pub const ALIGN: usize = 32;
+
+/// A run of bytes of a mapped file, aligned to nothing. A clone is another view of the same bytes.
+#[derive(Clone)]
+pub struct MappedBytes {
+    map: Arc<Mmap>,
+    range: Range<usize>,
+}
+
+impl MappedBytes {
+    /// The bytes `range` of `map`.
+    ///
+    /// # Panics
+    /// Where the range is not in the map.
+    pub fn new(map: Arc<Mmap>, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= map.len(), "{range:?} of a map of {} bytes", map.len());
+        Self { map, range }
+    }
+
+    /// Asks the system to read these bytes ahead. A hint: nothing depends on it.
+    pub fn will_need(&self) {
+        self.map.advise_range(Advice::WillNeed, self.range.start, self.range.len()).ok();
+    }
+
+    /// Lets go of the pages: they are read from the file again when next used. A hint: nothing depends on it.
+    pub fn done_with(&self) {
+        // SAFETY: the map is shared and read-only, so a dropped page comes back from the file with the same bytes.
+        unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.range.start, self.range.len()) }.ok();
+    }
+}
+
+impl std::ops::Deref for MappedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+}
+
+impl fmt::Debug for MappedBytes {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} mapped bytes", self.range.len())
+    }
+}
+
+/// A stored matrix, whatever its format, that decodes tiles of itself as f32.
+pub trait StoredMatrix: fmt::Debug + Send + Sync {
+    /// Fills `out` with `rows` × `columns`, row after row. `columns` starts at a multiple of [`ALIGN`] and ends at one
+    /// or at the last column; both lie in the matrix, and `out` has exactly their size.
+    fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]);
+
+    /// Everything of it that lies in files.
+    fn parts(&self) -> Vec<&MappedBytes>;
+
+    /// Row-major bf16, where that is what is stored: packed for bf16 products without a way through f32.
+    fn bf16(&self) -> Option<&[u8]> {
+        None
+    }
+
+    /// The matrix `[rows, columns]` as a tensor on an accelerator.
+    fn upload(&self, rows: usize, columns: usize, device: &Device) -> candle_core::Result<Tensor> {
+        let mut all = vec![0f32; rows * columns];
+        self.decode(0..rows, 0..columns, &mut all);
+        Tensor::from_vec(all, (rows, columns), device)?.to_dtype(Kind::BF16)
+    }
+}
+
+/// A tensor of plain numbers where it lies in its file. A clone is another view of the same bytes.
+#[derive(Debug, Clone)]
+pub struct MappedTensor {
+    /// Row-major, little-endian.
+    pub bytes: MappedBytes,
+    /// How its numbers are stored.
+    pub dtype: DType,
+    /// Its dimensions, outermost first.
+    pub shape: Vec<usize>,
+}
+
+impl MappedTensor {
+    /// The stored bytes, row-major, little-endian, aligned to nothing.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many elements it has.
+    pub fn elements(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// A widened copy, for small tensors.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.elements()];
+        self.dtype.decode(&self.bytes, &mut out);
+        out
+    }
+}
+
+impl StoredMatrix for MappedTensor {
+    fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let (size, width) = (self.dtype.size(), self.shape[self.shape.len() - 1]);
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+            let at = row * width;
+            self.dtype.decode(&self.bytes[(at + columns.start) * size..(at + columns.end) * size], out);
+        }
+    }
+
+    fn parts(&self) -> Vec<&MappedBytes> {
+        vec![&self.bytes]
+    }
+
+    fn bf16(&self) -> Option<&[u8]> {
+        (self.dtype == DType::BF16).then_some(&*self.bytes)
+    }
+
+    fn upload(&self, rows: usize, columns: usize, device: &Device) -> candle_core::Result<Tensor> {
+        Tensor::from_raw_buffer(&self.bytes, self.dtype.into(), &[rows, columns], device)
+    }
+}

@@ -5,3 +5,4 @@
 pub mod generate;
 pub mod pack;
 pub mod pass;
+pub mod schedule;

@@ -78,6 +78,12 @@ struct Gated {
 }
 
 impl Block {
+    /// Its linear layers, in the order of their numbers.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let attention = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
+        attention.into_iter().chain([&self.gate_proj, &self.up_proj, &self.down_proj])
+    }
+
     /// The layer's output `[tokens, hidden]` for the input `x[tokens, hidden]`.
     pub fn forward(&self, x: &Tensor, tokens: &Tokens, through: Through) -> Result<Tensor> {
         let Projected { q, k, v, .. } = self.project(x, tokens, through)?;

@@ -70,17 +70,7 @@ impl Decoder {
 
     /// All linear layers but the head, in the order of their numbers.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.blocks.iter().flat_map(|block| {
-            [
-                &block.q_proj,
-                &block.k_proj,
-                &block.v_proj,
-                &block.o_proj,
-                &block.gate_proj,
-                &block.up_proj,
-                &block.down_proj,
-            ]
-        })
+        self.blocks.iter().flat_map(Block::linears)
     }
 
     /// The linear layers that can be adapted, as `(module, inputs, outputs)`, in the order of their numbers.

@@ -1,0 +1,27 @@
+//! What is held where during a step.
+
+/// How pairs pass the layers. A result depends on it by the order of a step's sums alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schedule {
+    /// Tokens, at most unless one pair has more, that pass all layers before the next do: a sweep. The inputs that all
+    /// its layers save exist at once.
+    pub sweep: usize,
+    /// Tokens, at most unless one pair has more, that a layer works on at once: a micro-batch.
+    pub micro: usize,
+    /// How many of the last layers keep what their backward pass needs; the others compute it again.
+    pub keep: usize,
+    /// Positions whose logits exist at once.
+    pub head_chunk: usize,
+    /// Whether the layers' inputs wait in a file instead of in memory.
+    pub scratch: bool,
+    /// Whether a layer's pages are dropped after use, and those of the next are read ahead.
+    pub stream: bool,
+}
+
+impl Default for Schedule {
+    /// Full speed for a base that fits into memory, without keeping: products run at full speed from a few hundred
+    /// tokens on (measured on SmolLM2), and what a layer holds grows with them.
+    fn default() -> Self {
+        Self { sweep: 768, micro: 768, keep: 0, head_chunk: 128, scratch: false, stream: false }
+    }
+}

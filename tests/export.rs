@@ -81,7 +81,7 @@ fn peft_and_transformers_read_the_exports_with_our_log_probs() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     };
-    let through = Through { adapter: Some(&ours), dropout: None };
+    let through = Through::of(Some(&ours));
     for theirs in [theirs(&[Path::new("adapter"), Path::new(BASE), &adapter]), theirs(&[Path::new("merged"), &merged])]
     {
         for (i, [prompt, chosen, rejected]) in pairs.iter().enumerate() {

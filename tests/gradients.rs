@@ -115,7 +115,7 @@ fn a_block_s_backward_is_autograd_s() {
         let dropout = Dropout { p: 0.3, stream: Stream::new(9, "dropout"), first_row: 40 };
         for (layer, block) in model.blocks.iter().enumerate() {
             for (adapted, dropout) in [(false, None), (true, None), (true, Some(dropout))] {
-                let through = Through { adapter: adapted.then_some(&adapter), dropout };
+                let through = Through { dropout, ..Through::of(adapted.then_some(&adapter)) };
                 let mut learning = Learning { dropout, ..Learning::of(&adapter) };
                 let here = |module: &String| adapted && module.starts_with(&format!("model.layers.{layer}."));
                 learning.matrices.retain(|module, _| here(module));

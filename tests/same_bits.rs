@@ -3,12 +3,18 @@
 
 use std::f64::consts::LN_2;
 
-use dpo_lora::{data::TokenizedPair, model::linear::Through, objective::Metrics, train::pairs};
+use dpo_lora::{
+    data::TokenizedPair,
+    engine::schedule::Schedule,
+    model::linear::Through,
+    objective::Metrics,
+    train::{pairs, reference::Reference},
+};
 
 #[path = "support/numbers.rs"]
 mod numbers;
 
-use numbers::{adapter, dpo, fixture, fresh, gradient, open, pair, policy, sums, token_logps};
+use numbers::{adapter, dpo, engine, fixture, fresh, gradient, gradient_by, open, pair, policy, sums, token_logps};
 
 const VOCABULARY: usize = 64;
 
@@ -72,6 +78,35 @@ fn gradients_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
+fn gradients_do_not_depend_on_the_schedule() {
+    let all = Schedule::default();
+    let schedules = [
+        Schedule { keep: 1, ..all.clone() },
+        Schedule { keep: 99, sweep: 5000, ..all.clone() },
+        Schedule { sweep: 5000, micro: 1, ..all.clone() },
+        Schedule { sweep: 5000, micro: 300, head_chunk: 7, ..all.clone() },
+        Schedule { sweep: 5000, micro: 300, scratch: true, stream: true, keep: 1, ..all.clone() },
+        Schedule { sweep: 1, micro: 1, scratch: true, ..all.clone() },
+    ];
+    for name in ["llama", "mistral"] {
+        let model = open(&fixture(name));
+        let adapter = adapter(&fixture(name).join("adapter"), &model);
+        let pairs = batch();
+        let refs: Vec<_> = pairs.iter().collect();
+        let with = |schedule: &Schedule| {
+            let means = at(2, || gradient_by(schedule, &model, &adapter, &refs, &dpo(0.1)));
+            let bits: Vec<_> = adapter.grads.to_vec1::<f32>().expect("f32").into_iter().map(f32::to_bits).collect();
+            (means, bits)
+        };
+        let expected = with(&all);
+        assert!(expected.1.iter().any(|bits| *bits != 0));
+        for schedule in &schedules {
+            assert!(with(schedule) == expected, "{name}, {schedule:?}");
+        }
+    }
+}
+
+#[test]
 fn at_step_0_margins_are_0_and_the_loss_is_ln_2() {
     for name in ["llama", "mistral", "llama-bias"] {
         let model = open(&fixture(name));
@@ -80,14 +115,21 @@ fn at_step_0_margins_are_0_and_the_loss_is_ln_2() {
         // the reference meets each pair in another company, cut into other micro-batches, at another number of threads
         let mut reference = at(2, || sums(&model, &pairs.iter().rev().collect::<Vec<_>>(), Through::default()));
         reference.reverse();
+        let folder = tempfile::tempdir().expect("a folder");
         for threads in [1, 3] {
             for size in [1, 2, 4, 9] {
                 for (pairs, reference) in pairs.chunks(size).zip(reference.chunks(size)) {
                     let (objective, mut metrics) = (dpo(0.1), Metrics::new(0.1));
                     let pairs: Vec<_> = pairs.iter().collect();
-                    let learns = (&adapter, None);
+                    let mut known =
+                        Reference::new(None).cached(&folder.path().join("cache"), &[0; 32]).expect("a cache");
+                    for (pair, sums) in pairs.iter().zip(reference) {
+                        known.learn(pair, *sums).expect("kept");
+                    }
                     at(threads, || {
-                        pairs::gradient(&model, &pairs, reference, &objective, learns, &mut metrics, &|| Ok(()))
+                        let (schedule, learns) = (Schedule::default(), (&adapter, None));
+                        let engine = engine(&model, &schedule);
+                        pairs::gradient(engine, &pairs, &mut known, &objective, learns, &mut metrics)
                     })
                     .expect("a gradient");
                     let means = metrics.mean().expect("pairs");

@@ -5,20 +5,24 @@ use dpo_lora::{
     data::TokenizedPair,
     engine::{
         pack::{Tree, pack},
-        pass::{backward, forward_saving},
+        pass::Micro,
+        schedule::Schedule,
     },
     kernels::dropout::Dropout,
     model::{decoder::Decoder, linear::Through, lora::Adapter},
     objective::Metrics,
     random::Stream,
     recipe::{Loss, Objective},
-    train::pairs::{self, StepDropout},
+    train::{
+        pairs::{self, StepDropout},
+        reference::Reference,
+    },
 };
 
 #[path = "support/numbers.rs"]
 mod numbers;
 
-use numbers::{Most, adapter, by_name, dpo, fixture, gradient, open, pair, policy, relative_l2, tree, worst};
+use numbers::{Most, adapter, by_name, dpo, fixture, gradient, open, pair, relative_l2, tree, worst};
 
 /// One with grouped heads, one with biases, one with a sliding window of 8.
 const MODELS: [&str; 3] = ["llama", "llama-bias", "mistral"];
@@ -38,11 +42,13 @@ fn batch(pairs: u64) -> Vec<TokenizedPair> {
 
 /// Log-probs of all answers' tokens, and the gradient of their sum with these weights, added to what is there.
 fn pass(model: &Decoder, adapter: &Adapter, trees: &[Tree], weights: &[f32], dropout: Option<Dropout>) -> Vec<f32> {
-    let through = Through { adapter: Some(adapter), dropout };
+    let through = Through { dropout, ..Through::of(Some(adapter)) };
     let packed = pack(trees, &model.rotary, &Device::Cpu).expect("a run of tokens");
-    let (scores, saved) = forward_saving(model, &packed, through).expect("scores");
-    backward(model, &packed, saved, weights, through).expect("a gradient");
-    scores.iter().map(|score| score.logp).collect()
+    let schedule = Schedule::default();
+    let (engine, micros) = (numbers::engine(model, &schedule), [Micro { packed: &packed, through }]);
+    let (scores, _, saved) = engine.forward_saving(&micros, &[]).expect("scores");
+    engine.backward(&micros, saved, &[weights.to_vec()]).expect("a gradient");
+    scores[0].iter().map(|score| score.logp).collect()
 }
 
 /// Holds the adapter's gradient against another, tensor by tensor.
@@ -161,10 +167,12 @@ fn a_step_s_dropout_is_drawn_by_the_token_s_number_in_the_step() {
     // the hinge's slope is the same wherever its margin is below 1, which a small beta sees to
     let objective = Objective { loss: Loss::Hinge, ..dpo(1e-3) };
     let (p, stream) = (0.3, Stream::new(2, "dropout").at(5));
-    let reference = numbers::sums(&model, &refs, policy(&adapter));
+    let mut reference = Reference::new(Some(numbers::adapter(&fixture("llama").join("adapter"), &model)));
     let mut metrics = Metrics::new(objective.beta);
     let learns = (&adapter, Some(StepDropout { p, stream }));
-    pairs::gradient(&model, &refs, &reference, &objective, learns, &mut metrics, &|| Ok(())).expect("a gradient");
+    let schedule = Schedule::default();
+    let engine = numbers::engine(&model, &schedule);
+    pairs::gradient(engine, &refs, &mut reference, &objective, learns, &mut metrics).expect("a gradient");
     let ours = adapter.grads.copy().expect("a copy");
 
     let trees: Vec<_> = pairs.iter().map(tree).collect();

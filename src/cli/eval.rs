@@ -1,17 +1,20 @@
 //! `eval`: loss, accuracy and margins on held-out pairs.
 
+use std::path::Path;
+
 use serde_json::{Map, Value};
 
 use super::{args::EvalArgs, stdout};
 use crate::{
     Error, Result,
     data::{Options, TokenizedPair},
+    engine::{pass::Engine, schedule::Schedule},
     export::AdapterFolder,
     model::linear::Through,
     objective::Metrics,
     recipe::{self, Recipe},
     report::{Figures, Phase, Progress},
-    train::{adapters, base::Base, device, folder, reference::Reference, rows, signals::Signals},
+    train::{adapters, base::Base, device, folder, pairs, reference::Reference, rows, signals::Signals},
 };
 
 /// Pairs between two looks at the progress.
@@ -39,7 +42,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         (recipe::Reference::Start, Some(_)) => Some(adapters::start(&recipe, &base)?.1),
         _ => None,
     };
-    let means = evaluate(&recipe, &base, Through { adapter: adapter.as_ref(), dropout: None }, start, &held_out)?;
+    let means = evaluate(&recipe, &base, Through::of(adapter.as_ref()), start, &held_out)?;
     let mut results: Map<String, Value> =
         means.named().map(|(name, value)| (format!("eval_{name}"), value.into())).into_iter().collect();
     results.insert("eval_pairs".into(), means.pairs.into());
@@ -61,12 +64,14 @@ fn evaluate(
 ) -> Result<crate::objective::Means> {
     let signals = Signals::install()?;
     let poll = || signals.stopped();
+    let schedule = Schedule::default();
+    let engine = Engine { model: &base.model, schedule: &schedule, scratch: Path::new("."), poll: &poll };
     let mut reference = Reference::new(start);
     let mut metrics = Metrics::new(recipe.objective.beta);
     let mut stage = Progress::stderr().start(Phase::Evaluation, 0, pairs.len() as u64);
     let pairs: Vec<&TokenizedPair> = pairs.iter().collect();
     for (chunk, done) in pairs.chunks(CHUNK).zip((CHUNK..).step_by(CHUNK)) {
-        reference.measure(&base.model, chunk, policy, &recipe.objective, &mut metrics, &poll)?;
+        pairs::evaluate(engine, chunk, &mut reference, &recipe.objective, policy, &mut metrics)?;
         stage.update(done.min(pairs.len()) as u64, Figures::default());
     }
     stage.finish();

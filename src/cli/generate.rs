@@ -32,7 +32,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         Some(path) => lines(path)?,
         None => args.prompt.clone(),
     };
-    let tuned = Through { adapter: adapter.as_ref(), dropout: None };
+    let tuned = Through::of(adapter.as_ref());
     let models = match (adapter.is_some(), args.compare) {
         (true, true) => vec![("base", Through::default()), ("adapter", tuned)],
         (true, false) => vec![("adapter", tuned)],

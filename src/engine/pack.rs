@@ -32,6 +32,8 @@ pub struct Packed {
     pub targets: Vec<u32>,
     /// Which of `rows` belong to which answer.
     pub answers: Vec<Range<usize>>,
+    /// Which rows of the run belong to which tree.
+    pub runs: Vec<Range<usize>>,
 }
 
 impl Tree<'_> {
@@ -44,7 +46,7 @@ impl Tree<'_> {
 /// Lays the trees out one after another.
 pub fn pack(trees: &[Tree], rotary: &Rotary, device: &Device) -> Result<Packed> {
     let (mut ids, mut positions, mut spans, mut groups) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut rows, mut targets, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut rows, mut targets, mut answers, mut runs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for tree in trees {
         let group = spans.len();
         let prompt = ids.len()..ids.len() + tree.prompt.len();
@@ -67,9 +69,10 @@ pub fn pack(trees: &[Tree], rotary: &Rotary, device: &Device) -> Result<Packed> 
             answers.push(first..rows.len());
         }
         groups.push(group..spans.len());
+        runs.push(prompt.start..ids.len());
     }
     let (cos, sin) = rotary.angles(&positions, device)?;
-    Ok(Packed { tokens: Tokens { ids, cos, sin, spans, groups }, rows, targets, answers })
+    Ok(Packed { tokens: Tokens { ids, cos, sin, spans, groups }, rows, targets, answers, runs })
 }
 
 impl Packed {

@@ -1,62 +1,220 @@
-//! Forward and backward passes over packed tokens: layer by layer, keeping each layer's input alone.
+//! Forward and backward passes, layer by layer: all micro-batches of a sweep pass a layer before the next is touched, so
+//! a layer's weights are read once a pass.
 
-use candle_core::{Result, Tensor};
+use std::path::Path;
 
-use super::pack::Packed;
+use candle_core::Tensor;
+
+use super::{pack::Packed, saved::Inputs, schedule::Schedule};
 use crate::{
+    Result,
     kernels::norm::{rms_norm, rms_norm_backward},
-    model::{decoder::Decoder, linear::Through},
+    model::{
+        block::{Block, Kept},
+        decoder::Decoder,
+        linear::Through,
+    },
     objective::logps::{TokenScore, score},
 };
 
+/// Called between a layer's micro-batches; an error ends the pass there.
+pub type Poll<'a> = &'a dyn Fn() -> Result<()>;
+
+/// A model and the way through it.
+#[derive(Clone, Copy)]
+pub struct Engine<'a> {
+    /// The frozen base.
+    pub model: &'a Decoder,
+    /// What is held where. `sweep` and `micro` are its callers' to keep.
+    pub schedule: &'a Schedule,
+    /// Where a scratch file may be made.
+    pub scratch: &'a Path,
+    /// Looked at on the way.
+    pub poll: Poll<'a>,
+}
+
+/// A micro-batch and the adapter that it goes through.
+#[derive(Clone, Copy)]
+pub struct Micro<'a> {
+    /// The tokens.
+    pub packed: &'a Packed,
+    /// The adapter.
+    pub through: Through<'a>,
+}
+
 /// What the backward pass needs of the forward pass.
 pub struct Saved {
-    /// The input of every layer, `[tokens, hidden]`.
-    inputs: Vec<Tensor>,
+    /// The input of every layer for every micro-batch, layer after layer.
+    inputs: Inputs,
+    /// What the last layers kept, layer after layer, a value a micro-batch.
+    kept: Vec<Vec<Kept>>,
+    heads: Vec<Head>,
+}
+
+/// What remains of a micro-batch at the head.
+struct Head {
     /// The last layer's output at the rows that predict, `[answer tokens, hidden]`.
     picked: Tensor,
     /// `∂logp/∂normed(picked)`, `[answer tokens, hidden]`.
     d_normed: Tensor,
 }
 
-/// Scores of the answers' tokens, answer after answer.
+/// Scores of the answers' tokens, answer after answer, for each micro-batch.
+pub type Scores = Vec<Vec<TokenScore>>;
+
+/// Scores of one micro-batch.
 pub fn forward(model: &Decoder, packed: &Packed, through: Through) -> Result<Vec<TokenScore>> {
-    let mut x = model.embed(&packed.tokens.ids)?;
-    for block in &model.blocks {
-        x = block.forward(&x, &packed.tokens, through)?;
-    }
-    let picked = x.index_select(&packed.rows(x.device())?, 0)?;
-    let normed = rms_norm(&picked, &model.norm, model.eps)?;
-    Ok(score(&model.head, &normed, &packed.targets, false)?.0)
+    let schedule = Schedule::default();
+    let engine = Engine { model, schedule: &schedule, scratch: Path::new("."), poll: &|| Ok(()) };
+    Ok(engine.forward(&[Micro { packed, through }])?.swap_remove(0))
 }
 
-/// The same, keeping what [`backward`] needs.
-pub fn forward_saving(model: &Decoder, packed: &Packed, through: Through) -> Result<(Vec<TokenScore>, Saved)> {
-    let mut x = model.embed(&packed.tokens.ids)?;
-    let mut inputs = Vec::with_capacity(model.blocks.len());
-    for block in &model.blocks {
-        let y = block.forward(&x, &packed.tokens, through)?;
-        inputs.push(std::mem::replace(&mut x, y));
+impl Engine<'_> {
+    /// Scores of every micro-batch.
+    pub fn forward(&self, micros: &[Micro]) -> Result<Scores> {
+        let mut xs = self.embed(micros)?;
+        for layer in 0..self.model.blocks.len() {
+            let block = self.enter(layer, Direction::Forward);
+            for (x, micro) in xs.iter_mut().zip(micros) {
+                (self.poll)()?;
+                *x = block.forward(x, &micro.packed.tokens, micro.through)?;
+            }
+            self.leave(layer);
+        }
+        xs.into_iter().zip(micros).map(|(x, micro)| Ok(self.head(x, micro, false)?.0)).collect()
     }
-    let picked = x.index_select(&packed.rows(x.device())?, 0)?;
-    let normed = rms_norm(&picked, &model.norm, model.eps)?;
-    let (scores, d_normed) = score(&model.head, &normed, &packed.targets, true)?;
-    let d_normed = d_normed.ok_or_else(|| candle_core::Error::Msg("score gave no gradient".into()))?;
-    Ok((scores, Saved { inputs, picked, d_normed }))
+
+    /// Scores of the policy's micro-batches and what [`Engine::backward`] needs of them; in the same visit of every
+    /// layer also the scores of the reference's.
+    pub fn forward_saving(&self, policy: &[Micro], reference: &[Micro]) -> Result<(Scores, Scores, Saved)> {
+        let layers = self.model.blocks.len();
+        let (mut xs, mut reference_xs) = (self.embed(policy)?, self.embed(reference)?);
+        let mut inputs = match self.schedule.scratch {
+            true => Inputs::in_file(self.scratch)?,
+            false => Inputs::in_memory(),
+        };
+        let mut kept = Vec::new();
+        for layer in 0..layers {
+            let block = self.enter(layer, Direction::Forward);
+            for (x, micro) in reference_xs.iter_mut().zip(reference) {
+                (self.poll)()?;
+                *x = block.forward(x, &micro.packed.tokens, micro.through)?;
+            }
+            let keeps = layer + self.schedule.keep >= layers;
+            let mut kept_here = Vec::new();
+            for (x, micro) in xs.iter_mut().zip(policy) {
+                (self.poll)()?;
+                let tokens = &micro.packed.tokens;
+                let y = if keeps {
+                    let (y, kept) = block.forward_keeping(x, tokens, micro.through)?;
+                    kept_here.push(kept);
+                    y
+                } else {
+                    block.forward(x, tokens, micro.through)?
+                };
+                inputs.put(std::mem::replace(x, y))?;
+            }
+            if keeps {
+                kept.push(kept_here);
+            }
+            self.leave(layer);
+        }
+        let reference_scores =
+            reference_xs.into_iter().zip(reference).map(|(x, micro)| Ok(self.head(x, micro, false)?.0));
+        let reference_scores = reference_scores.collect::<Result<_>>()?;
+        let (mut scores, mut heads) = (Vec::new(), Vec::new());
+        for (x, micro) in xs.into_iter().zip(policy) {
+            let (tokens, head) = self.head(x, micro, true)?;
+            scores.push(tokens);
+            heads.extend(head);
+        }
+        Ok((scores, reference_scores, Saved { inputs, kept, heads }))
+    }
+
+    /// Adds the adapter's gradients, `d_logps` being the loss's derivative by each answer token's log-prob.
+    pub fn backward(&self, micros: &[Micro], saved: Saved, d_logps: &[Vec<f32>]) -> Result<()> {
+        let Saved { mut inputs, mut kept, heads } = saved;
+        let mut dys = Vec::with_capacity(micros.len());
+        for ((micro, head), d_logps) in micros.iter().zip(heads).zip(d_logps) {
+            dys.push(self.head_backward(micro, head, d_logps)?);
+        }
+        for layer in (0..self.model.blocks.len()).rev() {
+            let block = self.enter(layer, Direction::Backward);
+            let mut kept_here = kept.pop().map(Vec::into_iter);
+            for (i, (micro, dy)) in micros.iter().zip(&mut dys).enumerate() {
+                (self.poll)()?;
+                let x = inputs.take(layer * micros.len() + i)?;
+                let Packed { tokens, runs, .. } = micro.packed;
+                let through = Through { runs: Some(runs), ..micro.through };
+                let kept = match kept_here.as_mut().and_then(Iterator::next) {
+                    Some(kept) => kept,
+                    None => block.recompute(&x, tokens, through)?,
+                };
+                // the gradient is moved out, so that the block can let go of it as soon as it is used
+                let upstream = std::mem::replace(dy, x.clone());
+                *dy = block.backward(&x, kept, upstream, tokens, through)?;
+            }
+            self.leave(layer);
+        }
+        Ok(())
+    }
+
+    fn embed(&self, micros: &[Micro]) -> Result<Vec<Tensor>> {
+        micros.iter().map(|micro| Ok(self.model.embed(&micro.packed.tokens.ids)?)).collect()
+    }
+
+    /// From the last layer's output to scores.
+    fn head(&self, x: Tensor, micro: &Micro, gradient: bool) -> Result<(Vec<TokenScore>, Option<Head>)> {
+        (self.poll)()?;
+        let Self { model, schedule, .. } = self;
+        let picked = x.index_select(&micro.packed.rows(x.device())?, 0)?;
+        drop(x);
+        let normed = rms_norm(&picked, &model.norm, model.eps)?;
+        let (scores, d_normed) = score(&model.head, &normed, &micro.packed.targets, schedule.head_chunk, gradient)?;
+        if schedule.stream {
+            model.head.done_with();
+        }
+        Ok((scores, d_normed.map(|d_normed| Head { picked, d_normed })))
+    }
+
+    /// From the derivatives by log-probs to that by the last layer's output.
+    fn head_backward(&self, micro: &Micro, head: Head, d_logps: &[f32]) -> Result<Tensor> {
+        let Head { picked, d_normed } = head;
+        let device = picked.device();
+        let d_normed = d_normed.broadcast_mul(&Tensor::new(d_logps, device)?.unsqueeze(1)?)?;
+        let none = d_normed.zeros_like()?;
+        let d_picked = rms_norm_backward(&picked, &self.model.norm, self.model.eps, &d_normed, &none)?;
+        let rows = Tensor::zeros((micro.packed.tokens.ids.len(), picked.dim(1)?), picked.dtype(), device)?;
+        Ok(rows.index_add(&micro.packed.rows(device)?, &d_picked, 0)?)
+    }
+
+    /// A layer about to be used; where weights stream, what comes after it is read ahead.
+    fn enter(&self, layer: usize, direction: Direction) -> &Block {
+        let blocks = &self.model.blocks;
+        if self.schedule.stream {
+            let next = match direction {
+                Direction::Forward => layer + 1,
+                Direction::Backward => layer.wrapping_sub(1),
+            };
+            match blocks.get(next) {
+                Some(next) => next.linears().for_each(|linear| linear.weight.will_need()),
+                None if direction == Direction::Forward => self.model.head.will_need(),
+                None => {}
+            }
+        }
+        &blocks[layer]
+    }
+
+    /// A layer that is done with.
+    fn leave(&self, layer: usize) {
+        if self.schedule.stream {
+            self.model.blocks[layer].linears().for_each(|linear| linear.weight.done_with());
+        }
+    }
 }
 
-/// Adds the adapter's gradients, `d_logps` being the loss's derivative by each answer token's log-prob.
-pub fn backward(model: &Decoder, packed: &Packed, saved: Saved, d_logps: &[f32], through: Through) -> Result<()> {
-    let Saved { mut inputs, picked, d_normed } = saved;
-    let device = picked.device();
-    let weights = Tensor::new(d_logps, device)?.unsqueeze(1)?;
-    let d_normed = d_normed.broadcast_mul(&weights)?;
-    let d_picked = rms_norm_backward(&picked, &model.norm, model.eps, &d_normed, &d_normed.zeros_like()?)?;
-    let rows = Tensor::zeros((packed.tokens.ids.len(), picked.dim(1)?), picked.dtype(), device)?;
-    let mut dy = rows.index_add(&packed.rows(device)?, &d_picked, 0)?;
-    while let (Some(x), Some(block)) = (inputs.pop(), model.blocks.get(inputs.len())) {
-        let kept = block.recompute(&x, &packed.tokens, through)?;
-        dy = block.backward(&x, kept, dy, &packed.tokens, through)?;
-    }
-    Ok(())
+#[derive(Clone, Copy, PartialEq)]
+enum Direction {
+    Forward,
+    Backward,
 }

@@ -72,3 +72,18 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     }
     sums.iter().sum::<f32>() + rest
 }
+
+/// Calls `f` with the bytes of a contiguous f32 tensor of the CPU, in the order of this machine.
+pub fn bytes<T>(tensor: &Tensor, f: impl FnOnce(&[u8]) -> T) -> Result<T> {
+    let floats = floats(tensor)?;
+    // SAFETY: every float is four bytes without padding, all of them initialised, and the borrow outlives the call.
+    Ok(f(unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), size_of_val(&*floats)) }))
+}
+
+/// `n` floats from the bytes that `f` fills in, in the order of this machine.
+pub fn floats_from(n: usize, f: impl FnOnce(&mut [u8]) -> std::io::Result<()>) -> std::io::Result<Vec<f32>> {
+    let mut floats = vec![0f32; n];
+    // SAFETY: any four bytes are a float, and the borrow ends before the floats are used again.
+    f(unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), size_of_val(&*floats)) })?;
+    Ok(floats)
+}

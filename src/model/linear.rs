@@ -1,5 +1,7 @@
 //! A linear layer: a frozen matrix, perhaps a bias, perhaps an adapter.
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor};
 
 use super::lora::Adapter;
@@ -31,6 +33,16 @@ pub struct Through<'a> {
     pub adapter: Option<&'a Adapter>,
     /// None outside of training.
     pub dropout: Option<Dropout>,
+    /// Rows whose gradients are summed apart before they are added up, so that a sum has the same bits however pairs are
+    /// cut into micro-batches; none: all rows at once. Only the backward pass looks at them.
+    pub runs: Option<&'a [Range<usize>]>,
+}
+
+impl<'a> Through<'a> {
+    /// The base with an adapter, or bare; nothing is dropped.
+    pub fn of(adapter: Option<&'a Adapter>) -> Self {
+        Self { adapter, ..Self::default() }
+    }
 }
 
 impl Linear {
@@ -71,16 +83,25 @@ impl Linear {
             return Ok(());
         };
         let d_thin = product(lora.scale, dy, &lora.b)?;
-        add_product(&lora.db, lora.scale, &dy.t()?, thin)?;
+        let whole = [0..x.dim(0)?];
+        let runs = through.runs.unwrap_or(&whole);
+        // each run's sum is a product of its own
+        let add_runs = |sum: &Tensor, scale: f64, left: &Tensor, right: &Tensor| {
+            runs.iter().try_for_each(|run| {
+                let rows = |x: &Tensor| x.narrow(0, run.start, run.len());
+                add_product(sum, scale, &rows(left)?.t()?, &rows(right)?)
+            })
+        };
+        add_runs(&lora.db, lora.scale, dy, thin)?;
         match through.dropout {
             Some(dropout) => {
-                add_product(&lora.da, 1.0, &d_thin.t()?, &dropout.apply(x, self.id)?)?;
+                add_runs(&lora.da, 1.0, &d_thin, &dropout.apply(x, self.id)?)?;
                 let through_mask = dropout.apply(&product(1.0, &d_thin, &lora.a)?, self.id)?;
                 let sum = (dx + through_mask)?;
                 dx.slice_set(&sum, 0, 0)
             }
             None => {
-                add_product(&lora.da, 1.0, &d_thin.t()?, x)?;
+                add_runs(&lora.da, 1.0, &d_thin, x)?;
                 add_product(dx, 1.0, &d_thin, &lora.a)
             }
         }
@@ -119,7 +140,7 @@ mod tests {
         let lora = adapter.layer(1).unwrap();
         let dropout = Dropout { p: 0.4, stream: Stream::new(1, "dropout"), first_row: 3 };
         for dropout in [None, Some(dropout)] {
-            let through = Through { adapter: Some(&adapter), dropout };
+            let through = Through { dropout, ..Through::of(Some(&adapter)) };
             let mask = match dropout {
                 Some(dropout) => dropout.apply(&x.ones_like()?, 1)?,
                 None => x.ones_like()?,
@@ -142,7 +163,7 @@ mod tests {
     #[test]
     fn gradients_add_up() -> Result<()> {
         let (linear, adapter, x) = inputs();
-        let (through, dy) = (Through { adapter: Some(&adapter), dropout: None }, random((6, 10), 6));
+        let (through, dy) = (Through::of(Some(&adapter)), random((6, 10), 6));
         let mut sums = vec![];
         for _ in 0..2 {
             let thin = linear.thin(&x, through)?;
@@ -160,7 +181,7 @@ mod tests {
         let other = Linear { id: 0, ..linear };
         let dy = random((6, 10), 6);
         for adapter in [None, Some(&adapter)] {
-            let through = Through { adapter, dropout: None };
+            let through = Through::of(adapter);
             assert!(other.thin(&x, through)?.is_none());
             let none = random((1, 1), 7).zeros_like()?;
             let (a, b) = (none.expand((3, 14))?.contiguous()?, none.expand((10, 3))?.contiguous()?);

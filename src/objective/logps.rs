@@ -14,9 +14,6 @@ use crate::{
     weights::matrix::FrozenMatrix,
 };
 
-/// Positions whose logits exist at once: 128 × 49,152 f32 are 24 MiB.
-const CHUNK: usize = 128;
-
 /// What the head says of one token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenScore {
@@ -30,17 +27,19 @@ pub struct TokenScore {
     pub likeliest: bool,
 }
 
-/// Scores `targets` at the hidden states `h[positions, hidden]`; with `gradient` also `∂logp/∂h[positions, hidden]`.
+/// Scores `targets` at the hidden states `h[positions, hidden]`; with `gradient` also `∂logp/∂h[positions, hidden]`. The
+/// logits of `positions` positions exist at once: 128 × 49,152 f32 are 24 MiB.
 pub fn score(
     head: &FrozenMatrix,
     h: &Tensor,
     targets: &[u32],
+    positions: usize,
     gradient: bool,
 ) -> Result<(Vec<TokenScore>, Option<Tensor>)> {
     let mut scores = Vec::with_capacity(targets.len());
     let d_h = gradient.then(|| h.zeros_like()).transpose()?;
-    for (chunk, targets) in targets.chunks(CHUNK).enumerate() {
-        let first = chunk * CHUNK;
+    for (chunk, targets) in targets.chunks(positions).enumerate() {
+        let first = chunk * positions;
         let logits = head.apply(&h.narrow(0, first, targets.len())?)?;
         let (chunk_scores, lse) = match logits.device().is_cpu() {
             true => rows(&logits, targets)?,
@@ -179,6 +178,7 @@ mod tests {
     use super::*;
     use crate::kernels::oracle::{gradients_hold, random, worst};
 
+    const CHUNK: usize = 128;
     const VOCABULARY: usize = 1100;
     const HIDDEN: usize = 24;
 
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn scores_equal_the_log_softmax_in_f64() -> Result<()> {
         let (w, h, targets) = inputs();
-        let (scores, _) = score(&FrozenMatrix::of(&w), &h, &targets, false)?;
+        let (scores, _) = score(&FrozenMatrix::of(&w), &h, &targets, CHUNK, false)?;
         let logits = h.to_dtype(DType::F64)?.matmul(&w.to_dtype(DType::F64)?.t()?)?.to_vec2::<f64>()?;
         assert_eq!(scores.len(), targets.len());
         for ((score, logits), &target) in scores.iter().zip(&logits).zip(&targets) {
@@ -214,9 +214,9 @@ mod tests {
     fn a_score_does_not_depend_on_the_others() -> Result<()> {
         let (w, h, targets) = inputs();
         let head = FrozenMatrix::of(&w);
-        let (all, d_all) = score(&head, &h, &targets, true)?;
+        let (all, d_all) = score(&head, &h, &targets, CHUNK, true)?;
         for i in [0, 5, CHUNK - 1, CHUNK] {
-            let (one, d_one) = score(&head, &h.narrow(0, i, 1)?, &targets[i..=i], true)?;
+            let (one, d_one) = score(&head, &h.narrow(0, i, 1)?, &targets[i..=i], CHUNK, true)?;
             assert_eq!(one[0], all[i]);
             assert_eq!(worst(&d_one.unwrap(), &d_all.as_ref().unwrap().narrow(0, i, 1)?), 0.0);
         }
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn the_slope_holds() -> Result<()> {
         let (w, h, targets) = inputs();
-        let (_, slope) = score(&FrozenMatrix::of(&w), &h, &targets, true)?;
+        let (_, slope) = score(&FrozenMatrix::of(&w), &h, &targets, CHUNK, true)?;
         let form = |[h]: [&Tensor; 1]| {
             let logits = h.matmul(&w.to_dtype(h.dtype())?.t()?)?;
             let logps = candle_nn::ops::log_softmax(&logits, D::Minus1)?;

@@ -28,7 +28,7 @@ pub struct Difference {
 
 /// Compares base and adapter with the merged model, on texts that follow `prompts` (each at least one token).
 pub fn measure(base: &Base, adapter: &Adapter, merged: &Base, prompts: &[Vec<u32>]) -> Result<Difference> {
-    let tuned = Through { adapter: Some(adapter), dropout: None };
+    let tuned = Through::of(Some(adapter));
     let stop = base.tokenizer.stop_ids().to_vec();
     let sampling = Sampling { per_prompt: TEXTS, max_new_tokens: TOKENS, temperature: 1.0, seed: 0, stop };
     let mut differences = Vec::new();

@@ -1,44 +1,28 @@
-//! Pairs through the model: summed log-probs, losses, gradients, a bounded number of tokens at a time.
+//! Pairs through the model: summed log-probs, losses, gradients, sweep by sweep.
 
 use crate::{
     Error, Result,
     data::TokenizedPair,
     engine::{
         pack::{Packed, Tree, pack},
-        pass::{backward, forward, forward_saving},
+        pass::{Engine, Micro},
     },
     kernels::dropout::Dropout,
-    model::{decoder::Decoder, linear::Through, lora::Adapter},
+    model::{linear::Through, lora::Adapter},
     objective::{AnswerSums, Metrics, PairLogps, logps::TokenScore, loss},
     random::Stream,
     recipe::Objective,
 };
 
-/// Tokens that pass the layers together, unless one pair has more. Measured on SmolLM2: products run at full speed from
-/// a few hundred tokens on, and what a layer holds grows with them.
-const TOKENS: usize = 768;
+use super::reference::Reference;
 
-/// What the policy says of a pair.
+/// What a model says of a pair.
 #[derive(Debug, Clone, Copy)]
 pub struct Scored {
     /// Summed log-probs of the chosen and the rejected answer.
     pub sums: [f64; 2],
     /// What else is logged of the chosen and the rejected answer.
     pub logged: [AnswerSums; 2],
-}
-
-/// Called between micro-batches; an error ends the work there.
-pub type Poll<'a> = &'a dyn Fn() -> Result<()>;
-
-/// Scores pairs with the model as `through` says.
-pub fn score(model: &Decoder, pairs: &[&TokenizedPair], through: Through, poll: Poll) -> Result<Vec<Scored>> {
-    let mut scored = Vec::with_capacity(pairs.len());
-    for micro in cut(pairs) {
-        poll()?;
-        let packed = packed(model, micro)?;
-        scored.extend(read(&packed, &forward(model, &packed, through)?));
-    }
-    Ok(scored)
 }
 
 /// Dropout of one step.
@@ -50,39 +34,131 @@ pub struct StepDropout {
     pub stream: Stream,
 }
 
-/// Puts the gradient of the pairs' mean loss into the adapter's, and the pairs into `metrics`.
-///
-/// `reference` holds the reference's summed log-probs, a pair each.
-pub fn gradient(
-    model: &Decoder,
+/// Scores pairs with the model as `through` says.
+pub fn score(engine: Engine, pairs: &[&TokenizedPair], through: Through) -> Result<Vec<Scored>> {
+    let mut scored = Vec::with_capacity(pairs.len());
+    for sweep in cut(pairs, engine.schedule.sweep) {
+        let batches = batches(engine, sweep)?;
+        let scores = engine.forward(&through_all(&batches, through))?;
+        scored.extend(batches.iter().zip(&scores).flat_map(|(batch, scores)| read(&batch.packed, scores)));
+    }
+    Ok(scored)
+}
+
+/// Puts pairs, as the policy scores them, into `metrics`.
+pub fn evaluate(
+    engine: Engine,
     pairs: &[&TokenizedPair],
-    reference: &[[f64; 2]],
+    reference: &mut Reference,
+    objective: &Objective,
+    policy: Through,
+    metrics: &mut Metrics,
+) -> Result<()> {
+    for sweep in cut(pairs, engine.schedule.sweep) {
+        let batches = batches(engine, sweep)?;
+        let mut held_to = HeldTo::look_up(reference, &batches);
+        let mut scores =
+            engine.forward(&[through_all(&batches, policy), held_to.missing(reference, &batches)].concat())?;
+        held_to.learn(reference, &batches, scores.split_off(batches.len()))?;
+        for ((batch, scores), held_to) in batches.iter().zip(&scores).zip(held_to.sums()) {
+            for ((pair, scored), held_to) in batch.pairs.iter().zip(read(&batch.packed, scores)).zip(held_to) {
+                measure(pair, &scored, held_to, objective, metrics)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts the gradient of the pairs' mean loss into the adapter's, and the pairs into `metrics`.
+pub fn gradient(
+    engine: Engine,
+    pairs: &[&TokenizedPair],
+    reference: &mut Reference,
     objective: &Objective,
     (adapter, dropout): (&Adapter, Option<StepDropout>),
     metrics: &mut Metrics,
-    poll: Poll,
 ) -> Result<()> {
     adapter.clear_grads()?;
-    let mut reference = reference.iter();
     let mut first_row = 0;
-    for micro in cut(pairs) {
-        poll()?;
-        let packed = packed(model, micro)?;
-        let dropout = dropout.map(|StepDropout { p, stream }| Dropout { p, stream, first_row });
-        first_row += packed.tokens.ids.len() as u64;
-        let through = Through { adapter: Some(adapter), dropout };
-        let (scores, saved) = forward_saving(model, &packed, through)?;
-        let mut d_logps = vec![0f32; packed.rows.len()];
-        for (i, (scored, (pair, reference))) in read(&packed, &scores).zip(micro.iter().zip(&mut reference)).enumerate()
-        {
-            let slopes = measure(pair, &scored, *reference, objective, metrics)?;
-            for (answer, slope) in slopes.into_iter().enumerate() {
-                d_logps[packed.answers[2 * i + answer].clone()].fill((slope / pairs.len() as f64) as f32);
-            }
+    for sweep in cut(pairs, engine.schedule.sweep) {
+        let batches = batches(engine, sweep)?;
+        let mut policy = through_all(&batches, Through::of(Some(adapter)));
+        for (micro, batch) in policy.iter_mut().zip(&batches) {
+            micro.through.dropout = dropout.map(|StepDropout { p, stream }| Dropout { p, stream, first_row });
+            first_row += batch.packed.tokens.ids.len() as u64;
         }
-        backward(model, &packed, saved, &d_logps, through)?;
+        let mut held_to = HeldTo::look_up(reference, &batches);
+        let (scores, reference_scores, saved) =
+            engine.forward_saving(&policy, &held_to.missing(reference, &batches))?;
+        held_to.learn(reference, &batches, reference_scores)?;
+        let mut d_logps = Vec::with_capacity(batches.len());
+        for ((batch, scores), held_to) in batches.iter().zip(&scores).zip(held_to.sums()) {
+            let mut d_batch = vec![0f32; batch.packed.rows.len()];
+            let scored = read(&batch.packed, scores).zip(held_to);
+            for (i, (pair, (scored, held_to))) in batch.pairs.iter().zip(scored).enumerate() {
+                let slopes = measure(pair, &scored, held_to, objective, metrics)?;
+                for (answer, slope) in slopes.into_iter().enumerate() {
+                    d_batch[batch.packed.answers[2 * i + answer].clone()].fill((slope / pairs.len() as f64) as f32);
+                }
+            }
+            d_logps.push(d_batch);
+        }
+        engine.backward(&policy, saved, &d_logps)?;
     }
     Ok(())
+}
+
+/// Pairs that pass a layer at once.
+struct Batch<'a, 'p> {
+    pairs: &'a [&'p TokenizedPair],
+    packed: Packed,
+}
+
+/// Cuts a sweep into micro-batches.
+fn batches<'a, 'p>(engine: Engine, sweep: &'a [&'p TokenizedPair]) -> Result<Vec<Batch<'a, 'p>>> {
+    let batch = |pairs: &'a [&'p TokenizedPair]| {
+        let trees: Vec<_> = pairs.iter().map(|pair| tree(pair)).collect();
+        Ok(Batch { pairs, packed: pack(&trees, &engine.model.rotary, &engine.model.device)? })
+    };
+    cut(sweep, engine.schedule.micro).map(batch).collect()
+}
+
+fn through_all<'a>(batches: &'a [Batch], through: Through<'a>) -> Vec<Micro<'a>> {
+    batches.iter().map(|batch| Micro { packed: &batch.packed, through }).collect()
+}
+
+/// What the reference says of a sweep's pairs, as far as it is known.
+struct HeldTo(Vec<Option<Vec<[f64; 2]>>>);
+
+impl HeldTo {
+    /// What is known of each micro-batch as a whole.
+    fn look_up(reference: &Reference, batches: &[Batch]) -> Self {
+        Self(batches.iter().map(|batch| batch.pairs.iter().map(|pair| reference.known(pair)).collect()).collect())
+    }
+
+    /// The micro-batches to compute.
+    fn missing<'a>(&self, reference: &'a Reference, batches: &'a [Batch]) -> Vec<Micro<'a>> {
+        let missing = self.0.iter().zip(batches).filter(|(known, _)| known.is_none());
+        missing.map(|(_, batch)| Micro { packed: &batch.packed, through: reference.through() }).collect()
+    }
+
+    /// Takes in the scores of what was missing.
+    fn learn(&mut self, reference: &mut Reference, batches: &[Batch], scores: Vec<Vec<TokenScore>>) -> Result<()> {
+        let missing = self.0.iter_mut().zip(batches).filter(|(known, _)| known.is_none());
+        for ((known, batch), scores) in missing.zip(scores) {
+            let sums: Vec<_> = read(&batch.packed, &scores).map(|scored| scored.sums).collect();
+            for (pair, sums) in batch.pairs.iter().zip(&sums) {
+                reference.learn(pair, *sums)?;
+            }
+            *known = Some(sums);
+        }
+        Ok(())
+    }
+
+    /// The sums of each micro-batch's pairs, once nothing is missing.
+    fn sums(self) -> impl Iterator<Item = Vec<[f64; 2]>> {
+        self.0.into_iter().map(Option::unwrap_or_default)
+    }
 }
 
 /// Puts a scored pair into `metrics`; returns the loss's derivatives by its two summed log-probs.
@@ -121,24 +197,19 @@ fn tree(pair: &TokenizedPair) -> Tree<'_> {
     Tree { prompt: &pair.prompt, answers: vec![&pair.chosen, &pair.rejected] }
 }
 
-fn packed(model: &Decoder, pairs: &[&TokenizedPair]) -> Result<Packed> {
-    let trees: Vec<_> = pairs.iter().map(|pair| tree(pair)).collect();
-    Ok(pack(&trees, &model.rotary, &model.device)?)
-}
-
-/// Cuts pairs into runs of at most [`TOKENS`] tokens, or of one pair.
-fn cut<'a, 'p>(pairs: &'a [&'p TokenizedPair]) -> impl Iterator<Item = &'a [&'p TokenizedPair]> {
+/// Cuts pairs into runs of at most so many tokens, or of one pair.
+fn cut<'a, 'p>(pairs: &'a [&'p TokenizedPair], most: usize) -> impl Iterator<Item = &'a [&'p TokenizedPair]> {
     let mut rest = pairs;
     std::iter::from_fn(move || {
         let mut held = 0;
         let fits = |pair: &&TokenizedPair| {
             held += tokens(pair);
-            held <= TOKENS
+            held <= most
         };
         let n = rest.iter().copied().take_while(fits).count().max(1).min(rest.len());
-        let (micro, tail) = rest.split_at(n);
+        let (run, tail) = rest.split_at(n);
         rest = tail;
-        (n > 0).then_some(micro)
+        (n > 0).then_some(run)
     })
 }
 

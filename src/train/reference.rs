@@ -4,16 +4,11 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::pairs::{Poll, measure, score};
 use crate::{
     Error, Result,
     data::TokenizedPair,
-    model::{decoder::Decoder, linear::Through, lora::Adapter},
-    objective::{
-        Metrics,
-        reference_cache::{ReferenceCache, row_hash},
-    },
-    recipe::Objective,
+    model::{linear::Through, lora::Adapter},
+    objective::reference_cache::{ReferenceCache, row_hash},
 };
 
 /// Names the arithmetic that log-probs in a cache depend on: raised when results change by a bit.
@@ -46,51 +41,30 @@ impl Reference {
         Ok(Self { cache: Some(ReferenceCache::open(path, key.finalize().into())?), ..self })
     }
 
-    /// Summed log-probs of each pair's chosen and rejected answer.
-    pub fn sums(&mut self, model: &Decoder, pairs: &[&TokenizedPair], poll: Poll) -> Result<Vec<[f64; 2]>> {
-        let known = |cache: &ReferenceCache, pair: &TokenizedPair| cache.get(&row_hash(pair));
-        let mut sums: Vec<_> =
-            pairs.iter().map(|pair| self.cache.as_ref().and_then(|cache| known(cache, pair))).collect();
-        let missing: Vec<_> =
-            pairs.iter().zip(&sums).filter(|(_, sums)| sums.is_none()).map(|(pair, _)| *pair).collect();
-        let through = Through { adapter: self.adapter.as_ref(), dropout: None };
-        let mut computed = score(model, &missing, through, poll)?.into_iter();
-        for (pair, sums) in pairs.iter().zip(&mut sums) {
-            if sums.is_none()
-                && let Some(scored) = computed.next()
-            {
-                if !scored.sums.iter().all(|sum| sum.is_finite()) {
-                    let (file, line) = pair.origin;
-                    return Err(Error::input(format!(
-                        "the reference's log-probs of row {line} of file {} are not finite: the weights of the base or \
-                         of the start adapter hold a NaN or overflow; fetch the files again or use another model",
-                        file + 1
-                    )));
-                }
-                *sums = Some(scored.sums);
-                if let Some(cache) = &mut self.cache {
-                    cache.put(row_hash(pair), scored.sums)?;
-                }
-            }
-        }
-        Ok(sums.into_iter().flatten().collect())
+    /// How the reference goes through the model.
+    pub fn through(&self) -> Through<'_> {
+        Through::of(self.adapter.as_ref())
     }
 
-    /// Puts pairs, as `policy` scores them, into `metrics`.
-    pub fn measure(
-        &mut self,
-        model: &Decoder,
-        pairs: &[&TokenizedPair],
-        policy: Through,
-        objective: &Objective,
-        metrics: &mut Metrics,
-        poll: Poll,
-    ) -> Result<()> {
-        let held_to = self.sums(model, pairs, poll)?;
-        for ((pair, scored), held_to) in pairs.iter().zip(score(model, pairs, policy, poll)?).zip(held_to) {
-            measure(pair, &scored, held_to, objective, metrics)?;
+    /// Summed log-probs of a pair's chosen and rejected answer, where they were computed before.
+    pub fn known(&self, pair: &TokenizedPair) -> Option<[f64; 2]> {
+        self.cache.as_ref()?.get(&row_hash(pair))
+    }
+
+    /// Keeps a pair's sums.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the row, where they are not finite.
+    pub fn learn(&mut self, pair: &TokenizedPair, sums: [f64; 2]) -> Result<()> {
+        if !sums.iter().all(|sum| sum.is_finite()) {
+            let (file, line) = pair.origin;
+            return Err(Error::input(format!(
+                "the reference's log-probs of row {line} of file {} are not finite: the weights of the base or of the \
+                 start adapter hold a NaN or overflow; fetch the files again or use another model",
+                file + 1
+            )));
         }
-        Ok(())
+        self.cache.as_mut().map_or(Ok(()), |cache| cache.put(row_hash(pair), sums))
     }
 
     /// Brings what was computed to the disk.

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     Error, Result,
     data::{TokenizedPair, order},
+    engine::{pass::Engine, schedule::Schedule},
     export::{AdapterConfig, AdapterFolder},
     model::{linear::Through, lora::Adapter},
     objective::{
@@ -53,6 +54,7 @@ pub(super) struct Run<'a> {
     pub(super) progress: Progress,
     pub(super) signals: Signals,
     pub(super) memory: MemoryMeter,
+    schedule: Schedule,
     reference: Reference,
     optimizer: Optimizer,
     metrics: MetricsFile,
@@ -142,6 +144,7 @@ impl<'a> Run<'a> {
             rows,
             config,
             adapter,
+            schedule: Schedule::default(),
             reference,
             optimizer,
             metrics,
@@ -189,13 +192,14 @@ impl<'a> Run<'a> {
         let began = Instant::now();
         let (recipe, base, adapter) = (self.recipe, &self.base, &self.adapter);
         let batch = batch(recipe, &self.rows.train, step);
-        let poll = || self.signals.stopped();
-        let held_to = self.reference.sums(&base.model, &batch, &poll)?;
         let mut metrics = Metrics::new(recipe.objective.beta);
         let p = recipe.adapter.lora_dropout;
         let dropout =
             (p > 0.0).then(|| StepDropout { p, stream: Stream::new(recipe.train.seed, "dropout").at(step as u64) });
-        pairs::gradient(&base.model, &batch, &held_to, &recipe.objective, (adapter, dropout), &mut metrics, &poll)?;
+        let poll = || self.signals.stopped();
+        let engine = Engine { model: &base.model, schedule: &self.schedule, scratch: &recipe.run.output, poll: &poll };
+        let reference = &mut self.reference;
+        pairs::gradient(engine, &batch, reference, &recipe.objective, (adapter, dropout), &mut metrics)?;
         let grad_norm = global_norm(&adapter.grads)?;
         if !grad_norm.is_finite() {
             return Err(Error::run(format!(
@@ -248,9 +252,11 @@ impl<'a> Run<'a> {
         let poll = || self.signals.stopped();
         let mut stage = self.progress.start(Phase::Evaluation, 0, pairs.len() as u64);
         let mut metrics = Metrics::new(self.recipe.objective.beta);
-        let through = Through { adapter: Some(&self.adapter), dropout: None };
+        let through = Through::of(Some(&self.adapter));
+        let (model, scratch) = (&self.base.model, self.recipe.run.output.as_path());
+        let engine = Engine { model, schedule: &self.schedule, scratch, poll: &poll };
         for (chunk, at) in pairs.chunks(8).zip((8..).step_by(8)) {
-            self.reference.measure(&self.base.model, chunk, through, &self.recipe.objective, &mut metrics, &poll)?;
+            pairs::evaluate(engine, chunk, &mut self.reference, &self.recipe.objective, through, &mut metrics)?;
             stage.update(at.min(pairs.len()) as u64, Figures::default());
         }
         stage.finish();

@@ -59,7 +59,7 @@ pub fn draw(
     mut shown: impl FnMut(u64) -> Result<()>,
 ) -> Result<Drawn> {
     let labels = samples.labels.as_deref().map(Labels::read).transpose()?;
-    let tuned = Through { adapter: Some(adapter), dropout: None };
+    let tuned = Through::of(Some(adapter));
     let per_prompt = samples.count.div_ceil(samples.prompts.len().max(1));
     let (mut drawn, mut ratios) = (Vec::new(), Vec::new());
     for (number, prompt) in samples.prompts.iter().enumerate() {

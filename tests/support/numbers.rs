@@ -13,7 +13,8 @@ use dpo_lora::{
     data::TokenizedPair,
     engine::{
         pack::{Tree, pack},
-        pass::forward,
+        pass::{Engine, forward},
+        schedule::Schedule,
     },
     export::AdapterFolder,
     model::{
@@ -24,8 +25,8 @@ use dpo_lora::{
     },
     objective::{Means, Metrics},
     random::Stream,
-    recipe::{Loss, Objective, Reference},
-    train::{adapters, pairs},
+    recipe::{self, Loss, Objective},
+    train::{adapters, pairs, reference::Reference},
     weights::ModelFolder,
 };
 use serde::de::DeserializeOwned;
@@ -48,7 +49,7 @@ pub fn adapter(folder: &Path, model: &Decoder) -> Adapter {
 
 /// The policy, without dropout.
 pub fn policy(adapter: &Adapter) -> Through<'_> {
-    Through { adapter: Some(adapter), dropout: None }
+    Through::of(Some(adapter))
 }
 
 /// An adapter of this rank on every linear layer, as a run begins: B is zero.
@@ -160,21 +161,36 @@ pub fn tree(pair: &TokenizedPair) -> Tree<'_> {
 
 /// The sigmoid loss of the paper.
 pub fn dpo(beta: f64) -> Objective {
-    Objective { loss: Loss::Sigmoid, beta, label_smoothing: 0.0, reference: Reference::Base }
+    Objective { loss: Loss::Sigmoid, beta, label_smoothing: 0.0, reference: recipe::Reference::Base }
+}
+
+/// The way through a model by a schedule.
+pub fn engine<'a>(model: &'a Decoder, schedule: &'a Schedule) -> Engine<'a> {
+    Engine { model, schedule, scratch: Path::new(env!("CARGO_TARGET_TMPDIR")), poll: &|| Ok(()) }
 }
 
 /// Summed log-probs of each pair, as a run forms them.
 pub fn sums(model: &Decoder, pairs: &[&TokenizedPair], through: Through) -> Vec<[f64; 2]> {
-    let scored = pairs::score(model, pairs, through, &|| Ok(())).expect("scores");
+    let scored = pairs::score(engine(model, &Schedule::default()), pairs, through).expect("scores");
     scored.into_iter().map(|scored| scored.sums).collect()
 }
 
 /// Leaves the gradient of the pairs' mean loss in the adapter's, as a step of a run does; the reference is the bare base.
 pub fn gradient(model: &Decoder, adapter: &Adapter, pairs: &[&TokenizedPair], objective: &Objective) -> Means {
-    let reference = sums(model, pairs, Through::default());
-    let mut metrics = Metrics::new(objective.beta);
-    pairs::gradient(model, pairs, &reference, objective, (adapter, None), &mut metrics, &|| Ok(()))
-        .expect("a gradient");
+    gradient_by(&Schedule::default(), model, adapter, pairs, objective)
+}
+
+/// The same by another schedule.
+pub fn gradient_by(
+    schedule: &Schedule,
+    model: &Decoder,
+    adapter: &Adapter,
+    pairs: &[&TokenizedPair],
+    objective: &Objective,
+) -> Means {
+    let (mut reference, mut metrics) = (Reference::new(None), Metrics::new(objective.beta));
+    let engine = engine(model, schedule);
+    pairs::gradient(engine, pairs, &mut reference, objective, (adapter, None), &mut metrics).expect("a gradient");
     metrics.mean().expect("pairs")
 }
 

@@ -1,0 +1,126 @@
+//! The layers' inputs between the forward and the backward pass: in memory, or in a file that vanishes with its handle.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use candle_core::{Device, Tensor};
+
+use crate::{
+    Error, Result,
+    kernels::host::{bytes, floats_from},
+};
+
+/// Tensors by the order in which they were put in; each is taken once.
+pub struct Inputs(Place);
+
+enum Place {
+    Memory(Vec<Option<Tensor>>),
+    File(Scratch),
+}
+
+impl Inputs {
+    /// Keeps tensors in memory.
+    pub fn in_memory() -> Self {
+        Self(Place::Memory(Vec::new()))
+    }
+
+    /// Keeps tensors in a file of their own in `folder`.
+    ///
+    /// # Errors
+    /// [`Error::Run`] where it cannot be made.
+    pub fn in_file(folder: &Path) -> Result<Self> {
+        Ok(Self(Place::File(Scratch::create(folder)?)))
+    }
+
+    /// Puts an f32 tensor in.
+    pub fn put(&mut self, tensor: Tensor) -> Result<()> {
+        match &mut self.0 {
+            Place::Memory(all) => all.push(Some(tensor)),
+            Place::File(scratch) => scratch.append(&tensor)?,
+        }
+        Ok(())
+    }
+
+    /// Takes the `index`-th tensor out.
+    ///
+    /// # Panics
+    /// Where there is none, or it was taken before.
+    pub fn take(&mut self, index: usize) -> Result<Tensor> {
+        match &mut self.0 {
+            Place::Memory(all) => Ok(all[index].take().expect("an input is taken once")),
+            Place::File(scratch) => scratch.read(index),
+        }
+    }
+}
+
+/// A file without a name: its space comes back whatever ends this process.
+struct Scratch {
+    file: File,
+    folder: PathBuf,
+    end: u64,
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    at: u64,
+    shape: (usize, usize),
+    device: Device,
+}
+
+impl Scratch {
+    fn create(folder: &Path) -> Result<Self> {
+        let file = tempfile::tempfile_in(folder).map_err(|error| Error::writing(folder, error))?;
+        Ok(Self { file, folder: folder.to_path_buf(), end: 0, entries: Vec::new() })
+    }
+
+    fn append(&mut self, tensor: &Tensor) -> Result<()> {
+        let host = tensor.to_device(&Device::Cpu)?;
+        let written = bytes(&host, |bytes| {
+            self.file.seek(SeekFrom::Start(self.end))?;
+            self.file.write_all(bytes)?;
+            Ok(bytes.len())
+        })?;
+        let written = written.map_err(|error: std::io::Error| Error::writing(&self.folder, error))?;
+        self.entries.push(Entry { at: self.end, shape: tensor.dims2()?, device: tensor.device().clone() });
+        self.end += written as u64;
+        Ok(())
+    }
+
+    fn read(&mut self, index: usize) -> Result<Tensor> {
+        let Entry { at, shape, device } = &self.entries[index];
+        let read = floats_from(shape.0 * shape.1, |bytes| {
+            self.file.seek(SeekFrom::Start(*at))?;
+            self.file.read_exact(bytes)
+        });
+        let values = read.map_err(|error| Error::reading(&self.folder, error))?;
+        Ok(Tensor::from_vec(values, *shape, device)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::oracle::{random, worst};
+
+    #[test]
+    fn what_is_put_comes_back_in_any_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = [random((3, 5), 1), random((1, 7), 2), random((4, 2), 3)];
+        for mut inputs in [Inputs::in_memory(), Inputs::in_file(folder.path()).unwrap()] {
+            tensors.iter().for_each(|tensor| inputs.put(tensor.clone()).unwrap());
+            for index in [1, 0, 2] {
+                assert_eq!(worst(&inputs.take(index).unwrap(), &tensors[index]), 0.0);
+            }
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_named() {
+        let error = Inputs::in_file(Path::new("/there/is/none")).err().unwrap();
+        assert!(error.to_string().contains("/there/is/none"), "{error}");
+    }
+}

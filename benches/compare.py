@@ -1,30 +1,34 @@
 #!/usr/bin/env python3
 """dpo-lora and TRL in turn, on the same rows of the same base, and their ratios.
 
-    DPO_LORA_SMOLLM2=BASE DPO_LORA_HH=ROWS.jsonl DPO_LORA_PEERS_PYTHON=VENV/bin/python benches/compare.py [--steps 10]
+    DPO_LORA_SMOLLM2=BASE DPO_LORA_HH=ROWS.jsonl DPO_LORA_PEERS_PYTHON=VENV/bin/python benches/compare.py [--batch 2 16]
 
-f32, r 8, batch 2, max_length 512, rows in their order, AdamW at 5e-5. `precomputed`: the reference's log-probs are
-known before the first step is timed, as with TRL's `precompute_ref_log_probs`; `within`: they are computed in the step.
-The first two steps of each are not counted. Time it on a quiet machine, and more than once.
+r 8, max_length 512, rows in their order, AdamW at 5e-5, in f32 and in bf16. Reference log-probs are known before the
+first timed step, as with TRL's `precompute_ref_log_probs`, its fastest setting; `within`: ours, computed in the step.
+TRL in bf16 is run both ways that it has, and the faster counts: bf16 weights, and bf16 autocast over f32 weights. The first two
+steps of each are not counted. Time it on a quiet machine, and more than once.
 """
 import argparse, json, os, pathlib, shutil, statistics, subprocess, tempfile
 
 here = pathlib.Path(__file__).resolve().parent
 ap = argparse.ArgumentParser()
-ap.add_argument("--steps", type=int, default=10)
-ap.add_argument("--batch", type=int, default=2)
+ap.add_argument("--steps", type=int, default=8)
+ap.add_argument("--batch", type=int, nargs="+", default=[2])
+ap.add_argument("--compute", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"])
+ap.add_argument("--budget", default="auto", help="memory.budget of ours")
 ap.add_argument("--rounds", type=int, default=1)
 ap.add_argument("--threads", type=int, default=2)
 ap.add_argument("--without-trl", action="store_true")
+ap.add_argument("--without-within", action="store_true", help="leave out the reference computed in the step")
+ap.add_argument("--json", help="where every figure goes")
 a = ap.parse_args()
-base, rows, python = (os.environ[f"DPO_LORA_{name}"] for name in ("SMOLLM2", "HH", "PEERS_PYTHON"))
+base, rows = os.environ["DPO_LORA_SMOLLM2"], os.environ["DPO_LORA_HH"]
 binary = here.parent / "target/release/dpo-lora"
+binary = pathlib.Path(os.environ.get("DPO_LORA_BINARY", binary))
 work = pathlib.Path(tempfile.mkdtemp())
-few = work / "rows.jsonl"
-few.write_text("".join(open(rows).readlines()[: a.steps * a.batch]))
 
 
-def ours(precomputed):
+def ours(batch, compute, precomputed):
     run = work / "run"
     shutil.rmtree(run, ignore_errors=True)
     recipe = work / "recipe.toml"
@@ -42,10 +46,13 @@ max_length = 512
 truncation = "prompt_start"
 shuffle = false
 [train]
-batch_size = {a.batch}
+batch_size = {batch}
 learning_rate = 5e-5
 lr_schedule = "constant"
 max_steps = {a.steps}
+[memory]
+compute = "{compute}"
+budget = "{a.budget}"
 [run]
 output = {json.dumps(str(run))}
 device = "cpu"
@@ -55,34 +62,59 @@ threads = {a.threads}
     steps = [row for row in map(json.loads, open(run / "metrics.jsonl")) if "loss" in row]
     timed = steps[2:]
     seconds = sum(row["seconds"] for row in timed)
-    return {"pairs_per_s": a.batch * len(timed) / seconds, "tokens_per_s": sum(r["tokens"] for r in timed) / seconds,
-            "peak_anon_mib": max(row["peak_bytes"] for row in steps) / 2**20}
+    return {"pairs_per_s": batch * len(timed) / seconds, "peak_anon_mib": max(row["peak_bytes"] for row in steps) / 2**20}
 
 
-def trl():
+def trl(batch, *options):
     out = work / "trl.json"
-    command = [python, here / "trl_peer.py", "--model", base, "--data", few, "--steps", str(a.steps), "--batch", str(a.batch),
-               "--threads", str(a.threads), "--precompute", "--json", out]
+    command = [os.environ["DPO_LORA_PEERS_PYTHON"], here / "trl_peer.py", "--model", base, "--data", work / "rows.jsonl",
+               "--steps", str(a.steps), "--batch", str(batch), "--threads", str(a.threads), "--json", out, *options]
     subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=work)
     return json.load(open(out))
 
 
-print(f"{a.steps} steps of {a.batch} pairs, {a.threads} threads, load before: {os.getloadavg()[0]:.2f}")
-results = {"ours, reference precomputed": [], "ours, reference within the step": [], "TRL, reference precomputed": []}
-for _ in range(a.rounds):
-    results["ours, reference precomputed"].append(ours(True))
-    results["ours, reference within the step"].append(ours(False))
-    if not a.without_trl:
-        results["TRL, reference precomputed"].append(trl())
-print(f"{'':34}{'pairs/s':>9}{'tokens/s':>10}{'peak anonymous MiB':>20}")
-for name, all_rounds in results.items():
-    if all_rounds:
-        median = lambda key: statistics.median(r[key] for r in all_rounds)
-        print(f"{name:34}{median('pairs_per_s'):9.2f}{median('tokens_per_s'):10.0f}{median('peak_anon_mib'):20.0f}")
-if not a.without_trl:
-    for name in list(results)[:2]:
-        ratios = [o["pairs_per_s"] / t["pairs_per_s"] for o, t in zip(results[name], results["TRL, reference precomputed"])]
-        print(f"{name} / TRL: {statistics.median(ratios):.2f} times the pairs a second")
-    ratios = [t["peak_anon_mib"] / o["peak_anon_mib"] for o, t in zip(results["ours, reference precomputed"], results["TRL, reference precomputed"])]
-    print(f"TRL / ours: {statistics.median(ratios):.1f} times the memory")
+def programs(batch, compute):
+    """What is run, by name."""
+    found = {f"dpo-lora {compute}": lambda: ours(batch, compute, True)}
+    if not a.without_within:
+        found[f"dpo-lora {compute}, reference within"] = lambda: ours(batch, compute, False)
+    if a.without_trl:
+        return found
+    if compute == "f32":
+        return found | {"TRL f32": lambda: trl(batch, "--precompute")}
+    return found | {"TRL bf16 weights": lambda: trl(batch, "--precompute", "--dtype", "bfloat16"),
+                    "TRL bf16 autocast": lambda: trl(batch, "--precompute", "--autocast")}
+
+
+def ratios(batch, results):
+    best = max((name for name in results if name.startswith("TRL")), key=lambda name: median(results[name], "pairs_per_s"), default=None)
+    if best is None:
+        return
+    for name in (name for name in results if name.startswith("dpo-lora")):
+        faster = [o["pairs_per_s"] / t["pairs_per_s"] for o, t in zip(results[name], results[best])]
+        smaller = [t["peak_anon_mib"] / o["peak_anon_mib"] for o, t in zip(results[name], results[best])]
+        print(f"batch {batch}: {name} beside {best}: {statistics.median(faster):.2f} times the pairs a second, "
+              f"1/{statistics.median(smaller):.0f} of the memory", flush=True)
+
+
+def median(rounds, key):
+    return statistics.median(result[key] for result in rounds)
+
+
+print(f"{a.steps} steps, {a.threads} threads, load before: {os.getloadavg()[0]:.2f}")
+everything = {}
+for batch in a.batch:
+    lines = open(rows).readlines()[: a.steps * batch]
+    (work / "rows.jsonl").write_text("".join(lines))
+    for compute in a.compute:
+        results = {name: [] for name in programs(batch, compute)}
+        for _ in range(a.rounds):
+            for name, run in programs(batch, compute).items():
+                results[name].append(run())
+        for name, rounds in results.items():
+            print(f"batch {batch:2}  {name:34} {median(rounds, 'pairs_per_s'):6.2f} pairs/s {median(rounds, 'peak_anon_mib'):7.0f} MiB", flush=True)
+        ratios(batch, results)
+        everything[f"batch {batch}, {compute}"] = results
+if a.json:
+    json.dump(everything, open(a.json, "w"), indent=1)
 shutil.rmtree(work)

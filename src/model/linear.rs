@@ -83,8 +83,8 @@ impl Linear {
             return Ok(());
         };
         let d_thin = product(lora.scale, dy, &lora.b)?;
-        let whole = [0..x.dim(0)?];
-        let runs = through.runs.unwrap_or(&whole);
+        let whole = 0..x.dim(0)?;
+        let runs = through.runs.unwrap_or(std::slice::from_ref(&whole));
         // each run's sum is a product of its own
         let add_runs = |sum: &Tensor, scale: f64, left: &Tensor, right: &Tensor| {
             runs.iter().try_for_each(|run| {

@@ -18,6 +18,7 @@ ap.add_argument("--compute", nargs="+", default=["f32", "bf16"], choices=["f32",
 ap.add_argument("--budget", default="auto", help="memory.budget of ours")
 ap.add_argument("--rounds", type=int, default=1)
 ap.add_argument("--threads", type=int, default=2)
+ap.add_argument("--trl-batch", type=int, default=2, help="pairs that TRL takes at once; four take 11 GB")
 ap.add_argument("--without-trl", action="store_true")
 ap.add_argument("--without-within", action="store_true", help="leave out the reference computed in the step")
 ap.add_argument("--json", help="where every figure goes")
@@ -68,7 +69,8 @@ threads = {a.threads}
 def trl(batch, *options):
     out = work / "trl.json"
     command = [os.environ["DPO_LORA_PEERS_PYTHON"], here / "trl_peer.py", "--model", base, "--data", work / "rows.jsonl",
-               "--steps", str(a.steps), "--batch", str(batch), "--threads", str(a.threads), "--json", out, *options]
+               "--steps", str(a.steps), "--batch", str(min(batch, a.trl_batch)),
+               "--accumulate", str(batch // min(batch, a.trl_batch)), "--threads", str(a.threads), "--json", out, *options]
     subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=work)
     return json.load(open(out))
 

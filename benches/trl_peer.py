@@ -21,7 +21,8 @@ ap.add_argument("--autocast", action="store_true", help="bf16 autocast")
 ap.add_argument("--checkpointing", action="store_true")
 ap.add_argument("--precompute", action="store_true", help="reference log-probs once, before training")
 ap.add_argument("--steps", type=int, default=8, help="at least 3: the first two are warm-up")
-ap.add_argument("--batch", type=int, default=2, help="pairs a step")
+ap.add_argument("--batch", type=int, default=2, help="pairs at once; their logits alone are gigabytes")
+ap.add_argument("--accumulate", type=int, default=1, help="batches a step")
 ap.add_argument("--max-length", type=int, default=512)
 ap.add_argument("--rank", type=int, default=8)
 ap.add_argument("--threads", type=int, default=2)
@@ -80,9 +81,9 @@ class Watch(TrainerCallback):
 def make_trainer(watch, output):
     model = AutoModelForCausalLM.from_pretrained(a.model, dtype=getattr(torch, a.dtype))
     with open(a.data) as f:
-        rows = [json.loads(line) for line, _ in zip(f, range(a.steps * a.batch))]
+        rows = [json.loads(line) for line, _ in zip(f, range(a.steps * a.batch * a.accumulate))]
     args = DPOConfig(
-        output_dir=output, per_device_train_batch_size=a.batch, max_steps=a.steps, learning_rate=5e-5,
+        output_dir=output, per_device_train_batch_size=a.batch, gradient_accumulation_steps=a.accumulate, max_steps=a.steps, learning_rate=5e-5,
         lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, beta=0.1, max_length=a.max_length, seed=0,
         bf16=a.autocast, use_cpu=True, gradient_checkpointing=a.checkpointing, precompute_ref_log_probs=a.precompute,
         logging_steps=1, report_to=[], save_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential")
@@ -126,8 +127,8 @@ def main():
         "versions": {m.__name__: m.__version__ for m in (torch, transformers, trl, peft)},
         "options": {k: v for k, v in vars(a).items() if k not in ("model", "data", "json")},
         "prepare_s": prepare, "median_step_s": sorted(timed)[len(timed) // 2], "mean_step_s": sum(timed) / len(timed),
-        "pairs_per_s": a.batch * len(timed) / sum(timed),
-        "tokens_per_s": sum(tokens[2 : len(watch.seconds)]) / sum(timed),
+        "pairs_per_s": a.batch * a.accumulate * len(timed) / sum(timed),
+        "tokens_per_s": sum(tokens[2 * a.accumulate : len(watch.seconds) * a.accumulate]) / sum(timed),
         "peak_rss_mib": resident, "peak_anon_mib": anonymous.mib,
     }
     print(json.dumps(result, indent=1))

@@ -28,7 +28,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ),
     ("export", &["keys", "model", "recipe", "store", "weights"]),
     ("engine", &["kernels", "model", "objective"]),
-    ("objective", &["data", "kernels", "recipe", "weights"]),
+    ("objective", &["data", "kernels", "model", "recipe"]),
     ("optim", &["recipe"]),
     ("model", &["kernels", "keys", "weights"]),
     ("weights", &["kernels", "keys"]),

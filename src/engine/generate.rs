@@ -7,10 +7,7 @@ use candle_core::{DType, Tensor};
 use super::pack::{Tree, pack};
 use crate::{
     Error, Result,
-    kernels::{
-        attention::{Span, attention},
-        norm::rms_norm,
-    },
+    kernels::attention::{Span, attention},
     model::{decoder::Decoder, linear::Through, tokens::Tokens},
     random::Stream,
 };
@@ -74,7 +71,7 @@ pub fn generate(model: &Decoder, prompts: &[&[u32]], through: Through, sampling:
 
 /// Logits of each row of `hidden[rows, hidden]`.
 fn logits(model: &Decoder, hidden: &Tensor) -> Result<Vec<Vec<f32>>> {
-    let logits: Vec<Vec<f32>> = model.head.apply(&rms_norm(hidden, &model.norm, model.eps)?)?.to_vec2()?;
+    let logits: Vec<Vec<f32>> = model.head.logits(&model.final_norm(hidden)?)?.to_vec2()?;
     if logits.iter().flatten().any(|logit| logit.is_nan()) {
         return Err(Error::input(
             "the model's logits are not finite: the weights of the base or of the adapter hold a NaN or overflow; fetch \
@@ -139,8 +136,8 @@ impl Cache {
             places.push((row..row + 1, answer.rows.start + n - 1));
             spans.push(Span { queries: row..row + 1, prefix, own: answer.rows.start..answer.rows.start + n });
         }
-        let (cos, sin) = model.rotary.angles(&positions, &model.device)?;
-        self.pass(model, &Tokens { ids, cos, sin, spans, groups: vec![] }, &places, through)
+        let angles = model.rotary.angles(&positions, &model.device)?;
+        self.pass(model, &Tokens { ids, positions, angles, spans, groups: vec![] }, &places, through)
     }
 
     /// One pass; rows of new keys and values go to the places in the cache that `places` names.
@@ -151,7 +148,7 @@ impl Cache {
         places: &[(Range<usize>, usize)],
         through: Through,
     ) -> Result<Tensor> {
-        let mut x = model.embed(&tokens.ids)?;
+        let mut x = model.embed(tokens)?;
         for (block, (keys, values)) in model.blocks.iter().zip(&self.layers) {
             let new = block.project(&x, tokens, through)?;
             for (rows, at) in places {

@@ -71,8 +71,8 @@ pub fn pack(trees: &[Tree], rotary: &Rotary, device: &Device) -> Result<Packed> 
         groups.push(group..spans.len());
         runs.push(prompt.start..ids.len());
     }
-    let (cos, sin) = rotary.angles(&positions, device)?;
-    Ok(Packed { tokens: Tokens { ids, cos, sin, spans, groups }, rows, targets, answers, runs })
+    let angles = rotary.angles(&positions, device)?;
+    Ok(Packed { tokens: Tokens { ids, positions, angles, spans, groups }, rows, targets, answers, runs })
 }
 
 impl Packed {

@@ -8,7 +8,6 @@ use candle_core::Tensor;
 use super::{pack::Packed, saved::Inputs, schedule::Schedule};
 use crate::{
     Result,
-    kernels::norm::{rms_norm, rms_norm_backward},
     model::{
         block::{Block, Kept},
         decoder::Decoder,
@@ -160,7 +159,7 @@ impl Engine<'_> {
     }
 
     fn embed(&self, micros: &[Micro]) -> Result<Vec<Tensor>> {
-        micros.iter().map(|micro| Ok(self.model.embed(&micro.packed.tokens.ids)?)).collect()
+        micros.iter().map(|micro| Ok(self.model.embed(&micro.packed.tokens)?)).collect()
     }
 
     /// From the last layer's output to scores.
@@ -169,10 +168,10 @@ impl Engine<'_> {
         let Self { model, schedule, .. } = self;
         let picked = x.index_select(&micro.packed.rows(x.device())?, 0)?;
         drop(x);
-        let normed = rms_norm(&picked, &model.norm, model.eps)?;
+        let normed = model.final_norm(&picked)?;
         let (scores, d_normed) = score(&model.head, &normed, &micro.packed.targets, schedule.head_chunk, gradient)?;
         if schedule.stream {
-            model.head.done_with();
+            model.head.weight.done_with();
         }
         Ok((scores, d_normed.map(|d_normed| Head { picked, d_normed })))
     }
@@ -182,8 +181,7 @@ impl Engine<'_> {
         let Head { picked, d_normed } = head;
         let device = picked.device();
         let d_normed = d_normed.broadcast_mul(&Tensor::new(d_logps, device)?.unsqueeze(1)?)?;
-        let none = d_normed.zeros_like()?;
-        let d_picked = rms_norm_backward(&picked, &self.model.norm, self.model.eps, &d_normed, &none)?;
+        let d_picked = self.model.final_norm_backward(&picked, &d_normed)?;
         let rows = Tensor::zeros((micro.packed.tokens.ids.len(), picked.dim(1)?), picked.dtype(), device)?;
         Ok(rows.index_add(&micro.packed.rows(device)?, &d_picked, 0)?)
     }
@@ -198,7 +196,7 @@ impl Engine<'_> {
             };
             match blocks.get(next) {
                 Some(next) => next.linears().for_each(|linear| linear.weight.will_need()),
-                None if direction == Direction::Forward => self.model.head.will_need(),
+                None if direction == Direction::Forward => self.model.head.weight.will_need(),
                 None => {}
             }
         }

@@ -3,14 +3,18 @@
 //! An operation is a function of tensors. On the CPU it runs our own loops on all cores over the tensors' slices
 //! ([`host`]); on other devices it is composed of candle's operations. [`gemm`] multiplies, the rest is one idea a file.
 
+pub mod activation;
 pub mod attention;
 pub mod dropout;
 pub mod gate;
 pub mod gemm;
 pub mod host;
+pub mod layer_norm;
 pub mod micro;
 pub mod norm;
 #[cfg(test)]
 pub(crate) mod oracle;
 pub mod product;
 pub mod rope;
+pub mod soft_cap;
+pub mod special;

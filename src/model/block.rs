@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor};
 
 use super::{
     linear::{Linear, Through},
+    rotary::Angles,
     tokens::Tokens,
 };
 use crate::kernels::{
@@ -109,8 +110,9 @@ impl Block {
         };
         let ((q_thin, q), (k_thin, k)) = (project(&self.q_proj)?, project(&self.k_proj)?);
         let (v_thin, v) = project(&self.v_proj)?;
-        let q = rope(q, &tokens.cos, &tokens.sin, false)?;
-        let k = rope(k, &tokens.cos, &tokens.sin, false)?;
+        let Angles { cos, sin } = &tokens.angles[0];
+        let q = rope(q, cos, sin, false)?;
+        let k = rope(k, cos, sin, false)?;
         Ok(Projected { thin: [q_thin, k_thin, v_thin], normed, q, k, v })
     }
 
@@ -182,8 +184,9 @@ impl Block {
         let Projected { normed, thin, q, k, v } = projected;
         let [dq, dk, dv] =
             attention_backward([&q, &k, &v], attended, &d_values, &tokens.spans, &tokens.groups, self.heads)?;
-        let dq = rope(dq, &tokens.cos, &tokens.sin, true)?;
-        let dk = rope(dk, &tokens.cos, &tokens.sin, true)?;
+        let Angles { cos, sin } = &tokens.angles[0];
+        let dq = rope(dq, cos, sin, true)?;
+        let dk = rope(dk, cos, sin, true)?;
         let d_normed = normed.zeros_like()?;
         for (linear, thin, d) in
             [(&self.q_proj, &thin[0], dq), (&self.k_proj, &thin[1], dk), (&self.v_proj, &thin[2], dv)]

@@ -4,10 +4,21 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use super::{block::Block, config::Config, family::Family, linear::Linear, rotary::Rotary};
+use super::{
+    block::Block,
+    config::Config,
+    family::Family,
+    head::Head,
+    linear::Linear,
+    rotary::{Frequencies, Rotary},
+    tokens::Tokens,
+};
 use crate::{
     Error, Result,
-    kernels::attention::Heads,
+    kernels::{
+        attention::Heads,
+        norm::{rms_norm, rms_norm_backward},
+    },
     weights::{folder::ModelFolder, matrix::FrozenMatrix},
 };
 
@@ -21,13 +32,13 @@ pub struct Decoder {
     /// The layers, first to last.
     pub blocks: Vec<Block>,
     /// The last norm's weight, `[hidden]`.
-    pub norm: Tensor,
-    /// `[vocabulary, hidden]`; the embedding itself where they are tied.
-    pub head: FrozenMatrix,
+    norm: Tensor,
+    /// What follows the last norm; its matrix is the embedding itself where they are tied.
+    pub head: Head,
     /// Rotary frequencies.
     pub rotary: Rotary,
     /// The norms' epsilon.
-    pub eps: f64,
+    eps: f64,
     /// Where it computes.
     pub device: Device,
 }
@@ -46,21 +57,31 @@ impl Decoder {
             false => open.matrix(family.head, config.vocab_size, config.hidden_size)?,
         };
         let blocks = (0..config.num_hidden_layers).map(|layer| open.block(layer, family, config));
-        let (frequencies, scale) = config.rope.inverse_frequencies(config.head_dim, 0);
+        let (radians, scale) = config.rope.inverse_frequencies(config.head_dim, 0);
         Ok(Self {
             embed,
             blocks: blocks.collect::<Result<_>>()?,
             norm: open.vector(family.norm, config.hidden_size)?,
-            head,
-            rotary: Rotary { frequencies, scale },
+            head: Head::plain(head),
+            rotary: Rotary { sets: vec![Frequencies { radians, scale }] },
             eps: config.rms_norm_eps,
             device: device.clone(),
         })
     }
 
-    /// The embeddings of tokens: `[tokens, hidden]`.
-    pub fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
-        self.embed.rows(ids)
+    /// The input of the first layer: `[tokens, hidden]`.
+    pub fn embed(&self, tokens: &Tokens) -> candle_core::Result<Tensor> {
+        self.embed.rows(&tokens.ids)
+    }
+
+    /// The last norm, between the last layer and the head.
+    pub fn final_norm(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        rms_norm(x, &self.norm, self.eps)
+    }
+
+    /// The gradient that reaches the last layer's output `x` from the gradient `dy` of its norm.
+    pub fn final_norm_backward(&self, x: &Tensor, dy: &Tensor) -> candle_core::Result<Tensor> {
+        rms_norm_backward(x, &self.norm, self.eps, dy, &dy.zeros_like()?)
     }
 
     /// How many tokens the model knows.

@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
-
+use super::rotary::Angles;
 use crate::kernels::attention::Span;
 
 /// Tokens of several pairs in one row, and who may look at whom.
@@ -11,10 +10,10 @@ use crate::kernels::attention::Span;
 pub struct Tokens {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// Cosines of the rotary angles, `[tokens, head_dim / 2]`.
-    pub cos: Tensor,
-    /// Sines of the same.
-    pub sin: Tensor,
+    /// Where each token stands in its sequence.
+    pub positions: Vec<usize>,
+    /// The rotary angles there, for each of the model's sets of frequencies.
+    pub angles: Vec<Angles>,
     /// Segments: which keys each run of queries sees.
     pub spans: Vec<Span>,
     /// Runs of spans that share no keys with one another.

@@ -11,7 +11,7 @@ use crate::{
         gate::exp,
         host::{floats, operand_mut},
     },
-    weights::matrix::FrozenMatrix,
+    model::head::Head,
 };
 
 /// What the head says of one token.
@@ -30,7 +30,7 @@ pub struct TokenScore {
 /// Scores `targets` at the hidden states `h[positions, hidden]`; with `gradient` also `∂logp/∂h[positions, hidden]`. The
 /// logits of `positions` positions exist at once: 128 × 49,152 f32 are 24 MiB.
 pub fn score(
-    head: &FrozenMatrix,
+    head: &Head,
     h: &Tensor,
     targets: &[u32],
     positions: usize,
@@ -40,15 +40,16 @@ pub fn score(
     let d_h = gradient.then(|| h.zeros_like()).transpose()?;
     for (chunk, targets) in targets.chunks(positions).enumerate() {
         let first = chunk * positions;
-        let logits = head.apply(&h.narrow(0, first, targets.len())?)?;
+        let logits = head.logits(&h.narrow(0, first, targets.len())?)?;
         let (chunk_scores, lse) = match logits.device().is_cpu() {
             true => rows(&logits, targets)?,
             false => plain_rows(&logits, targets)?,
         };
         scores.extend(chunk_scores);
         if let Some(d_h) = &d_h {
+            let through_cap = head.cap_slope(&logits)?;
             let slope = slope(logits, targets, lse)?;
-            head.add_backward(&d_h.narrow(0, first, targets.len())?, &slope)?;
+            head.add_backward(&d_h.narrow(0, first, targets.len())?, slope, through_cap)?;
         }
     }
     Ok((scores, d_h))
@@ -176,7 +177,10 @@ impl Sums {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::oracle::{gradients_hold, random, worst};
+    use crate::{
+        kernels::oracle::{gradients_hold, random, worst},
+        weights::matrix::FrozenMatrix,
+    };
 
     const CHUNK: usize = 128;
     const VOCABULARY: usize = 1100;
@@ -193,7 +197,7 @@ mod tests {
     #[test]
     fn scores_equal_the_log_softmax_in_f64() -> Result<()> {
         let (w, h, targets) = inputs();
-        let (scores, _) = score(&FrozenMatrix::of(&w), &h, &targets, CHUNK, false)?;
+        let (scores, _) = score(&Head::plain(FrozenMatrix::of(&w)), &h, &targets, CHUNK, false)?;
         let logits = h.to_dtype(DType::F64)?.matmul(&w.to_dtype(DType::F64)?.t()?)?.to_vec2::<f64>()?;
         assert_eq!(scores.len(), targets.len());
         for ((score, logits), &target) in scores.iter().zip(&logits).zip(&targets) {
@@ -213,7 +217,7 @@ mod tests {
     #[test]
     fn a_score_does_not_depend_on_the_others() -> Result<()> {
         let (w, h, targets) = inputs();
-        let head = FrozenMatrix::of(&w);
+        let head = Head::plain(FrozenMatrix::of(&w));
         let (all, d_all) = score(&head, &h, &targets, CHUNK, true)?;
         for i in [0, 5, CHUNK - 1, CHUNK] {
             let (one, d_one) = score(&head, &h.narrow(0, i, 1)?, &targets[i..=i], CHUNK, true)?;
@@ -226,7 +230,7 @@ mod tests {
     #[test]
     fn the_slope_holds() -> Result<()> {
         let (w, h, targets) = inputs();
-        let (_, slope) = score(&FrozenMatrix::of(&w), &h, &targets, CHUNK, true)?;
+        let (_, slope) = score(&Head::plain(FrozenMatrix::of(&w)), &h, &targets, CHUNK, true)?;
         let form = |[h]: [&Tensor; 1]| {
             let logits = h.matmul(&w.to_dtype(h.dtype())?.t()?)?;
             let logps = candle_nn::ops::log_softmax(&logits, D::Minus1)?;

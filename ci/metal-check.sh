@@ -3,7 +3,8 @@
 # cache, not installed, since it conflicts with rustup's. Shaders and linking are not checked.
 set -euo pipefail
 
-cd "$(dirname "$0")/.."
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/.."
 cache=${DPO_LORA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/dpo-lora}
 toolchain=$cache/rustc-for-apple
 
@@ -27,5 +28,6 @@ flock -u 9
 
 cargo=$(rustup which cargo 2>/dev/null || command -v cargo)
 export LD_LIBRARY_PATH=$toolchain/usr/lib/x86_64-linux-gnu RUSTC=$toolchain/usr/bin/rustc RUSTC_BOOTSTRAP=1
+export CC_aarch64_apple_darwin=$here/fake_cc AR_aarch64_apple_darwin=$here/fake_cc
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/metal-check
 exec "$cargo" check --locked --features metal --target aarch64-apple-darwin -Zbuild-std=std,panic_abort

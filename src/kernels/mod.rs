@@ -4,6 +4,7 @@
 //! ([`host`]); on other devices it is composed of candle's operations. [`gemm`] multiplies, the rest is one idea a file.
 
 pub mod attention;
+pub mod compute;
 pub mod dropout;
 pub mod gate;
 pub mod gemm;
@@ -12,5 +13,8 @@ pub mod micro;
 pub mod norm;
 #[cfg(test)]
 pub(crate) mod oracle;
+pub mod pack;
 pub mod product;
 pub mod rope;
+pub(crate) mod simd;
+mod words;

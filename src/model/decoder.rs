@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use super::{block::Block, config::Config, family::Family, linear::Linear, rotary::Rotary};
 use crate::{
     Error, Result,
-    kernels::attention::Heads,
+    kernels::{attention::Heads, compute::Compute},
     weights::{folder::ModelFolder, matrix::FrozenMatrix},
 };
 
@@ -33,13 +33,13 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Opens the model in `folder`: nothing is copied on the CPU but norms and biases.
+    /// Opens the model in `folder`: nothing is copied on the CPU but norms and biases. Its matrices multiply in `compute`.
     ///
     /// # Errors
     /// [`Error::Input`] where a tensor is missing or has another shape than `config` says.
-    pub fn open(folder: &ModelFolder, config: &Config, device: &Device) -> Result<Self> {
+    pub fn open(folder: &ModelFolder, config: &Config, device: &Device, compute: Compute) -> Result<Self> {
         let family = config.family;
-        let open = Opener { folder, device };
+        let open = Opener { folder, device, compute };
         let embed = open.matrix(family.embed, config.vocab_size, config.hidden_size)?;
         let head = match config.tie_word_embeddings {
             true => embed.clone(),
@@ -93,6 +93,7 @@ impl Decoder {
 struct Opener<'a> {
     folder: &'a ModelFolder,
     device: &'a Device,
+    compute: Compute,
 }
 
 impl Opener<'_> {
@@ -126,7 +127,7 @@ impl Opener<'_> {
     }
 
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<FrozenMatrix> {
-        FrozenMatrix::new(Arc::new(self.tensor(name, &[rows, columns])?), rows, columns, self.device)
+        FrozenMatrix::new(Arc::new(self.tensor(name, &[rows, columns])?), rows, columns, self.device, self.compute)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Tensor> {

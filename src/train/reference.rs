@@ -8,6 +8,7 @@ use super::pairs::{Poll, measure, score};
 use crate::{
     Error, Result,
     data::TokenizedPair,
+    kernels::compute::Compute,
     model::{decoder::Decoder, linear::Through, lora::Adapter},
     objective::{
         Metrics,
@@ -16,8 +17,9 @@ use crate::{
     recipe::Objective,
 };
 
-/// Names the arithmetic that log-probs in a cache depend on: raised when results change by a bit.
-const ARITHMETIC: &[u8] = b"f32 cpu 1";
+/// Names, with the type of the products, the arithmetic that log-probs in a cache depend on: raised when results change by
+/// a bit.
+const ARITHMETIC: &[u8] = b"cpu 2";
 
 /// What the policy is held to.
 #[derive(Debug)]
@@ -33,9 +35,10 @@ impl Reference {
     }
 
     /// Keeps what is computed in the file at `path`, and uses what is there; `base` is the base's fingerprint.
-    pub fn cached(self, path: &Path, base: &[u8; 32]) -> Result<Self> {
+    pub fn cached(self, path: &Path, base: &[u8; 32], compute: Compute) -> Result<Self> {
         let mut key = Sha256::new();
         key.update(ARITHMETIC);
+        key.update(compute.name());
         key.update(base);
         if let Some(adapter) = &self.adapter {
             for shape in &adapter.shapes {

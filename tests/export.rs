@@ -15,7 +15,7 @@ use dpo_lora::{
     },
     export::AdapterFolder,
     model::linear::Through,
-    train::{adapters, base::Base},
+    train::{adapters, base::Base, device::Compute},
 };
 use serde_json::{Value, json};
 
@@ -61,7 +61,7 @@ fn peft_and_transformers_read_the_exports_with_our_log_probs() {
     let Some(python) = support::required_env("DPO_LORA_PEERS_PYTHON") else { return };
     let place = tempfile::tempdir().unwrap();
     let (adapter, merged) = exports(place.path());
-    let base = Base::open(BASE, "main", &Device::Cpu).unwrap();
+    let base = Base::open(BASE, "main", &Device::Cpu, Compute::F32).unwrap();
     let ours = adapters::from_folder(&AdapterFolder::read(&adapter).unwrap(), &base).unwrap();
     let rows = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/quickstart/eval.jsonl")).unwrap();
     let encode = |text: &Value| base.tokenizer.encode(text.as_str().unwrap(), true).unwrap();

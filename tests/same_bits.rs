@@ -6,6 +6,7 @@ use std::f64::consts::LN_2;
 use dpo_lora::{
     data::TokenizedPair,
     engine::schedule::Schedule,
+    kernels::compute::Compute,
     model::linear::Through,
     objective::Metrics,
     train::{pairs, reference::Reference},
@@ -121,8 +122,9 @@ fn at_step_0_margins_are_0_and_the_loss_is_ln_2() {
                 for (pairs, reference) in pairs.chunks(size).zip(reference.chunks(size)) {
                     let (objective, mut metrics) = (dpo(0.1), Metrics::new(0.1));
                     let pairs: Vec<_> = pairs.iter().collect();
-                    let mut known =
-                        Reference::new(None).cached(&folder.path().join("cache"), &[0; 32]).expect("a cache");
+                    let mut known = Reference::new(None)
+                        .cached(&folder.path().join("cache"), &[0; 32], Compute::F32)
+                        .expect("a cache");
                     for (pair, sums) in pairs.iter().zip(reference) {
                         known.learn(pair, *sums).expect("kept");
                     }

@@ -28,7 +28,9 @@ pub fn run(args: EvalArgs) -> Result<()> {
         false => Recipe::load(&args.target, &args.set.set)?,
     };
     device::use_threads(recipe.run.threads)?;
-    let base = Base::open(&recipe.model.base, &recipe.model.revision, &device::choose(&recipe.run.device)?)?;
+    let device = device::choose(&recipe.run.device)?;
+    let compute = device::compute(recipe.memory.compute, &device)?;
+    let base = Base::open(&recipe.model.base, &recipe.model.revision, &device, compute)?;
     let adapter = args.adapter.or_else(|| is_run.then(|| args.target.join(folder::ADAPTER)));
     let adapter = adapter.map(|path| adapters::from_folder(&AdapterFolder::read(&path)?, &base)).transpose()?;
     let held_out = match args.data.is_empty() {

@@ -12,6 +12,7 @@ use crate::recipe::Recipe;
 use crate::store::Folder;
 use crate::train::adapters;
 use crate::train::base::Base;
+use crate::train::device::Compute;
 use crate::train::difference::{self, Difference};
 use crate::train::folder::{ADAPTER, RECIPE};
 use crate::weights::DType;
@@ -40,7 +41,7 @@ pub fn run(args: ExportArgs) -> Result<()> {
             let base = adapter.config.base_model_name_or_path.as_deref().ok_or_else(|| {
                 Error::recipe(format!("{}: the adapter does not name its base; add --base MODEL", source.display()))
             })?;
-            let base = Base::open(base, revision.as_deref().unwrap_or("main"), &Device::Cpu)?;
+            let base = Base::open(base, revision.as_deref().unwrap_or("main"), &Device::Cpu, Compute::F32)?;
             merge(&base.folder, &adapter, &args.out, args.dtype.map(dtype))?;
             stdout::line(format!("Merged model in {}", args.out.display()))?;
             report_difference(&base, &adapter, &args.out, recipe.as_ref())
@@ -51,7 +52,7 @@ pub fn run(args: ExportArgs) -> Result<()> {
 /// Opens the merged model and says how far it is from base and adapter, on what the adapter writes to the recipe's
 /// prompts, or to nothing.
 fn report_difference(base: &Base, adapter: &AdapterFolder, out: &Path, recipe: Option<&Recipe>) -> Result<()> {
-    let merged = Base::open(&out.display().to_string(), "main", &Device::Cpu)?;
+    let merged = Base::open(&out.display().to_string(), "main", &Device::Cpu, Compute::F32)?;
     let texts = recipe.map_or(&[][..], |recipe| &recipe.samples.prompts);
     let mut prompts = texts.iter().map(|text| base.tokenizer.encode(text, true)).collect::<Result<Vec<_>>>()?;
     prompts.retain(|prompt| !prompt.is_empty());

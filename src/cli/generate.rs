@@ -11,7 +11,12 @@ use crate::{
     engine::generate::{Sampling, generate},
     export::AdapterFolder,
     model::linear::Through,
-    train::{adapters, base::Base, device, samples::AT_ONCE},
+    train::{
+        adapters,
+        base::Base,
+        device::{self, Compute},
+        samples::AT_ONCE,
+    },
 };
 
 /// One sample, as `--json` prints it.
@@ -25,7 +30,7 @@ struct Written<'a> {
 /// Runs the command.
 pub fn run(args: GenerateArgs) -> Result<()> {
     device::use_threads(args.threads.into())?;
-    let base = Base::open(&args.model, "main", &device::choose(&args.device)?)?;
+    let base = Base::open(&args.model, "main", &device::choose(&args.device)?, Compute::F32)?;
     let adapter = args.adapter.as_deref().map(|path| adapters::from_folder(&AdapterFolder::read(path)?, &base));
     let adapter = adapter.transpose()?;
     let prompts = match &args.prompts {

@@ -1,7 +1,7 @@
 //! Matrix products on the CPU: `c (+)= alpha · a · b`, blocked for the caches, on all cores.
 //!
-//! The right-hand side is an [`Rhs`]: something that packs panels of itself as f32. A frozen matrix in bf16 (or any
-//! later format) decodes itself while it is packed, so no f32 copy of it ever exists.
+//! The right-hand side is an [`Rhs`]: something that packs panels of itself. A frozen matrix decodes itself while it is
+//! packed, so no f32 copy of it ever exists; where it asks for bf16, the left-hand side is rounded while it is packed.
 //!
 //! The cut of k into blocks depends on k alone and every sum runs in the order of k, so an element's value is the same
 //! at any number of threads and whatever other rows stand in the batch. Zero margins at step 0 rest on this.
@@ -10,11 +10,16 @@ use std::{cell::RefCell, ops::Range};
 
 use rayon::prelude::*;
 
-use super::micro::{MAX_TILE, Micro};
+use super::{
+    compute::Compute,
+    micro::{MAX_TILE, Micro},
+    pack::{Floats, Rounded, pair, rounded, transpose},
+    words::Words,
+};
 
-/// Most steps of k in a block: a packed panel of 32 columns stays in the second-level cache.
+/// Most words of k in a block: a packed panel of 32 columns stays in the second-level cache.
 const K_BLOCK: usize = 512;
-/// Panels of the right-hand side that a task packs at once (8 × 32 columns × 512 steps: 512 KiB).
+/// Panels of the right-hand side that a task packs at once (8 × 32 columns × 512 words: 512 KiB).
 const PANELS: usize = 8;
 /// Products under so many multiply-adds are not worth waking other threads for.
 const SERIAL: usize = 1 << 18;
@@ -32,8 +37,14 @@ pub struct Lhs<'a> {
 
 /// A right-hand side `[k, n]` that packs itself.
 pub trait Rhs: Sync {
-    /// Fills `out` with panels of `nr` columns, `[panel][k][nr]`, zero beyond the last column of `n`.
-    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]);
+    /// The type in which the product multiplies.
+    fn compute(&self) -> Compute {
+        Compute::F32
+    }
+
+    /// Fills `out` with panels of `nr` columns, `[panel][step][nr]` words (`micro.rs` says of what), zero beyond the last
+    /// column of `n` and, in the second half of a pair, beyond the last of `k`.
+    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [u32]);
 }
 
 /// Where the result goes: element `(i, j)` is `data[i·ld + j]`.
@@ -58,20 +69,23 @@ pub struct Dense<'a> {
 }
 
 impl Rhs for Dense<'_> {
-    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]) {
-        let panel = k.len() * nr;
-        for (panel, start) in out.chunks_exact_mut(panel).zip(n.clone().step_by(nr)) {
+    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [u32]) {
+        for (panel, start) in out.chunks_exact_mut(k.len() * nr).zip(n.clone().step_by(nr)) {
             let width = nr.min(n.end - start);
+            if self.row == 1 {
+                let data = &self.data[k.start + start * self.col..];
+                transpose(Floats { data, stride: self.col, k: k.len(), alpha: 1.0 }, width, nr, panel);
+                continue;
+            }
             for (out, p) in panel.chunks_exact_mut(nr).zip(k.clone()) {
-                let at = p * self.row + start * self.col;
-                if self.col == 1 {
-                    out[..width].copy_from_slice(&self.data[at..at + width]);
-                } else {
-                    for (j, out) in out[..width].iter_mut().enumerate() {
-                        *out = self.data[at + j * self.col];
+                let from = &self.data[p * self.row + start * self.col..];
+                match self.col {
+                    1 => out.iter_mut().zip(&from[..width]).for_each(|(out, x)| *out = x.to_bits()),
+                    col => {
+                        out[..width].iter_mut().zip(from.iter().step_by(col)).for_each(|(out, x)| *out = x.to_bits())
                     }
                 }
-                out[width..].fill(0.0);
+                out[width..].fill(0);
             }
         }
     }
@@ -87,8 +101,8 @@ pub enum Threads {
 }
 
 thread_local! {
-    static LEFT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    static RIGHT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static LEFT: RefCell<Words> = const { RefCell::new(Words::new()) };
+    static RIGHT: RefCell<Words> = const { RefCell::new(Words::new()) };
 }
 
 /// `out (+)= alpha · a[m, k] · b[k, n]`.
@@ -107,9 +121,10 @@ pub fn gemm([m, n, k]: [usize; 3], alpha: f32, a: Lhs, b: &dyn Rhs, out: Out, th
         return;
     }
     assert!(a.data.len() > (m - 1) * a.row + (k - 1) * a.col, "the left-hand side is too small");
-    let micro = Micro::choose(n);
+    let compute = b.compute();
+    let micro = Micro::choose(m, n, compute);
     let threads = if m * n * k < SERIAL { Threads::One } else { threads };
-    let blocks = k.div_ceil(K_BLOCK);
+    let blocks = k.div_ceil(K_BLOCK * compute.per_step());
     // equal blocks in multiples of 32: block-quantised rows are cut between their blocks
     let step = k.div_ceil(blocks).next_multiple_of(32);
     let target = Target { data: out.data.as_mut_ptr(), ld: out.ld };
@@ -117,45 +132,59 @@ pub fn gemm([m, n, k]: [usize; 3], alpha: f32, a: Lhs, b: &dyn Rhs, out: Out, th
     let mut left = LEFT.take();
     for start in (0..k).step_by(step) {
         let block = start..k.min(start + step);
-        pack_left(&micro, m, block.clone(), alpha, a, &mut left, threads);
-        let product = Product { micro, m, k: block, left: &left, right: b, target, add: out.add || start > 0 };
+        let steps = block.len().div_ceil(compute.per_step());
+        let left = left.first(m.next_multiple_of(micro.mr) * steps);
+        pack_left(&micro, m, block.clone(), (alpha, a, compute), left, threads);
+        let product = Product { micro, m, k: block, steps, left, right: b, target, add: out.add || start > 0 };
         product.run(n, threads);
     }
     LEFT.set(left);
 }
 
-/// Packs rows of `a` as `[panel][k][mr]`, scaled, zero beyond the last row.
-fn pack_left(micro: &Micro, m: usize, k: Range<usize>, alpha: f32, a: Lhs, left: &mut Vec<f32>, threads: Threads) {
+/// Packs rows of `a` as `[panel][step][mr]` words, scaled, zero beyond the last row.
+fn pack_left(
+    micro: &Micro,
+    m: usize,
+    k: Range<usize>,
+    (alpha, a, compute): (f32, Lhs, Compute),
+    left: &mut [u32],
+    threads: Threads,
+) {
     let mr = micro.mr;
-    let panel = mr * k.len();
-    let size = m.div_ceil(mr) * panel;
-    if left.len() < size {
-        left.resize(size, 0.0);
-    }
-    let fill = |(index, panel): (usize, &mut [f32])| {
+    let panel = mr * k.len().div_ceil(compute.per_step());
+    let fill = |(index, panel): (usize, &mut [u32])| {
         let rows = index * mr..m.min((index + 1) * mr);
-        if rows.len() < mr {
-            panel.fill(0.0);
+        let count = rows.len();
+        if a.col == 1 {
+            let data = &a.data[rows.start * a.row + k.start..];
+            let floats = Floats { data, stride: a.row, k: k.len(), alpha };
+            return match compute {
+                Compute::F32 => transpose(floats, count, mr, panel),
+                Compute::Bf16 => transpose(Rounded(floats), count, mr, panel),
+            };
         }
-        if a.row == 1 {
-            for (out, p) in panel.chunks_exact_mut(mr).zip(k.clone()) {
-                let column = &a.data[rows.start + p * a.col..][..rows.len()];
-                for (out, x) in out.iter_mut().zip(column) {
-                    *out = alpha * x;
+        if count < mr {
+            panel.fill(0);
+        }
+        let element = |r: usize, p: usize| alpha * a.data[(rows.start + r) * a.row + p * a.col];
+        for (step, out) in panel.chunks_exact_mut(mr).enumerate() {
+            let p = k.start + step * compute.per_step();
+            match compute {
+                Compute::F32 if a.row == 1 => {
+                    let from = &a.data[rows.start + p * a.col..][..count];
+                    out.iter_mut().zip(from).for_each(|(out, x)| *out = (alpha * x).to_bits());
                 }
-            }
-            return;
-        }
-        for (r, i) in rows.enumerate() {
-            let row = a.data[i * a.row + k.start * a.col..].iter().step_by(a.col);
-            for (out, x) in panel.chunks_exact_mut(mr).zip(row) {
-                out[r] = alpha * x;
+                Compute::F32 => (0..count).for_each(|r| out[r] = element(r, p).to_bits()),
+                Compute::Bf16 => (0..count).for_each(|r| {
+                    let second = if p + 1 < k.end { rounded(element(r, p + 1)) } else { 0 };
+                    out[r] = pair(rounded(element(r, p)), second);
+                }),
             }
         }
     };
     match threads {
-        Threads::One => left[..size].chunks_exact_mut(panel).enumerate().for_each(fill),
-        Threads::All => left[..size].par_chunks_exact_mut(panel).enumerate().with_min_len(4).for_each(fill),
+        Threads::One => left.chunks_exact_mut(panel).enumerate().for_each(fill),
+        Threads::All => left.par_chunks_exact_mut(panel).enumerate().with_min_len(4).for_each(fill),
     }
 }
 
@@ -176,7 +205,9 @@ struct Product<'a> {
     micro: Micro,
     m: usize,
     k: Range<usize>,
-    left: &'a [f32],
+    /// Words of `k`.
+    steps: usize,
+    left: &'a [u32],
     right: &'a dyn Rhs,
     target: Target,
     add: bool,
@@ -204,13 +235,9 @@ impl Product<'_> {
 
     /// Multiplies the row panels with the column panels.
     fn tiles(&self, row_panels: Range<usize>, panels: Range<usize>, n: usize) {
-        let (mr, nr, k) = (self.micro.mr, self.micro.nr, self.k.len());
-        let size = panels.len() * nr * k;
+        let (mr, nr, k) = (self.micro.mr, self.micro.nr, self.steps);
         RIGHT.with_borrow_mut(|right| {
-            if right.len() < size {
-                right.resize(size, 0.0);
-            }
-            let right = &mut right[..size];
+            let right = right.first(panels.len() * nr * k);
             self.right.pack(self.k.clone(), panels.start * nr..n.min(panels.end * nr), nr, right);
             for row_panel in row_panels {
                 let left = &self.left[row_panel * mr * k..][..mr * k];
@@ -221,12 +248,12 @@ impl Product<'_> {
         });
     }
 
-    fn tile(&self, left: &[f32], right: &[f32], i: usize, j: usize, n: usize) {
+    fn tile(&self, left: &[u32], right: &[u32], i: usize, j: usize, n: usize) {
         let Micro { mr, nr, tile } = self.micro;
-        let (k, ld) = (self.k.len(), self.target.ld);
+        let (k, ld) = (self.steps, self.target.ld);
         let (rows, columns) = (mr.min(self.m - i), nr.min(n - j));
         // SAFETY: `gemm` checked that the result holds m rows of n floats `ld` apart; this tile is ours alone; the
-        // panels hold k·mr and k·nr floats; `Micro::choose` checked the processor.
+        // panels hold k·mr and k·nr words; `Micro::choose` checked the processor.
         unsafe {
             let c = self.target.data.add(i * ld + j);
             if rows == mr && columns == nr {
@@ -301,7 +328,7 @@ mod tests {
     struct Slow<'a>(Dense<'a>);
 
     impl Rhs for Slow<'_> {
-        fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]) {
+        fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [u32]) {
             if n.start > 0 {
                 std::thread::sleep(std::time::Duration::from_millis(2));
             }

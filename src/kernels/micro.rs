@@ -1,16 +1,19 @@
 //! The innermost product: a tile of `mr × nr` sums held in registers.
 //!
-//! Every element is a chain of fused multiply-adds in the order of k, whatever the tile's place in the matrix, so a
+//! Packed panels are made of words: the bits of an f32, or two bf16 that follow one another in k, the first in the lower
+//! half. Every element is a chain of fused multiply-adds in the order of k, whatever the tile's place in the matrix, so a
 //! row's result does not depend on what else is in the batch.
 
-/// Computes `c[mr, nr] (+)= a · b` over `k` steps.
+use super::compute::Compute;
+
+/// Computes `c[mr, nr] (+)= a · b` over `steps` words a row and column.
 ///
-/// `a` is packed `[k][mr]`, `b` is packed `[k][nr]`, `c` is row-major with `ldc` floats a row.
+/// `a` is packed `[steps][mr]`, `b` is packed `[steps][nr]`, `c` is row-major with `ldc` floats a row.
 ///
 /// # Safety
-/// `a` and `b` hold `k·mr` and `k·nr` floats, `c` is writable over `mr` rows of `nr` floats `ldc` apart, and the
+/// `a` and `b` hold `steps·mr` and `steps·nr` words, `c` is writable over `mr` rows of `nr` floats `ldc` apart, and the
 /// processor has the features that the kernel was chosen by.
-pub type Tile = unsafe fn(k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, add: bool);
+pub type Tile = unsafe fn(steps: usize, a: *const u32, b: *const u32, c: *mut f32, ldc: usize, add: bool);
 
 /// A micro-kernel and the shape of its tile.
 #[derive(Clone, Copy)]
@@ -27,37 +30,49 @@ pub struct Micro {
 pub const MAX_TILE: usize = 12 * 32;
 
 impl Micro {
-    /// The best kernel of this processor for a product with `n` columns.
-    pub fn choose(n: usize) -> Self {
+    /// The best kernel of this processor for a product of `m` rows and `n` columns.
+    ///
+    /// # Panics
+    /// For bf16 where the processor does not multiply it: [`Compute::bf16_or_f32`] asks it.
+    pub fn choose(m: usize, n: usize, compute: Compute) -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx512f") {
-                return match n {
-                    0..=16 => Self { mr: 12, nr: 16, tile: x86::avx512_12x16 },
+            if compute == Compute::Bf16 && Compute::bf16_or_f32() == Compute::Bf16 {
+                return match (m, n) {
+                    (0..=4, _) => Self { mr: 4, nr: 32, tile: x86::bf16_4x32 },
+                    (_, 0..=16) => Self { mr: 12, nr: 16, tile: x86::bf16_12x16 },
+                    _ => Self { mr: 12, nr: 32, tile: x86::bf16_12x32 },
+                };
+            }
+            if compute == Compute::F32 && is_x86_feature_detected!("avx512f") {
+                return match (m, n) {
+                    (0..=4, _) => Self { mr: 4, nr: 32, tile: x86::avx512_4x32 },
+                    (_, 0..=16) => Self { mr: 12, nr: 16, tile: x86::avx512_12x16 },
                     _ => Self { mr: 12, nr: 32, tile: x86::avx512_12x32 },
                 };
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if compute == Compute::F32 && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 return match n {
                     0..=8 => Self { mr: 6, nr: 8, tile: x86::avx2_6x8 },
                     _ => Self { mr: 6, nr: 16, tile: x86::avx2_6x16 },
                 };
             }
         }
-        let _ = n;
+        assert!(compute == Compute::F32, "this processor has no bf16 products");
+        let _ = (m, n);
         Self { mr: 4, nr: 16, tile: tile_portable }
     }
 }
 
 /// Plain Rust that the compiler vectorises: NEON on ARM, SSE2 on an old x86.
-unsafe fn tile_portable(k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, add: bool) {
+unsafe fn tile_portable(steps: usize, a: *const u32, b: *const u32, c: *mut f32, ldc: usize, add: bool) {
     const MR: usize = 4;
     const NR: usize = 16;
     let mut sums = [[0f32; NR]; MR];
-    // SAFETY: the caller vouches for `k` steps of both panels and for the tile of `c`.
+    // SAFETY: the caller vouches for `steps` words of both panels and for the tile of `c`; words are the bits of floats.
     unsafe {
-        let a = std::slice::from_raw_parts(a, k * MR);
-        let b = std::slice::from_raw_parts(b, k * NR);
+        let a = std::slice::from_raw_parts(a.cast::<f32>(), steps * MR);
+        let b = std::slice::from_raw_parts(b.cast::<f32>(), steps * NR);
         for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NR)) {
             for (row, &a) in sums.iter_mut().zip(a) {
                 for (sum, &b) in row.iter_mut().zip(b) {
@@ -81,19 +96,23 @@ mod x86 {
 
     /// A kernel whose rows and vectors are written out one by one: sums that are indexed by a loop's variable stay in
     /// memory unless the compiler happens to unroll it, at a fifth of the speed.
+    ///
+    /// `word` is what a panel holds, `right` loads a vector of it, `broadcast` repeats one, `fma(a, b, sums)` multiplies;
+    /// `load`, `store` and `add` are those of the sums.
     macro_rules! tile {
-        ($name:ident, $feature:literal, $lanes:literal, $vector:ty,
-         $zero:ident, $load:ident, $store:ident, $broadcast:ident, $fma:ident, $add:ident,
+        ($name:ident, $feature:literal, $lanes:literal, $vector:ty, $word:ty,
+         $right:ident, $broadcast:ident, $fma:ident, $zero:ident, $load:ident, $store:ident, $add:ident,
          [$($row:literal),+], $vectors:tt) => {
             #[target_feature(enable = $feature)]
-            pub unsafe fn $name(k: usize, mut a: *const f32, mut b: *const f32, c: *mut f32, ldc: usize, add: bool) {
+            pub unsafe fn $name(steps: usize, a: *const u32, b: *const u32, c: *mut f32, ldc: usize, add: bool) {
                 const ROWS: usize = [$($row),+].len();
                 const VECTORS: usize = $vectors.len();
+                let (mut a, mut b) = (a.cast::<$word>(), b.cast::<$word>());
                 let mut sums: [[$vector; VECTORS]; ROWS] = [[$zero(); VECTORS]; ROWS];
-                // SAFETY: the caller vouches for `k` steps of both panels and for the tile of `c`.
+                // SAFETY: the caller vouches for `steps` words of both panels and for the tile of `c`.
                 unsafe {
-                    for _ in 0..k {
-                        tile!(@load b, $load, $lanes, $vectors, columns);
+                    for _ in 0..steps {
+                        tile!(@load b, $right, $lanes, $vectors, columns);
                         $(
                             let left = $broadcast(*a.add($row));
                             tile!(@fma sums, $row, left, columns, $fma, $vectors);
@@ -110,8 +129,8 @@ mod x86 {
                 }
             }
         };
-        (@load $b:ident, $load:ident, $lanes:literal, [$($v:literal),+], $columns:ident) => {
-            let $columns = [$($load($b.add($lanes * $v))),+];
+        (@load $b:ident, $right:ident, $lanes:literal, [$($v:literal),+], $columns:ident) => {
+            let $columns = [$($right($b.add($lanes * $v))),+];
         };
         (@fma $sums:ident, $row:literal, $left:ident, $columns:ident, $fma:ident, [$($v:literal),+]) => {
             $($sums[$row][$v] = $fma($left, $columns[$v], $sums[$row][$v]);)+
@@ -119,19 +138,42 @@ mod x86 {
     }
 
     macro_rules! avx512 {
-        ($name:ident, $vectors:tt) => {
+        ($name:ident, $rows:tt, $vectors:tt) => {
             tile!(
                 $name,
                 "avx512f",
                 16,
                 __m512,
+                f32,
+                _mm512_loadu_ps,
+                _mm512_set1_ps,
+                _mm512_fmadd_ps,
                 _mm512_setzero_ps,
                 _mm512_loadu_ps,
                 _mm512_storeu_ps,
-                _mm512_set1_ps,
-                _mm512_fmadd_ps,
                 _mm512_add_ps,
-                [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+                $rows,
+                $vectors
+            );
+        };
+    }
+
+    macro_rules! bf16 {
+        ($name:ident, $rows:tt, $vectors:tt) => {
+            tile!(
+                $name,
+                "avx512f,avx512bf16",
+                16,
+                __m512,
+                u32,
+                load_pairs,
+                repeat_pair,
+                dot_pairs,
+                _mm512_setzero_ps,
+                _mm512_loadu_ps,
+                _mm512_storeu_ps,
+                _mm512_add_ps,
+                $rows,
                 $vectors
             );
         };
@@ -144,11 +186,13 @@ mod x86 {
                 "avx2,fma",
                 8,
                 __m256,
+                f32,
+                _mm256_loadu_ps,
+                _mm256_set1_ps,
+                _mm256_fmadd_ps,
                 _mm256_setzero_ps,
                 _mm256_loadu_ps,
                 _mm256_storeu_ps,
-                _mm256_set1_ps,
-                _mm256_fmadd_ps,
                 _mm256_add_ps,
                 [0, 1, 2, 3, 4, 5],
                 $vectors
@@ -156,40 +200,88 @@ mod x86 {
         };
     }
 
-    avx512!(avx512_12x32, [0, 1]);
-    avx512!(avx512_12x16, [0]);
+    avx512!(avx512_12x32, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 1]);
+    avx512!(avx512_12x16, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0]);
+    avx512!(avx512_4x32, [0, 1, 2, 3], [0, 1]);
+    bf16!(bf16_12x32, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 1]);
+    bf16!(bf16_12x16, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0]);
+    bf16!(bf16_4x32, [0, 1, 2, 3], [0, 1]);
     avx2!(avx2_6x16, [0, 1]);
     avx2!(avx2_6x8, [0]);
+
+    /// Sixteen pairs.
+    ///
+    /// # Safety
+    /// `at` points to sixteen words.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn load_pairs(at: *const u32) -> __m512bh {
+        // SAFETY: the caller vouches for the words; both types are 64 bytes of bits.
+        unsafe { std::mem::transmute(_mm512_loadu_si512(at.cast())) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn repeat_pair(pair: u32) -> __m512bh {
+        // SAFETY: both types are 64 bytes of bits.
+        unsafe { std::mem::transmute(_mm512_set1_epi32(pair.cast_signed())) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn dot_pairs(a: __m512bh, b: __m512bh, sums: __m512) -> __m512 {
+        _mm512_dpbf16_ps(sums, a, b)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
-    fn kernels() -> Vec<Micro> {
-        let portable = Micro { mr: 4, nr: 16, tile: tile_portable };
-        let mut all = vec![portable, Micro::choose(8), Micro::choose(64)];
+    fn kernels() -> Vec<(Micro, Compute)> {
+        let mut all = vec![
+            Micro { mr: 4, nr: 16, tile: tile_portable },
+            Micro::choose(1, 64, Compute::F32),
+            Micro::choose(64, 8, Compute::F32),
+            Micro::choose(64, 64, Compute::F32),
+        ];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             all.push(Micro { mr: 6, nr: 16, tile: x86::avx2_6x16 });
             all.push(Micro { mr: 6, nr: 8, tile: x86::avx2_6x8 });
+        }
+        let mut all: Vec<_> = all.into_iter().map(|micro| (micro, Compute::F32)).collect();
+        if Compute::bf16_or_f32() == Compute::Bf16 {
+            all.extend([(1, 64), (64, 8), (64, 64)].map(|(m, n)| (Micro::choose(m, n, Compute::Bf16), Compute::Bf16)));
         }
         all
     }
 
     #[test]
     fn every_kernel_multiplies_and_adds() {
-        for Micro { mr, nr, tile } in kernels() {
-            let k = 5;
-            let a: Vec<f32> = (0..k * mr).map(|i| (i % 7) as f32 - 3.0).collect();
-            let b: Vec<f32> = (0..k * nr).map(|i| (i % 5) as f32 - 2.0).collect();
+        for (Micro { mr, nr, tile }, compute) in kernels() {
+            let (steps, per) = (5, compute.per_step());
+            let k = steps * per;
+            let a = |i: usize, p: usize| ((p * mr + i) % 7) as f32 - 3.0;
+            let b = |p: usize, j: usize| ((p * nr + j) % 5) as f32 - 2.0;
+            let word = |values: &[f32]| match values {
+                [one] => one.to_bits(),
+                pair => pair.iter().rev().fold(0, |word, x| word << 16 | u32::from(bf16::from_f32(*x).to_bits())),
+            };
+            let pack = |width: usize, of: &dyn Fn(usize, usize) -> f32| -> Vec<u32> {
+                let values = |at: usize| (0..per).map(|i| of(at / width * per + i, at % width)).collect::<Vec<_>>();
+                (0..steps * width).map(|at| word(&values(at))).collect()
+            };
+            let (left, right) = (pack(mr, &|p, i| a(i, p)), pack(nr, &b));
             let mut c = vec![1f32; mr * (nr + 3)];
             // SAFETY: the buffers have the sizes that the kernel states.
-            unsafe { tile(k, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), nr + 3, true) };
+            unsafe { tile(steps, left.as_ptr(), right.as_ptr(), c.as_mut_ptr(), nr + 3, true) };
             for i in 0..mr {
                 for j in 0..nr {
-                    let sum: f32 = (0..k).map(|p| a[p * mr + i] * b[p * nr + j]).sum();
-                    assert_eq!(c[i * (nr + 3) + j], 1.0 + sum, "{mr}x{nr} at {i},{j}");
+                    let sum: f32 = (0..k).map(|p| a(i, p) * b(p, j)).sum();
+                    assert_eq!(c[i * (nr + 3) + j], 1.0 + sum, "{compute:?} {mr}x{nr} at {i},{j}");
                 }
                 assert_eq!(c[i * (nr + 3) + nr], 1.0, "wrote past the tile");
             }

@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod compute;
 pub mod dropout;
 pub mod gate;
 pub mod gemm;
@@ -14,7 +15,10 @@ pub mod micro;
 pub mod norm;
 #[cfg(test)]
 pub(crate) mod oracle;
+pub mod pack;
 pub mod product;
 pub mod rope;
+pub(crate) mod simd;
 pub mod soft_cap;
 pub mod special;
+mod words;

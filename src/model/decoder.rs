@@ -17,6 +17,7 @@ use crate::{
     Error, Result,
     kernels::{
         attention::Heads,
+        compute::Compute,
         norm::{rms_norm, rms_norm_backward},
     },
     weights::{folder::ModelFolder, matrix::FrozenMatrix},
@@ -44,13 +45,13 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Opens the model in `folder`: nothing is copied on the CPU but norms and biases.
+    /// Opens the model in `folder`: nothing is copied on the CPU but norms and biases. Its matrices multiply in `compute`.
     ///
     /// # Errors
     /// [`Error::Input`] where a tensor is missing or has another shape than `config` says.
-    pub fn open(folder: &ModelFolder, config: &Config, device: &Device) -> Result<Self> {
+    pub fn open(folder: &ModelFolder, config: &Config, device: &Device, compute: Compute) -> Result<Self> {
         let family = config.family;
-        let open = Opener { folder, device };
+        let open = Opener { folder, device, compute };
         let embed = open.matrix(family.embed, config.vocab_size, config.hidden_size)?;
         let head = match config.tie_word_embeddings {
             true => embed.clone(),
@@ -104,6 +105,7 @@ impl Decoder {
 struct Opener<'a> {
     folder: &'a ModelFolder,
     device: &'a Device,
+    compute: Compute,
 }
 
 impl Opener<'_> {
@@ -137,7 +139,7 @@ impl Opener<'_> {
     }
 
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<FrozenMatrix> {
-        FrozenMatrix::new(Arc::new(self.tensor(name, &[rows, columns])?), rows, columns, self.device)
+        FrozenMatrix::new(Arc::new(self.tensor(name, &[rows, columns])?), rows, columns, self.device, self.compute)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Tensor> {

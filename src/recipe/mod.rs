@@ -225,6 +225,20 @@ pub enum Optimizer {
 pub struct Memory {
     /// Keep the reference's log-probs on disk and use them again.
     pub reference_cache: bool,
+    /// In which type the frozen matrices multiply.
+    pub compute: Compute,
+}
+
+/// In which type the frozen matrices multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compute {
+    /// f32.
+    Auto,
+    /// f32.
+    F32,
+    /// bf16 with sums in f32, where the CPU multiplies it; else f32.
+    Bf16,
 }
 
 /// `[samples]`: what base and tuned model write, shown at the end of a run.

@@ -149,6 +149,7 @@ pub(super) static KEYS: &[Key] = &[
     key("train", "keep_checkpoints", whole(0, MANY), "2").also(&["save_total_limit"]),
 
     key("memory", "reference_cache", Kind::Flag, "true").also(&["precompute_ref_log_probs"]),
+    key("memory", "compute", Kind::Choice(&["auto", "f32", "bf16"]), r#""auto""#).also(&["bf16", "torch_dtype"]),
 
     key("samples", "prompts", Kind::Texts, "[]"),
     key("samples", "count", whole(1, MANY), "8").also(&["num_return_sequences"]),

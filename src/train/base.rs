@@ -8,6 +8,7 @@ use crate::{
     Error, Result,
     data::tokenizer::Tokenizer,
     hub,
+    kernels::compute::Compute,
     model::{Config, decoder::Decoder, rope::RopeScaling},
     weights::ModelFolder,
 };
@@ -24,16 +25,18 @@ pub struct Base {
     pub config: Config,
     /// It itself.
     pub model: Decoder,
+    /// In which type its matrices multiply.
+    pub compute: Compute,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
 }
 
 impl Base {
-    /// Opens a hub id, downloading it where the cache has not got it, or a folder.
+    /// Opens a hub id, downloading it where the cache has not got it, or a folder. Its matrices multiply in `compute`.
     ///
     /// # Errors
     /// [`Error::Input`] naming what is missing or wrong.
-    pub fn open(name: &str, revision: &str, device: &Device) -> Result<Self> {
+    pub fn open(name: &str, revision: &str, device: &Device, compute: Compute) -> Result<Self> {
         let path = hub::model(name, revision)?;
         let config = Config::read(&path)?;
         let folder = ModelFolder::open(&path)?;
@@ -46,8 +49,8 @@ impl Base {
                 config.vocab_size
             )));
         }
-        let model = Decoder::open(&folder, &config, device)?;
-        Ok(Self { name: name.to_string(), path, folder, config, model, tokenizer })
+        let model = Decoder::open(&folder, &config, device, compute)?;
+        Ok(Self { name: name.to_string(), path, folder, config, model, compute, tokenizer })
     }
 
     /// Refuses sequences that would change the frequencies of a dynamically scaled rope, which here are one set for all.

@@ -2,7 +2,8 @@
 
 use candle_core::{Device, utils};
 
-use crate::{Error, Result};
+pub use crate::kernels::compute::Compute;
+use crate::{Error, Result, recipe};
 
 /// The device of that name: `auto`, `cpu`, `cuda`, `cuda:N` or `metal`. `auto` takes what the build and the machine have.
 ///
@@ -23,6 +24,20 @@ pub fn choose(name: &str) -> Result<Device> {
         }
         "metal" => open(name, Device::new_metal(0)),
         _ => Err(unknown(name)),
+    }
+}
+
+/// The type in which the frozen matrices multiply there.
+///
+/// # Errors
+/// [`Error::Recipe`] where bf16 is asked for on another device than the CPU.
+pub fn compute(asked: recipe::Compute, device: &Device) -> Result<Compute> {
+    match asked {
+        recipe::Compute::Auto | recipe::Compute::F32 => Ok(Compute::F32),
+        recipe::Compute::Bf16 if device.is_cpu() => Ok(Compute::bf16_or_f32()),
+        recipe::Compute::Bf16 => Err(Error::recipe(
+            "memory.compute = \"bf16\" is for the CPU; set it to \"auto\", or run.device to \"cpu\"".to_string(),
+        )),
     }
 }
 

@@ -15,7 +15,8 @@ pub fn made_of(recipe: &Recipe, train: &[TokenizedPair], base: &[u8; 32], start:
     let train_settings =
         crate::recipe::Train { eval_every: 0, save_every: 0, keep_checkpoints: 1, ..recipe.train.clone() };
     let adapter = crate::recipe::Adapter { start_from: None, ..recipe.adapter.clone() };
-    let settings = serde_json::to_vec(&(&adapter, recipe.data.shuffle, &recipe.objective, &train_settings))
+    let bf16 = recipe.memory.compute == crate::recipe::Compute::Bf16;
+    let settings = serde_json::to_vec(&(&adapter, recipe.data.shuffle, &recipe.objective, &train_settings, bf16))
         .map_err(|error| crate::Error::run(format!("the recipe cannot be fingerprinted: {error}")))?;
     let mut values = Sha256::new();
     start.iter().for_each(|value| values.update(value.to_le_bytes()));

@@ -7,12 +7,14 @@ use sha2::{Digest, Sha256};
 use crate::{
     Error, Result,
     data::TokenizedPair,
+    kernels::compute::Compute,
     model::{linear::Through, lora::Adapter},
     objective::reference_cache::{ReferenceCache, row_hash},
 };
 
-/// Names the arithmetic that log-probs in a cache depend on: raised when results change by a bit.
-const ARITHMETIC: &[u8] = b"f32 cpu 1";
+/// Names, with the type of the products, the arithmetic that log-probs in a cache depend on: raised when results change by
+/// a bit.
+const ARITHMETIC: &[u8] = b"cpu 2";
 
 /// What the policy is held to.
 #[derive(Debug)]
@@ -28,9 +30,10 @@ impl Reference {
     }
 
     /// Keeps what is computed in the file at `path`, and uses what is there; `base` is the base's fingerprint.
-    pub fn cached(self, path: &Path, base: &[u8; 32]) -> Result<Self> {
+    pub fn cached(self, path: &Path, base: &[u8; 32], compute: Compute) -> Result<Self> {
         let mut key = Sha256::new();
         key.update(ARITHMETIC);
+        key.update(compute.name());
         key.update(base);
         if let Some(adapter) = &self.adapter {
             for shape in &adapter.shapes {

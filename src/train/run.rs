@@ -10,7 +10,8 @@ use super::{
     adapters,
     base::Base,
     checkpoint::{self, MadeOf, State},
-    device, folder, identity,
+    device::{self, Compute},
+    folder, identity,
     pairs::{self, StepDropout},
     reference::Reference,
     rows::Rows,
@@ -88,7 +89,12 @@ impl<'a> Run<'a> {
     fn open(recipe: &'a Recipe, from: &From) -> Result<(Self, usize)> {
         let (progress, memory) = (Progress::stderr(), MemoryMeter::start());
         device::use_threads(recipe.run.threads)?;
-        let base = Base::open(&recipe.model.base, &recipe.model.revision, &device::choose(&recipe.run.device)?)?;
+        let device = device::choose(&recipe.run.device)?;
+        let compute = device::compute(recipe.memory.compute, &device)?;
+        if recipe.memory.compute == recipe::Compute::Bf16 && compute == Compute::F32 {
+            progress.note("memory.compute is bf16, but this CPU does not multiply it (AVX512-BF16): f32 is used");
+        }
+        let base = Base::open(&recipe.model.base, &recipe.model.revision, &device, compute)?;
         samples::check(&base, &recipe.samples)?;
         let rows = Rows::load(recipe, &base)?;
         progress.note(&format!("train rows: {}", rows.reports.0.summary()));
@@ -136,7 +142,7 @@ impl<'a> Run<'a> {
         };
         let mut reference = Reference::new(held_to);
         if recipe.memory.reference_cache {
-            reference = reference.cached(&output.join(folder::REFERENCE), &fingerprint)?;
+            reference = reference.cached(&output.join(folder::REFERENCE), &fingerprint, compute)?;
         }
         let run = Self {
             recipe,

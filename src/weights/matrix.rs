@@ -1,6 +1,6 @@
 //! A frozen matrix that multiplies without a copy of itself: on the CPU it decodes panels straight from the map.
 
-use std::{ops::Range, sync::Arc};
+use std::{cell::RefCell, ops::Range, sync::Arc};
 
 use candle_core::{CpuStorage, DType as Kind, Device, InplaceOp2, Layout, Tensor, bail};
 use rayon::prelude::*;
@@ -9,8 +9,10 @@ use super::mapped::{ALIGN, MappedBytes, StoredMatrix};
 use crate::{
     Result,
     kernels::{
+        compute::Compute,
         gemm::{Lhs, Out, Rhs, Threads, gemm},
         host::{floats, matrix, operand, operand_mut},
+        pack::{self, Floats, Pairs, Rounded, Step, Widened, transpose},
     },
 };
 
@@ -26,17 +28,23 @@ pub struct FrozenMatrix {
 
 #[derive(Debug, Clone)]
 enum Place {
-    /// In its file, for the CPU.
-    Mapped(Arc<dyn StoredMatrix>),
+    /// In its file, for the CPU, which multiplies it in this type.
+    Mapped(Arc<dyn StoredMatrix>, Compute),
     /// On an accelerator, in the type it has on disk.
     Device(Tensor),
 }
 
 impl FrozenMatrix {
-    /// A matrix `[outputs, inputs]` as it is stored, uploaded unless `device` is the CPU.
-    pub fn new(stored: Arc<dyn StoredMatrix>, outputs: usize, inputs: usize, device: &Device) -> Result<Self> {
+    /// A matrix `[outputs, inputs]` as it is stored, uploaded unless `device` is the CPU, where it multiplies in `compute`.
+    pub fn new(
+        stored: Arc<dyn StoredMatrix>,
+        outputs: usize,
+        inputs: usize,
+        device: &Device,
+        compute: Compute,
+    ) -> Result<Self> {
         let place = match device.is_cpu() {
-            true => Place::Mapped(stored),
+            true => Place::Mapped(stored, compute),
             false => Place::Device(stored.upload(outputs, inputs, device)?),
         };
         Ok(Self { place, outputs, inputs })
@@ -53,7 +61,7 @@ impl FrozenMatrix {
     }
 
     fn each_part(&self, act: impl Fn(&MappedBytes)) {
-        if let Place::Mapped(w) = &self.place {
+        if let Place::Mapped(w, _) = &self.place {
             w.parts().into_iter().for_each(act);
         }
     }
@@ -62,14 +70,14 @@ impl FrozenMatrix {
     pub fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match &self.place {
             Place::Device(w) => x.matmul(&w.to_dtype(x.dtype())?.t()?),
-            Place::Mapped(w) => {
+            Place::Mapped(w, compute) => {
                 let (tokens, inputs) = x.dims2()?;
                 if inputs != self.inputs {
                     bail!("x {:?} does not fit a matrix of {} inputs", x.shape(), self.inputs);
                 }
                 let x = floats(x)?;
                 let mut y = vec![0f32; tokens * self.outputs];
-                let side = Transposed { w: &**w };
+                let side = Transposed { w: &**w, inputs, compute: *compute };
                 let out = Out { data: &mut y, ld: self.outputs, add: false };
                 let x = Lhs { data: &x, row: inputs, col: 1 };
                 gemm([tokens, self.outputs, inputs], 1.0, x, &side, out, Threads::All);
@@ -82,7 +90,10 @@ impl FrozenMatrix {
     pub fn add_backward(&self, dx: &Tensor, dy: &Tensor) -> candle_core::Result<()> {
         match &self.place {
             Place::Device(w) => dx.slice_set(&(dx + dy.matmul(&w.to_dtype(dy.dtype())?)?)?, 0, 0),
-            Place::Mapped(w) => dx.inplace_op2(dy, &Straight { w: &**w, outputs: self.outputs, inputs: self.inputs }),
+            Place::Mapped(w, compute) => {
+                let (outputs, inputs) = (self.outputs, self.inputs);
+                dx.inplace_op2(dy, &Straight { w: &**w, outputs, inputs, compute: *compute })
+            }
         }
     }
 
@@ -90,7 +101,7 @@ impl FrozenMatrix {
     pub fn rows(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
         match &self.place {
             Place::Device(w) => w.index_select(&Tensor::new(ids, w.device())?, 0)?.to_dtype(Kind::F32),
-            Place::Mapped(w) => {
+            Place::Mapped(w, _) => {
                 if let Some(id) = ids.iter().find(|id| **id as usize >= self.outputs) {
                     bail!("row {id} of a matrix of {} rows", self.outputs);
                 }
@@ -105,58 +116,111 @@ impl FrozenMatrix {
     }
 }
 
-/// The matrix as the right-hand side `[inputs, outputs]` of the forward product.
+thread_local! {
+    /// Rows of a format that is decoded before it is packed.
+    static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Gives `work` scratch of `n` floats, whatever they hold.
+fn with_decoded(n: usize, work: impl FnOnce(&mut [f32])) {
+    DECODED.with_borrow_mut(|decoded| {
+        if decoded.len() < n {
+            decoded.resize(n, 0.0);
+        }
+        work(&mut decoded[..n]);
+    });
+}
+
+/// The matrix as the right-hand side `[inputs, outputs]` of the forward product: k runs along its rows.
 struct Transposed<'a> {
     w: &'a dyn StoredMatrix,
+    inputs: usize,
+    compute: Compute,
 }
 
 impl Rhs for Transposed<'_> {
-    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]) {
-        let steps = k.len();
-        let mut rows = vec![0f32; nr * steps];
-        for (panel, start) in out.chunks_exact_mut(nr * steps).zip(n.clone().step_by(nr)) {
-            let width = nr.min(n.end - start);
-            rows[width * steps..].fill(0.0);
-            self.w.decode(start..start + width, k.clone(), &mut rows[..width * steps]);
-            transpose(&rows, nr, steps, panel);
-        }
+    fn compute(&self) -> Compute {
+        self.compute
     }
-}
 
-/// `to[columns][rows] = from[rows][columns]`, by tiles that stay in the first-level cache.
-fn transpose(from: &[f32], rows: usize, columns: usize, to: &mut [f32]) {
-    const TILE: usize = 16;
-    for c in (0..columns).step_by(TILE) {
-        for r in (0..rows).step_by(TILE) {
-            for c in c..columns.min(c + TILE) {
-                let to = &mut to[c * rows..][r..rows.min(r + TILE)];
-                for (to, from) in to.iter_mut().zip(from[r * columns + c..].iter().step_by(columns)) {
-                    *to = *from;
+    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [u32]) {
+        let size = nr * k.len().div_ceil(self.compute.per_step());
+        for (panel, start) in out.chunks_exact_mut(size).zip(n.clone().step_by(nr)) {
+            let rows = start..n.end.min(start + nr);
+            let count = rows.len();
+            let stored = self.w.bf16().map(|bytes| Widened {
+                bytes: &bytes[2 * (start * self.inputs + k.start)..],
+                stride: self.inputs,
+                k: k.len(),
+            });
+            match (self.compute, stored) {
+                (Compute::F32, Some(stored)) => transpose(stored, count, nr, panel),
+                (Compute::Bf16, Some(stored)) if k.len().is_multiple_of(2) => {
+                    transpose(Pairs(stored), count, nr, panel)
                 }
+                (compute, _) => with_decoded(count * k.len(), |decoded| {
+                    self.w.decode(rows, k.clone(), decoded);
+                    let floats = Floats { data: decoded, stride: k.len(), k: k.len(), alpha: 1.0 };
+                    match compute {
+                        Compute::F32 => transpose(floats, count, nr, panel),
+                        Compute::Bf16 => transpose(Rounded(floats), count, nr, panel),
+                    }
+                }),
             }
         }
     }
 }
 
-/// The matrix as the right-hand side `[outputs, inputs]` of the backward product.
+/// The matrix as the right-hand side `[outputs, inputs]` of the backward product: k runs across its rows.
 struct Straight<'a> {
     w: &'a dyn StoredMatrix,
     outputs: usize,
     inputs: usize,
+    compute: Compute,
 }
 
 impl Rhs for Straight<'_> {
-    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]) {
+    fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [u32]) {
+        let size = nr * k.len().div_ceil(self.compute.per_step());
+        let steps = k.clone().step_by(self.compute.per_step()).enumerate();
+        if let Some(bytes) = self.w.bf16() {
+            let (elements, _) = bytes.as_chunks::<2>();
+            // what stands beside the last row of an odd number
+            let nothing = vec![[0; 2]; if k.len().is_multiple_of(2) { 0 } else { n.len() }];
+            let row = |p: usize| &elements[p * self.inputs + n.start..][..n.len()];
+            for (step, p) in steps {
+                let to = Step { nr, size, step };
+                match self.compute {
+                    Compute::F32 => pack::widen(row(p), to, out),
+                    Compute::Bf16 if p + 1 == k.end => pack::interleave(row(p), &nothing, to, out),
+                    Compute::Bf16 => pack::interleave(row(p), row(p + 1), to, out),
+                }
+            }
+            return;
+        }
         // formats decode whole blocks of columns: the run is widened to their borders
         let columns = n.start / ALIGN * ALIGN..n.end.next_multiple_of(ALIGN).min(self.inputs);
-        let mut row = vec![0f32; (columns.len() + nr).next_multiple_of(nr)];
-        for (step, p) in k.clone().enumerate() {
-            self.w.decode(p..p + 1, columns.clone(), &mut row[..columns.len()]);
-            for (panel, row) in out.chunks_exact_mut(nr * k.len()).zip(row[n.start - columns.start..].chunks_exact(nr))
-            {
-                panel[step * nr..][..nr].copy_from_slice(row);
+        let cut = n.start - columns.start..n.end - columns.start;
+        with_decoded(2 * columns.len(), |decoded| {
+            let (first, second) = decoded.split_at_mut(columns.len());
+            for (step, p) in steps {
+                let to = Step { nr, size, step };
+                self.w.decode(p..p + 1, columns.clone(), first);
+                if self.compute == Compute::F32 {
+                    pack::copy(&first[cut.clone()], to, out);
+                    continue;
+                }
+                match p + 1 < k.end {
+                    true => self.w.decode(p + 1..p + 2, columns.clone(), second),
+                    false => second.fill(0.0),
+                }
+                pack::round(&first[cut.clone()], &second[cut.clone()], to, out);
             }
-        }
+        });
     }
 }
 
@@ -186,7 +250,7 @@ impl FrozenMatrix {
         candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
         let mapped = super::ModelFolder::open(folder.path()).unwrap().tensor("w").unwrap();
         let (outputs, inputs) = tensor.dims2().unwrap();
-        Self::new(Arc::new(mapped), outputs, inputs, &Device::Cpu).unwrap()
+        Self::new(Arc::new(mapped), outputs, inputs, &Device::Cpu, Compute::F32).unwrap()
     }
 }
 
@@ -222,6 +286,42 @@ mod tests {
                     for edge in [0, 6] {
                         assert_eq!(worst(&whole.narrow(0, edge, 1)?, &before.narrow(0, edge, 1)?), 0.0);
                     }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A product in f64 of operands that are rounded to bf16.
+    fn of_rounded(a: &Tensor, b: &Tensor) -> candle_core::Result<Tensor> {
+        let round = |x: &Tensor| x.to_dtype(Kind::BF16)?.to_dtype(Kind::F64);
+        round(a)?.matmul(&round(b)?)?.to_dtype(Kind::F32)
+    }
+
+    #[test]
+    fn bf16_products_equal_sums_of_rounded_operands_in_f64() -> candle_core::Result<()> {
+        if Compute::bf16_or_f32() != Compute::Bf16 {
+            return Ok(());
+        }
+        for dtype in TYPES {
+            for (outputs, inputs, tokens) in
+                [(1, 1, 1), (40, 33, 5), (33, 40, 5), (17, 1100, 3), (1101, 17, 13), (96, 64, 40)]
+            {
+                let ([mut ours, _], w) = both(outputs, inputs, dtype);
+                let Place::Mapped(_, compute) = &mut ours.place else { panic!("a mapped matrix") };
+                *compute = Compute::Bf16;
+                let (x, dy) = (random((tokens, inputs), 2), random((tokens, outputs), 3));
+                let y = ours.apply(&x)?;
+                let case = format!("{dtype:?} {outputs} {inputs}");
+                assert!(worst(&y, &of_rounded(&x, &w.t()?)?) < 1e-6 * (inputs as f64).sqrt(), "{case}");
+                let dx = random((tokens, inputs), 4);
+                let expected = (&dx + of_rounded(&dy, &w)?)?;
+                ours.add_backward(&dx, &dy)?;
+                assert!(worst(&dx, &expected) < 1e-6 * (outputs as f64).sqrt(), "{case}");
+                // a row's bits are those that it has alone
+                for i in [0, tokens - 1] {
+                    let one = ours.apply(&x.narrow(0, i, 1)?)?;
+                    assert_eq!(worst(&one, &y.narrow(0, i, 1)?), 0.0, "{case}");
                 }
             }
         }

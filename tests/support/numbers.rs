@@ -17,6 +17,7 @@ use dpo_lora::{
         schedule::Schedule,
     },
     export::AdapterFolder,
+    kernels::compute::Compute,
     model::{
         Config,
         decoder::Decoder,
@@ -38,8 +39,13 @@ pub fn fixture(name: &str) -> PathBuf {
 
 /// The model in a folder, which needs no tokenizer.
 pub fn open(folder: &Path) -> Decoder {
+    open_in(folder, Compute::F32)
+}
+
+/// The same, its matrices multiplying in `compute`.
+pub fn open_in(folder: &Path, compute: Compute) -> Decoder {
     let config = Config::read(folder).expect("config.json");
-    Decoder::open(&ModelFolder::open(folder).expect("weights"), &config, &Device::Cpu).expect("a decoder")
+    Decoder::open(&ModelFolder::open(folder).expect("weights"), &config, &Device::Cpu, compute).expect("a decoder")
 }
 
 /// The adapter in a folder, on a model.

@@ -1,0 +1,437 @@
+//! Panels as the micro-kernels read them: for one step of k after another, a word of each row (or column) of the panel.
+//!
+//! What lies with k running along its rows is transposed sixteen by sixteen, in registers on AVX-512, and decoded or
+//! rounded on the way. What lies across is copied, with pairs of rows interleaved for bf16.
+
+use super::{compute::Compute, simd::multiversion};
+
+/// Rows of words: where a panel's words come from, k running along.
+pub trait Rows: Copy {
+    /// Whether f32 become bf16 on the way.
+    const ROUNDS: bool = false;
+
+    /// Words a row.
+    fn steps(&self) -> usize;
+
+    /// Whether `rows` rows lie in the data.
+    fn holds(&self, rows: usize) -> bool;
+
+    /// Word `step` of row `row`.
+    fn word(&self, row: usize, step: usize) -> u32;
+
+    /// Words `step..step + 16` of row `row`; zero past the last.
+    ///
+    /// # Safety
+    /// The data hold the row, `step` is below [`Rows::steps`], and the processor has AVX-512 F and BW (and BF16, for
+    /// what rounds).
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn words(&self, row: usize, step: usize) -> std::arch::x86_64::__m512i;
+}
+
+/// Rows of `k` floats `stride` apart, multiplied with `alpha`.
+#[derive(Clone, Copy)]
+pub struct Floats<'a> {
+    /// The elements.
+    pub data: &'a [f32],
+    /// Elements from a row to the next.
+    pub stride: usize,
+    /// Elements a row.
+    pub k: usize,
+    /// A factor.
+    pub alpha: f32,
+}
+
+/// [`Floats`] as pairs of bf16.
+#[derive(Clone, Copy)]
+pub struct Rounded<'a>(pub Floats<'a>);
+
+/// Rows of `k` bf16 `stride` elements apart, little-endian, as f32.
+#[derive(Clone, Copy)]
+pub struct Widened<'a> {
+    /// Two bytes an element.
+    pub bytes: &'a [u8],
+    /// Elements from a row to the next.
+    pub stride: usize,
+    /// Elements a row.
+    pub k: usize,
+}
+
+/// [`Widened`] rows of an even `k` as pairs, which is how they lie.
+#[derive(Clone, Copy)]
+pub struct Pairs<'a>(pub Widened<'a>);
+
+impl Rows for Floats<'_> {
+    fn steps(&self) -> usize {
+        self.k
+    }
+
+    fn holds(&self, rows: usize) -> bool {
+        rows == 0 || self.data.len() >= (rows - 1) * self.stride + self.k
+    }
+
+    fn word(&self, row: usize, step: usize) -> u32 {
+        (self.alpha * self.data[row * self.stride + step]).to_bits()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn words(&self, row: usize, step: usize) -> std::arch::x86_64::__m512i {
+        use std::arch::x86_64::*;
+        // SAFETY: the mask holds the load within the row.
+        unsafe {
+            let at = self.data.as_ptr().add(row * self.stride + step);
+            let floats = _mm512_maskz_loadu_ps(first(self.k - step), at);
+            _mm512_castps_si512(_mm512_mul_ps(floats, _mm512_set1_ps(self.alpha)))
+        }
+    }
+}
+
+impl Rows for Rounded<'_> {
+    const ROUNDS: bool = true;
+
+    fn steps(&self) -> usize {
+        self.0.k.div_ceil(2)
+    }
+
+    fn holds(&self, rows: usize) -> bool {
+        self.0.holds(rows)
+    }
+
+    fn word(&self, row: usize, step: usize) -> u32 {
+        let Floats { data, stride, k, alpha } = self.0;
+        let element = |p: usize| if p < k { rounded(alpha * data[row * stride + p]) } else { 0 };
+        pair(element(2 * step), element(2 * step + 1))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn words(&self, row: usize, step: usize) -> std::arch::x86_64::__m512i {
+        use std::arch::x86_64::*;
+        let Floats { data, stride, k, alpha } = self.0;
+        let left = k - 2 * step;
+        // SAFETY: the masks hold the loads within the row; `wrapping_add` may point past it where the mask is empty. Both
+        // types of the transmutation are 64 bytes of bits.
+        unsafe {
+            let (at, alpha) = (data.as_ptr().add(row * stride + 2 * step), _mm512_set1_ps(alpha));
+            let low = _mm512_maskz_loadu_ps(first(left), at);
+            let high = _mm512_maskz_loadu_ps(first(left.saturating_sub(16)), at.wrapping_add(16));
+            std::mem::transmute(_mm512_cvtne2ps_pbh(_mm512_mul_ps(high, alpha), _mm512_mul_ps(low, alpha)))
+        }
+    }
+}
+
+impl Widened<'_> {
+    fn bits(&self, row: usize, p: usize) -> u16 {
+        let at = 2 * (row * self.stride + p);
+        u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]])
+    }
+}
+
+impl Rows for Widened<'_> {
+    fn steps(&self) -> usize {
+        self.k
+    }
+
+    fn holds(&self, rows: usize) -> bool {
+        rows == 0 || self.bytes.len() / 2 >= (rows - 1) * self.stride + self.k
+    }
+
+    fn word(&self, row: usize, step: usize) -> u32 {
+        u32::from(self.bits(row, step)) << 16
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn words(&self, row: usize, step: usize) -> std::arch::x86_64::__m512i {
+        use std::arch::x86_64::*;
+        // SAFETY: the mask holds the load within the row.
+        unsafe {
+            let at = self.bytes.as_ptr().add(2 * (row * self.stride + step));
+            let halves = _mm512_maskz_loadu_epi16(u32::from(first(self.k - step)), at.cast());
+            _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(halves)))
+        }
+    }
+}
+
+impl Rows for Pairs<'_> {
+    fn steps(&self) -> usize {
+        self.0.k / 2
+    }
+
+    fn holds(&self, rows: usize) -> bool {
+        self.0.holds(rows) && self.0.k.is_multiple_of(2)
+    }
+
+    fn word(&self, row: usize, step: usize) -> u32 {
+        pair(self.0.bits(row, 2 * step), self.0.bits(row, 2 * step + 1))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn words(&self, row: usize, step: usize) -> std::arch::x86_64::__m512i {
+        use std::arch::x86_64::*;
+        // SAFETY: the mask holds the load within the row.
+        unsafe {
+            let at = self.0.bytes.as_ptr().add(2 * (row * self.0.stride + 2 * step));
+            _mm512_maskz_loadu_epi32(first(self.0.k / 2 - step), at.cast())
+        }
+    }
+}
+
+/// A mask of the first `n` of sixteen lanes.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn first(n: usize) -> u16 {
+    if n >= 16 { u16::MAX } else { (1 << n) - 1 }
+}
+
+/// The word of two bf16 that follow one another in k.
+#[inline(always)]
+pub fn pair(first: u16, second: u16) -> u32 {
+    u32::from(first) | u32::from(second) << 16
+}
+
+/// The bits of the nearest bf16, ties to even, in a form that vectorises. A NaN stays one.
+#[inline(always)]
+pub fn rounded(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    (if x.is_nan() { bits >> 16 | 0x40 } else { nearest }) as u16
+}
+
+/// Packs `count` rows as `out[step][width]`, zero from the last row on.
+///
+/// # Panics
+/// Where the data do not hold the rows, or `out` is not `steps × width`.
+pub fn transpose<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
+    assert!(count <= width && rows.holds(count) && out.len() == rows.steps() * width, "the panel does not fit");
+    #[cfg(target_arch = "x86_64")]
+    if Compute::bf16_or_f32() == Compute::Bf16 {
+        // SAFETY: the data hold the rows, `out` the panel, and the processor has the features.
+        return unsafe { x86::with_bf16(rows, count, width, out) };
+    } else if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && !R::ROUNDS {
+        // SAFETY: as above; what rounds does not come here.
+        return unsafe { x86::without_bf16(rows, count, width, out) };
+    }
+    plain(rows, count, width, out);
+}
+
+/// [`transpose`] by tiles that stay in the first-level cache.
+fn plain<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
+    const TILE: usize = 16;
+    if count < width {
+        out.fill(0);
+    }
+    for start in (0..rows.steps()).step_by(TILE) {
+        for first in (0..count).step_by(TILE) {
+            for step in start..rows.steps().min(start + TILE) {
+                for (i, word) in out[step * width..][first..count.min(first + TILE)].iter_mut().enumerate() {
+                    *word = rows.word(first + i, step);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Rows;
+
+    /// # Safety
+    /// `rows` holds `count` rows, `out` is `[steps][width]`, and the processor has the features.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub unsafe fn with_bf16<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
+        // SAFETY: passed on.
+        unsafe { body(rows, count, width, out) }
+    }
+
+    /// # Safety
+    /// As [`with_bf16`], and `rows` does not round.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub unsafe fn without_bf16<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
+        // SAFETY: passed on.
+        unsafe { body(rows, count, width, out) }
+    }
+
+    #[inline(always)]
+    unsafe fn body<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
+        let steps = rows.steps();
+        for first in (0..width).step_by(16) {
+            let (there, lanes) = (count.saturating_sub(first).min(16), (width - first).min(16));
+            for start in (0..steps).step_by(16) {
+                // SAFETY: only rows that are there are read; steps and lanes written are those of the panel.
+                unsafe {
+                    let mut v = [_mm512_setzero_si512(); 16];
+                    if there == 16 {
+                        for (i, v) in v.iter_mut().enumerate() {
+                            *v = rows.words(first + i, start);
+                        }
+                    } else {
+                        for (i, v) in v.iter_mut().take(there).enumerate() {
+                            *v = rows.words(first + i, start);
+                        }
+                    }
+                    transpose16(&mut v);
+                    let mut at = out.as_mut_ptr().add(start * width + first);
+                    for v in v.iter().take(steps - start) {
+                        store(at, *v, lanes);
+                        at = at.wrapping_add(width);
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// `at` has room for the lanes.
+    #[inline(always)]
+    unsafe fn store(at: *mut u32, v: __m512i, lanes: usize) {
+        // SAFETY: the caller vouches for the lanes; the mask holds the store within them.
+        unsafe {
+            match lanes {
+                16 => _mm512_storeu_si512(at.cast(), v),
+                12 => {
+                    _mm256_storeu_si256(at.cast(), _mm512_castsi512_si256(v));
+                    _mm_storeu_si128(at.add(8).cast(), _mm512_extracti32x4_epi32::<2>(v));
+                }
+                lanes => _mm512_mask_storeu_epi32(at.cast(), super::first(lanes), v),
+            }
+        }
+    }
+
+    /// Word `j` of vector `i` becomes word `i` of vector `j`.
+    #[inline(always)]
+    unsafe fn transpose16(v: &mut [__m512i; 16]) {
+        // SAFETY: the caller runs where AVX-512 is.
+        unsafe {
+            let mut w = [_mm512_setzero_si512(); 16];
+            // pairs of rows, then fours, within each quarter of the vectors
+            for i in 0..8 {
+                w[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
+                w[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
+            }
+            for i in 0..4 {
+                v[4 * i] = _mm512_unpacklo_epi64(w[4 * i], w[4 * i + 2]);
+                v[4 * i + 1] = _mm512_unpackhi_epi64(w[4 * i], w[4 * i + 2]);
+                v[4 * i + 2] = _mm512_unpacklo_epi64(w[4 * i + 1], w[4 * i + 3]);
+                v[4 * i + 3] = _mm512_unpackhi_epi64(w[4 * i + 1], w[4 * i + 3]);
+            }
+            // v[4g + j] holds, in quarter q, column 4q + j of the rows 4g..4g+4: gather the quarters
+            for j in 0..4 {
+                let even = _mm512_shuffle_i32x4::<0x88>(v[j], v[4 + j]);
+                let odd = _mm512_shuffle_i32x4::<0xdd>(v[j], v[4 + j]);
+                let even_high = _mm512_shuffle_i32x4::<0x88>(v[8 + j], v[12 + j]);
+                let odd_high = _mm512_shuffle_i32x4::<0xdd>(v[8 + j], v[12 + j]);
+                w[j] = _mm512_shuffle_i32x4::<0x88>(even, even_high);
+                w[8 + j] = _mm512_shuffle_i32x4::<0xdd>(even, even_high);
+                w[4 + j] = _mm512_shuffle_i32x4::<0x88>(odd, odd_high);
+                w[12 + j] = _mm512_shuffle_i32x4::<0xdd>(odd, odd_high);
+            }
+            *v = w;
+        }
+    }
+}
+
+/// Where a step's words go in panels of `nr` columns that lie `size` words apart.
+#[derive(Clone, Copy)]
+pub struct Step {
+    /// Columns a panel.
+    pub nr: usize,
+    /// Words a panel.
+    pub size: usize,
+    /// The step's number within the panels.
+    pub step: usize,
+}
+
+/// Puts `word(first[j], second[j])` for every column j into the panels of `out`, zero beyond the last column.
+#[inline(always)]
+fn across<T>(first: &[T], second: &[T], to: Step, out: &mut [u32], word: impl Fn(&T, &T) -> u32) {
+    let rows = first.chunks(to.nr).zip(second.chunks(to.nr));
+    for (panel, (first, second)) in out.chunks_exact_mut(to.size).zip(rows) {
+        let words = &mut panel[to.step * to.nr..][..to.nr];
+        let (there, rest) = words.split_at_mut(first.len());
+        for ((out, first), second) in there.iter_mut().zip(first).zip(second) {
+            *out = word(first, second);
+        }
+        rest.fill(0);
+    }
+}
+
+multiversion! {
+    /// A row of bf16, little-endian, as a step of f32.
+    pub fn widen(row: &[[u8; 2]], to: Step, out: &mut [u32]) {
+        across(row, row, to, out, |x, _| u32::from(u16::from_le_bytes(*x)) << 16);
+    }
+
+    /// Two rows of bf16 as a step of pairs.
+    pub fn interleave(first: &[[u8; 2]], second: &[[u8; 2]], to: Step, out: &mut [u32]) {
+        across(first, second, to, out, |x, y| pair(u16::from_le_bytes(*x), u16::from_le_bytes(*y)));
+    }
+
+    /// A row of f32 as a step.
+    pub fn copy(row: &[f32], to: Step, out: &mut [u32]) {
+        across(row, row, to, out, |x, _| x.to_bits());
+    }
+
+    /// Two rows of f32 as a step of pairs of bf16.
+    pub fn round(first: &[f32], second: &[f32], to: Step, out: &mut [u32]) {
+        across(first, second, to, out, |x, y| pair(rounded(*x), rounded(*y)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    /// Holds what [`transpose`] packs, at every width of a panel, against words taken one by one.
+    fn holds<R: Rows>(rows: R, count: usize) {
+        for width in [4, 6, 8, 12, 16, 32].into_iter().filter(|width| *width >= count) {
+            let mut ours = vec![0xdead_beef; rows.steps() * width];
+            let mut expected = ours.clone();
+            transpose(rows, count, width, &mut ours);
+            plain(rows, count, width, &mut expected);
+            assert_eq!(ours, expected, "{count} rows in {width}");
+        }
+    }
+
+    #[test]
+    fn panels_hold_every_word_in_its_place() {
+        let data: Vec<f32> = (0..40 * 80).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
+        let bytes: Vec<u8> = data.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
+        for k in [1, 2, 15, 16, 17, 31, 32, 48, 70, 80] {
+            for count in [1, 3, 4, 7, 12, 16, 19, 32] {
+                let floats = Floats { data: &data, stride: 80, k, alpha: 0.5 };
+                // bytes of a file are aligned to nothing
+                let unaligned = [&[0], &bytes[..]].concat();
+                let widened = Widened { bytes: &unaligned[1..], stride: 80, k };
+                holds(floats, count);
+                holds(Rounded(floats), count);
+                holds(widened, count);
+                if k % 2 == 0 {
+                    holds(Pairs(widened), count);
+                }
+            }
+        }
+        assert_eq!(plain_word(&data, 3, 5), data[3 * 80 + 5]);
+    }
+
+    fn plain_word(data: &[f32], row: usize, step: usize) -> f32 {
+        let mut out = vec![0; 80 * 4];
+        plain(Floats { data, stride: 80, k: 80, alpha: 1.0 }, 4, 4, &mut out);
+        f32::from_bits(out[step * 4 + row])
+    }
+
+    #[test]
+    fn rounding_is_the_formats_own() {
+        let of = |bits: u32| f32::from_bits(bits);
+        let numbers = (0..1 << 16).map(|i: u32| of(i.wrapping_mul(2_654_435_761)));
+        for x in numbers.chain([0.0, -0.0, f32::INFINITY, f32::MAX, of(0x3f80_8000), of(0x3f81_8000)]) {
+            let (ours, theirs) = (bf16::from_bits(rounded(x)), bf16::from_f32(x));
+            assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{x}: {ours} {theirs}");
+        }
+    }
+}

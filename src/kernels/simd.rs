@@ -1,0 +1,45 @@
+//! Loops compiled once more for the vector units that the processor turns out to have.
+//!
+//! A crate is compiled for the oldest processor of its target. [`multiversion!`] writes a function's body out for newer
+//! ones as well and picks at run time. The arithmetic is the same in each (a multiplication and an addition are never
+//! fused behind our back), so results do not depend on what was picked.
+
+/// Defines functions whose bodies are compiled for AVX-512, for AVX2 and for the target's baseline.
+///
+/// What a body calls must be inlined into it to be compiled with it: other functions are marked `#[inline(always)]`.
+macro_rules! multiversion {
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)+) => {$(
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    body($($arg),*)
+                }
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    body($($arg),*)
+                }
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                {
+                    // SAFETY: the processor has the features.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the processor has the feature.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    )+};
+}
+
+pub(crate) use multiversion;

@@ -1,0 +1,28 @@
+//! Scratch of packed words, aligned as the processor's widest loads like it.
+
+/// A line of the cache.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u32; 16]);
+
+/// A buffer that grows and stays.
+#[derive(Default)]
+pub struct Words(Vec<Line>);
+
+impl Words {
+    /// An empty buffer.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Its first `n` words, whatever they hold.
+    pub fn first(&mut self, n: usize) -> &mut [u32] {
+        let lines = n.div_ceil(16);
+        if self.0.len() < lines {
+            self.0.resize(lines, Line([0; 16]));
+        }
+        // SAFETY: a line is sixteen words and nothing else; the borrow is of the whole buffer.
+        let all = unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast::<u32>(), self.0.len() * 16) };
+        &mut all[..n]
+    }
+}

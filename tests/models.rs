@@ -48,7 +48,7 @@ fn log_probs_and_gradients_are_those_of_transformers_and_peft() {
     let mut grads = Most::of("fixtures, gradient of a LoRA tensor, relative L2");
     let mut scalars = Most::of("fixtures, loss and gradient norm, relative");
     let models = folders(fixture(""));
-    assert_eq!(models.len(), 9);
+    assert_eq!(models.len(), 21);
     for folder in &models {
         let (expected, theirs): (Expected, _) =
             (json(&folder.join("expected.json")), tensors(&folder.join("expected.safetensors")));

@@ -11,7 +11,7 @@ use super::args::InspectArgs;
 use super::stdout;
 use crate::export::targets::last_part;
 use crate::export::{AdapterFolder, adapter_config};
-use crate::model::{Config, RopeScaling};
+use crate::model::{Config, Rope, RopeScaling};
 use crate::recipe::Recipe;
 use crate::report::units;
 use crate::store::{self, MANIFEST};
@@ -71,13 +71,18 @@ fn model(path: &Path) -> Result<Facts> {
         };
         *dtypes.entry(dtype).or_default() += 1;
     }
-    let scaling = match config.rope.scaling {
-        RopeScaling::None => "none",
-        RopeScaling::Linear { .. } => "linear",
-        RopeScaling::Dynamic { .. } => "dynamic",
-        RopeScaling::Yarn { .. } => "yarn",
-        RopeScaling::Llama3 { .. } => "llama3",
+    let rope = |rope: &Rope| {
+        let scaling = match rope.scaling {
+            RopeScaling::None => "none",
+            RopeScaling::Linear { .. } => "linear",
+            RopeScaling::Dynamic { .. } => "dynamic",
+            RopeScaling::Yarn { .. } => "yarn",
+            RopeScaling::Llama3 { .. } => "llama3",
+            RopeScaling::Long { .. } => "longrope",
+        };
+        json!({"theta": rope.theta, "scaling": scaling, "coordinates": rope.dim})
     };
+    let ropes: Vec<Value> = config.ropes.iter().map(rope).collect();
     Ok(facts_of([
         ("family", json!(config.family.model_type)),
         ("layers", json!(config.num_hidden_layers)),
@@ -89,8 +94,9 @@ fn model(path: &Path) -> Result<Facts> {
         ("vocabulary", json!(config.vocab_size)),
         ("head", json!(if config.tie_word_embeddings { "the embedding" } else { "its own" })),
         ("longest_text", json!(config.max_position_embeddings)),
-        ("rope", json!({"theta": config.rope.theta, "scaling": scaling})),
-        ("sliding_window", json!(config.sliding_window)),
+        // the second is that of the layers with a window
+        ("rope", if let [one] = &ropes[..] { one.clone() } else { json!(ropes) }),
+        ("sliding_window", json!(config.sliding_window())),
         ("parameters", json!(parameters)),
         ("tensors", json!(dtypes)),
         ("bytes", json!(folder.total_bytes())),

@@ -117,7 +117,7 @@ impl Cache {
         let room = |width| Tensor::zeros((rows, width), DType::F32, &model.device);
         let layer =
             |heads: crate::kernels::attention::Heads| Ok((room(heads.kv * heads.dim)?, room(heads.kv * heads.dim)?));
-        Ok(Self { layers: model.blocks.iter().map(|block| layer(block.heads)).collect::<Result<_>>()? })
+        Ok(Self { layers: model.blocks.iter().map(|block| layer(block.attention.heads)).collect::<Result<_>>()? })
     }
 
     /// Reads the prompts; returns the last layer's output for all their tokens.
@@ -155,7 +155,7 @@ impl Cache {
                 keys.slice_set(&new.k.narrow(0, rows.start, rows.len())?, 0, *at)?;
                 values.slice_set(&new.v.narrow(0, rows.start, rows.len())?, 0, *at)?;
             }
-            let attended = attention(&new.q, keys, values, &tokens.spans, block.heads)?;
+            let attended = attention(&new.q, keys, values, &tokens.spans, block.attention.heads)?;
             x = block.rest(&x, &attended.values, through)?;
         }
         Ok(x)

@@ -15,6 +15,7 @@ use super::{
     gate::exp,
     gemm::{Dense, Lhs, Out, Threads, gemm},
     host::{dot, floats, matrix},
+    soft_cap::{capped, slope_at},
 };
 
 /// Queries that meet their keys at once.
@@ -44,6 +45,8 @@ pub struct Heads {
     pub scale: f64,
     /// Positions back that a query sees, itself included; none: all.
     pub window: Option<usize>,
+    /// What scaled scores stay below, softly; none: they are not capped.
+    pub cap: Option<f64>,
 }
 
 impl Span {
@@ -183,10 +186,13 @@ struct Side<'a> {
 }
 
 impl Side<'_> {
-    /// Raw scores `[block, prefix + own]`, scaled.
+    /// Scores `[block, prefix + own]`, scaled and capped.
     fn scores(&self, span: &Span, block: Range<usize>, head: usize, scores: &mut [f32]) {
         let first = (span.queries.start + block.start) * self.heads.width() + head * self.heads.dim;
         self.against(span, &self.q[first..], block.len(), self.k, head, self.heads.scale as f32, scores);
+        if let Some(cap) = self.heads.cap {
+            scores.iter_mut().for_each(|score| *score = capped(*score, cap as f32));
+        }
     }
 
     /// `scores[rows, prefix + own] = alpha · left · keysᵀ` for the key head that serves `head`.
@@ -238,7 +244,8 @@ impl Side<'_> {
 
     /// One block of queries of one head: writes its `dq`, adds to `dk` and `dv`.
     ///
-    /// With `P = exp(S − lse)`, `D = Σ values · d_values` a row: `dS = P · (d_values · Vᵀ − D)`.
+    /// With `P = exp(S − lse)`, `D = Σ values · d_values` a row: `dS = P · (d_values · Vᵀ − D)`, times the cap's derivative
+    /// where scores are capped.
     fn block_backward(
         &self,
         span: &Span,
@@ -252,6 +259,8 @@ impl Side<'_> {
         let first = (span.queries.start + block.start) * heads.width() + head * heads.dim;
         let mut weights = vec![0f32; rows * all];
         self.scores(span, block.clone(), head, &mut weights);
+        let slopes: Option<Vec<f32>> =
+            heads.cap.map(|cap| weights.iter().map(|score| slope_at(*score, cap as f32)).collect());
         let mut d_scores = vec![0f32; rows * all];
         self.against(span, &d_values[first..], rows, self.v, head, 1.0, &mut d_scores);
         for (r, i) in block.clone().enumerate() {
@@ -268,6 +277,9 @@ impl Side<'_> {
         let scale = heads.scale as f32;
         for d_score in &mut d_scores {
             *d_score *= scale;
+        }
+        for (d_score, slope) in d_scores.iter_mut().zip(slopes.iter().flatten()) {
+            *d_score *= slope;
         }
         let len = (rows - 1) * heads.width() + heads.dim;
         // SAFETY: in bounds since the block's rows are; a block of a head belongs to one task.
@@ -341,8 +353,8 @@ mod tests {
         let spans = [(0..70, 0..0), (70..130, 0..70), (130..133, 0..70), (133..134, 0..0), (134..135, 133..134)]
             .map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
         let groups = [0..3, 3..5];
-        for (n, kv, window) in [(4, 2, None), (3, 3, Some(5)), (6, 1, Some(64))] {
-            let heads = Heads { n, kv, dim: 8, scale: 0.35, window };
+        for (n, kv, window, cap) in [(4, 2, None, None), (3, 3, Some(5), None), (6, 1, Some(64), Some(1.5))] {
+            let heads = Heads { n, kv, dim: 8, scale: 0.35, window, cap };
             let random = |width: usize| Tensor::randn(0f32, 1.0, (135, width), &Device::Cpu).unwrap();
             let (q, k, v, d) = (random(n * 8), random(kv * 8), random(kv * 8), random(n * 8));
             let ours = attention(&q, &k, &v, &spans, heads).unwrap();
@@ -363,8 +375,8 @@ mod tests {
         let spans = [(0..5, 0..0), (5..9, 0..5), (9..10, 0..5), (10..11, 0..0), (11..14, 10..11)]
             .map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
         let position = [0, 1, 2, 3, 4, 5, 6, 7, 8, 5, 0, 1, 2, 3usize];
-        for (n, kv, window) in [(4, 2, None), (2, 2, Some(3))] {
-            let heads = Heads { n, kv, dim: 4, scale: 0.5, window };
+        for (n, kv, window, cap) in [(4, 2, None, None), (2, 2, Some(3), None), (4, 2, Some(3), Some(0.4))] {
+            let heads = Heads { n, kv, dim: 4, scale: 0.5, window, cap };
             let hidden = |(i, j): (usize, usize)| {
                 let span = spans.iter().find(|span| span.own.contains(&i)).unwrap();
                 let seen = span.prefix.contains(&j) || (span.own.contains(&j) && j <= i);
@@ -377,8 +389,11 @@ mod tests {
                 let serving = Tensor::from_iter((0..n as u32).map(|h| h * kv as u32 / n as u32), &Device::Cpu)?;
                 let repeat = |x: Tensor| x.index_select(&serving, 0);
                 let (q, k, v) = (by_head(q, n)?, repeat(by_head(k, kv)?)?, repeat(by_head(v, kv)?)?);
-                let scores = (q.matmul(&k.t()?.contiguous()?)? * 0.5)?.broadcast_add(&mask)?;
-                let values = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&v)?;
+                let mut scores = (q.matmul(&k.t()?.contiguous()?)? * 0.5)?;
+                if let Some(cap) = cap {
+                    scores = ((scores / cap)?.tanh()? * cap)?;
+                }
+                let values = candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?.matmul(&v)?;
                 values.transpose(0, 1)?.contiguous()?.reshape((14, n * 4))
             };
             let (q, k, v) = (random((14, n * 4), 1), random((14, kv * 4), 2), random((14, kv * 4), 3));

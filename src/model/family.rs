@@ -1,38 +1,520 @@
 //! The table of families: what a decoder of each is called by and made of.
+//!
+//! A row states what all checkpoints of a `model_type` share. What differs between them stands in `config.json`; where a
+//! trait is stated there, the row names the key and what counts where it is absent, as transformers' config classes do.
+
+use crate::kernels::rope::Pairing;
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Family {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
-    /// The embedding's tensor, `[vocabulary, hidden]`.
+    /// What `config.json` calls the sizes.
+    pub keys: SizeKeys,
+
+    // Modules, named as transformers names them; a tensor is a module's `.weight` or `.bias`.
+    /// The embedding, `[vocabulary, hidden]`.
     pub embed: &'static str,
-    /// What a layer's number follows in its tensors' names.
+    /// Learned positions, `[positions, hidden]`, which are added to the embeddings.
+    pub positions: Option<&'static str>,
+    /// What a layer's number follows in its modules' names.
     pub layers: &'static str,
-    /// The last norm's tensor.
+    /// The last norm.
     pub norm: &'static str,
-    /// The head's tensor where it is not tied to the embedding.
+    /// The head where it is not tied to the embedding.
     pub head: &'static str,
-    /// Whether `attention_bias` and `mlp_bias` count; else there are none, whatever they say.
-    pub biases: bool,
-    /// Whether `sliding_window` counts.
-    pub sliding_window: bool,
+    /// What files call the head, where that is another name.
+    pub stored_head: Option<&'static str>,
+    /// Queries, keys and values; under a layer, as the names that follow.
+    pub qkv: Qkv,
+    /// What mixes the heads.
+    pub output: &'static str,
+    /// What widens to the MLP's inner size.
+    pub up: Up,
+    /// What narrows back.
+    pub down: &'static str,
+    /// Norms before and after the attention and the MLP.
+    pub norms: Norms,
+
+    // Traits.
+    /// How norms compute.
+    pub norm_kind: NormKind,
+    /// Norms of queries and keys before they turn, `self_attn.q_norm` and `self_attn.k_norm`.
+    pub query_norm: QueryNorm,
+    /// Whether the MLP reads what the attention wrote.
+    pub residual: Residual,
+    /// The MLP's activation where `config.json` states none.
+    pub activation: &'static str,
+    /// Rotary positions, if it has any.
+    pub rope: Option<RopeTraits>,
+    /// Which layers see a window alone.
+    pub windows: Windows,
+    /// What attention scores are multiplied with.
+    pub scale: Scale,
+    /// Of queries, keys and values.
+    pub qkv_bias: Bias,
+    /// Of the attention's output.
+    pub output_bias: Bias,
+    /// Of the MLP's matrices.
+    pub mlp_bias: Bias,
+    /// Whether the head has a bias.
+    pub head_bias: bool,
+    /// What embeddings are multiplied with.
+    pub embedding_scale: EmbeddingScale,
+    /// Keys of what both halves' outputs are multiplied with, and of what logits are divided by.
+    pub multipliers: Option<Multipliers>,
+    /// The soft cap of scores.
+    pub score_cap: Option<Cap>,
+    /// The soft cap of logits.
+    pub logit_cap: Option<Cap>,
+    /// Whether the head is the embedding where `tie_word_embeddings` is not stated.
+    pub tied: bool,
+    /// Coordinates a head where `head_dim` is not stated; none: hidden size over heads.
+    pub head_dim: Option<usize>,
+    /// Whether linear layers are stored as `[inputs, outputs]` (`Conv1D`).
+    pub turned: bool,
 }
+
+/// Keys of `config.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SizeKeys {
+    /// Width of the residual stream.
+    pub hidden: &'static str,
+    /// Width within the MLP.
+    pub intermediate: &'static str,
+    /// How many times the residual stream's width that is where it is not stated.
+    pub widens: Option<usize>,
+    /// How many layers.
+    pub layers: &'static str,
+    /// How many query heads.
+    pub heads: &'static str,
+    /// How many key and value heads; none: as many as query heads.
+    pub kv_heads: Option<&'static str>,
+    /// The longest sequence.
+    pub positions: &'static str,
+    /// What norms add.
+    pub eps: &'static str,
+    /// The MLP's activation.
+    pub activation: &'static str,
+}
+
+/// The matrices of queries, keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Qkv {
+    /// One each.
+    Apart([&'static str; 3]),
+    /// One for all: all queries, then all keys, then all values.
+    Joined(&'static str),
+    /// One for all: a head's query, key and value, then the next head's.
+    ByHead(&'static str),
+}
+
+/// The matrices that read the MLP's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Up {
+    /// `f(gate(x)) · up(x)`.
+    Gated([&'static str; 2]),
+    /// The same with one matrix: the gate's rows, then up's.
+    GatedJoined(&'static str),
+    /// `f(up(x))`.
+    Plain(&'static str),
+}
+
+/// Norms of a layer; none where a name is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Norms {
+    /// Before the attention.
+    pub attention: Option<&'static str>,
+    /// After it, before the residual.
+    pub after_attention: Option<&'static str>,
+    /// Before the MLP. It may be the one before the attention.
+    pub mlp: Option<&'static str>,
+    /// After it, before the residual.
+    pub after_mlp: Option<&'static str>,
+}
+
+/// How a norm computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// Root mean square, times the weight.
+    Rms,
+    /// Root mean square, times one plus the weight.
+    RmsPlusOne,
+    /// Layer norm with weight and bias.
+    Layer,
+}
+
+/// Over what queries and keys are normed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryNorm {
+    /// They are not.
+    None,
+    /// Each head for itself, all with the same weights.
+    EachHead,
+    /// All heads as one vector.
+    AllHeads,
+}
+
+/// What the MLP of a layer reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residual {
+    /// What the attention's residual wrote.
+    InTurn,
+    /// The layer's input, as the attention does.
+    SideBySide,
+    /// The same unless this key is false.
+    SideBySideUnless(&'static str),
+}
+
+/// Rotary positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RopeTraits {
+    /// Which coordinates turn together.
+    pub pairing: Pairing,
+    /// How many coordinates of a head turn.
+    pub turning: Turning,
+    /// The base of the wavelengths where none is stated.
+    pub theta: u32,
+    /// The key of the base.
+    pub theta_key: &'static str,
+    /// The key of the base in layers with a window, and what counts where it is absent; none: they share the other.
+    pub local: Option<(&'static str, u32)>,
+    /// Whether `no_rope_layers` and `no_rope_layer_interval` leave layers without.
+    pub skips: bool,
+    /// Whether scaling of the kind `longrope` counts.
+    pub long: bool,
+}
+
+/// How many coordinates of a head turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turning {
+    /// All.
+    All,
+    /// The share under `partial_rotary_factor`; outside of `rope_parameters` under this key. Absent: this many per cent.
+    Share(&'static str, u8),
+    /// As many as this key says; absent: so many.
+    Count(&'static str, usize),
+}
+
+/// Which layers see a window of `sliding_window` tokens alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Windows {
+    /// None, whatever is stated.
+    None,
+    /// All, the window being this where the key is absent.
+    All(Option<usize>),
+    /// With `use_sliding_window` those from `max_window_layers` on, or those that `layer_types` names.
+    From,
+    /// All but every so many-th, or those that `layer_types` names; `sliding_window_pattern` counts where `true`.
+    Between(usize, bool),
+    /// With `use_sliding_window` those without rotary positions, or those that `layer_types` names.
+    WithoutRope,
+}
+
+/// What attention scores are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// One over the root of a head's coordinates.
+    Head,
+    /// One over the root of this key's value; absent: of this.
+    Root(&'static str, usize),
+    /// This key's value; absent: 1.
+    Stated(&'static str),
+    /// As [`Scale::Head`], unless `scale_attn_weights` or `scale_attn_by_inverse_layer_idx` say otherwise.
+    Gpt2,
+}
+
+/// Whether there is a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bias {
+    /// There is none.
+    Never,
+    /// There is.
+    Always,
+    /// As the key says; absent: as here.
+    Stated(&'static str, bool),
+}
+
+/// What embeddings are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EmbeddingScale {
+    /// Nothing.
+    One,
+    /// The root of the hidden size.
+    Root,
+    /// This key's value; absent: 1.
+    Stated(&'static str),
+}
+
+/// Keys of multipliers, all 1 where absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Multipliers {
+    /// Multiplies what attention and MLP add to the residual.
+    pub residual: &'static str,
+    /// Divides the logits.
+    pub logits: &'static str,
+}
+
+/// The key of a soft cap; null: there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cap {
+    /// In `config.json`.
+    pub key: &'static str,
+    /// Where it is absent.
+    pub default: Option<u32>,
+}
+
+const KEYS: SizeKeys = SizeKeys {
+    hidden: "hidden_size",
+    intermediate: "intermediate_size",
+    widens: None,
+    layers: "num_hidden_layers",
+    heads: "num_attention_heads",
+    kv_heads: Some("num_key_value_heads"),
+    positions: "max_position_embeddings",
+    eps: "rms_norm_eps",
+    activation: "hidden_act",
+};
+
+const GPT_KEYS: SizeKeys = SizeKeys {
+    hidden: "n_embd",
+    intermediate: "n_inner",
+    widens: Some(4),
+    layers: "n_layer",
+    heads: "n_head",
+    kv_heads: None,
+    positions: "n_positions",
+    eps: "layer_norm_epsilon",
+    activation: "activation_function",
+};
+
+const ROPE: RopeTraits = RopeTraits {
+    pairing: Pairing::Halves,
+    turning: Turning::All,
+    theta: 10_000,
+    theta_key: "rope_theta",
+    local: None,
+    skips: false,
+    long: false,
+};
+
+const ATTENTION_BIAS: Bias = Bias::Stated("attention_bias", false);
+const MLP_BIAS: Bias = Bias::Stated("mlp_bias", false);
 
 /// Llama 2 and 3, SmolLM2, TinyLlama.
 const LLAMA: Family = Family {
     model_type: "llama",
-    embed: "model.embed_tokens.weight",
+    keys: KEYS,
+    embed: "model.embed_tokens",
+    positions: None,
     layers: "model.layers",
-    norm: "model.norm.weight",
-    head: "lm_head.weight",
-    biases: true,
-    sliding_window: false,
+    norm: "model.norm",
+    head: "lm_head",
+    stored_head: None,
+    qkv: Qkv::Apart(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+    output: "self_attn.o_proj",
+    up: Up::Gated(["mlp.gate_proj", "mlp.up_proj"]),
+    down: "mlp.down_proj",
+    norms: Norms {
+        attention: Some("input_layernorm"),
+        after_attention: None,
+        mlp: Some("post_attention_layernorm"),
+        after_mlp: None,
+    },
+    norm_kind: NormKind::Rms,
+    query_norm: QueryNorm::None,
+    residual: Residual::InTurn,
+    activation: "silu",
+    rope: Some(ROPE),
+    windows: Windows::None,
+    scale: Scale::Head,
+    qkv_bias: ATTENTION_BIAS,
+    output_bias: ATTENTION_BIAS,
+    mlp_bias: MLP_BIAS,
+    head_bias: false,
+    embedding_scale: EmbeddingScale::One,
+    multipliers: None,
+    score_cap: None,
+    logit_cap: None,
+    tied: false,
+    head_dim: None,
+    turned: false,
 };
 
-const MISTRAL: Family = Family { model_type: "mistral", biases: false, sliding_window: true, ..LLAMA };
+const MISTRAL: Family = Family {
+    model_type: "mistral",
+    windows: Windows::All(Some(4096)),
+    qkv_bias: Bias::Never,
+    output_bias: Bias::Never,
+    mlp_bias: Bias::Never,
+    ..LLAMA
+};
 
-const FAMILIES: [Family; 2] = [LLAMA, MISTRAL];
+/// Qwen 2 and 2.5.
+const QWEN2: Family = Family {
+    model_type: "qwen2",
+    windows: Windows::From,
+    qkv_bias: Bias::Always,
+    output_bias: Bias::Never,
+    mlp_bias: Bias::Never,
+    ..LLAMA
+};
+
+const QWEN3: Family = Family {
+    model_type: "qwen3",
+    qkv_bias: ATTENTION_BIAS,
+    output_bias: ATTENTION_BIAS,
+    query_norm: QueryNorm::EachHead,
+    head_dim: Some(128),
+    ..QWEN2
+};
+
+const GEMMA2: Family = Family {
+    model_type: "gemma2",
+    keys: SizeKeys { activation: "hidden_activation", ..KEYS },
+    norms: Norms {
+        attention: Some("input_layernorm"),
+        after_attention: Some("post_attention_layernorm"),
+        mlp: Some("pre_feedforward_layernorm"),
+        after_mlp: Some("post_feedforward_layernorm"),
+    },
+    norm_kind: NormKind::RmsPlusOne,
+    activation: "gelu_pytorch_tanh",
+    windows: Windows::Between(2, false),
+    scale: Scale::Root("query_pre_attn_scalar", 256),
+    mlp_bias: Bias::Never,
+    embedding_scale: EmbeddingScale::Root,
+    score_cap: Some(Cap { key: "attn_logit_softcapping", default: Some(50) }),
+    logit_cap: Some(Cap { key: "final_logit_softcapping", default: Some(30) }),
+    tied: true,
+    head_dim: Some(256),
+    ..LLAMA
+};
+
+/// Gemma 3's text models. transformers caps their logits where the config says so, their scores never.
+const GEMMA3: Family = Family {
+    model_type: "gemma3_text",
+    query_norm: QueryNorm::EachHead,
+    rope: Some(RopeTraits { theta: 1_000_000, local: Some(("rope_local_base_freq", 10_000)), ..ROPE }),
+    windows: Windows::Between(6, true),
+    score_cap: None,
+    logit_cap: Some(Cap { key: "final_logit_softcapping", default: None }),
+    ..GEMMA2
+};
+
+/// Phi-3, 3.5 and 4, mini and medium.
+const PHI3: Family = Family {
+    model_type: "phi3",
+    qkv: Qkv::Joined("self_attn.qkv_proj"),
+    up: Up::GatedJoined("mlp.gate_up_proj"),
+    rope: Some(RopeTraits { turning: Turning::Share("partial_rotary_factor", 100), long: true, ..ROPE }),
+    windows: Windows::All(None),
+    qkv_bias: Bias::Never,
+    output_bias: Bias::Never,
+    mlp_bias: Bias::Never,
+    ..LLAMA
+};
+
+const SMOLLM3: Family = Family {
+    model_type: "smollm3",
+    rope: Some(RopeTraits { theta: 2_000_000, skips: true, ..ROPE }),
+    windows: Windows::WithoutRope,
+    tied: true,
+    ..LLAMA
+};
+
+const OLMO2: Family = Family {
+    model_type: "olmo2",
+    norms: Norms {
+        attention: None,
+        after_attention: Some("post_attention_layernorm"),
+        mlp: None,
+        after_mlp: Some("post_feedforward_layernorm"),
+    },
+    query_norm: QueryNorm::AllHeads,
+    mlp_bias: Bias::Never,
+    ..LLAMA
+};
+
+const GRANITE: Family = Family {
+    model_type: "granite",
+    scale: Scale::Stated("attention_multiplier"),
+    embedding_scale: EmbeddingScale::Stated("embedding_multiplier"),
+    multipliers: Some(Multipliers { residual: "residual_multiplier", logits: "logits_scaling" }),
+    ..LLAMA
+};
+
+const GPT2: Family = Family {
+    model_type: "gpt2",
+    keys: GPT_KEYS,
+    embed: "transformer.wte",
+    positions: Some("transformer.wpe"),
+    layers: "transformer.h",
+    norm: "transformer.ln_f",
+    qkv: Qkv::Joined("attn.c_attn"),
+    output: "attn.c_proj",
+    up: Up::Plain("mlp.c_fc"),
+    down: "mlp.c_proj",
+    norms: Norms { attention: Some("ln_1"), after_attention: None, mlp: Some("ln_2"), after_mlp: None },
+    norm_kind: NormKind::Layer,
+    activation: "gelu_new",
+    rope: None,
+    scale: Scale::Gpt2,
+    qkv_bias: Bias::Always,
+    output_bias: Bias::Always,
+    mlp_bias: Bias::Always,
+    tied: true,
+    turned: true,
+    ..LLAMA
+};
+
+/// GPT-NeoX and Pythia.
+const GPT_NEOX: Family = Family {
+    model_type: "gpt_neox",
+    keys: SizeKeys { eps: "layer_norm_eps", kv_heads: None, ..KEYS },
+    embed: "gpt_neox.embed_in",
+    layers: "gpt_neox.layers",
+    norm: "gpt_neox.final_layer_norm",
+    stored_head: Some("embed_out"),
+    qkv: Qkv::ByHead("attention.query_key_value"),
+    output: "attention.dense",
+    up: Up::Plain("mlp.dense_h_to_4h"),
+    down: "mlp.dense_4h_to_h",
+    norm_kind: NormKind::Layer,
+    residual: Residual::SideBySideUnless("use_parallel_residual"),
+    activation: "gelu",
+    rope: Some(RopeTraits { turning: Turning::Share("rotary_pct", 25), theta_key: "rotary_emb_base", ..ROPE }),
+    qkv_bias: Bias::Stated("attention_bias", true),
+    output_bias: Bias::Stated("attention_bias", true),
+    mlp_bias: Bias::Always,
+    ..LLAMA
+};
+
+const GPTJ: Family = Family {
+    model_type: "gptj",
+    keys: GPT_KEYS,
+    embed: "transformer.wte",
+    layers: "transformer.h",
+    norm: "transformer.ln_f",
+    qkv: Qkv::Apart(["attn.q_proj", "attn.k_proj", "attn.v_proj"]),
+    output: "attn.out_proj",
+    up: Up::Plain("mlp.fc_in"),
+    down: "mlp.fc_out",
+    norms: Norms { attention: Some("ln_1"), after_attention: None, mlp: Some("ln_1"), after_mlp: None },
+    norm_kind: NormKind::Layer,
+    residual: Residual::SideBySide,
+    activation: "gelu_new",
+    rope: Some(RopeTraits { pairing: Pairing::Neighbours, turning: Turning::Count("rotary_dim", 64), ..ROPE }),
+    qkv_bias: Bias::Never,
+    output_bias: Bias::Never,
+    mlp_bias: Bias::Always,
+    head_bias: true,
+    ..LLAMA
+};
+
+const FAMILIES: [Family; 13] =
+    [LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, SMOLLM3, OLMO2, GRANITE, GPT2, GPT_NEOX, GPTJ];
 
 impl Family {
     /// The row of a `model_type`, if there is one.
@@ -43,5 +525,31 @@ impl Family {
     /// The model types that are read.
     pub fn known() -> String {
         FAMILIES.map(|family| family.model_type).join(", ")
+    }
+
+    /// What files call the tensor `name`, `has` telling what they hold. Checkpoints of a bare decoder leave out the first
+    /// part of every name, and some files call the head by an older name.
+    pub fn stored_name(&self, name: &str, has: impl Fn(&str) -> bool) -> String {
+        let older = self.stored_head.and_then(|stored| Some(format!("{stored}{}", name.strip_prefix(self.head)?)));
+        let bare = name.split_once('.').map(|(_, rest)| rest.to_string()).filter(|_| !name.starts_with(self.head));
+        let other = [older, bare].into_iter().flatten().find(|other| has(other));
+        if has(name) { name.to_string() } else { other.unwrap_or_else(|| name.to_string()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_are_found_under_older_names() {
+        let stored =
+            |family: Family, name: &str, there: &[&str]| family.stored_name(name, |name| there.contains(&name));
+        let (long, bare) = ("transformer.h.0.attn.c_attn.weight", "h.0.attn.c_attn.weight");
+        assert_eq!(stored(GPT2, long, &[long, bare]), long);
+        assert_eq!(stored(GPT2, long, &[bare]), bare);
+        assert_eq!(stored(GPT2, long, &[]), long);
+        assert_eq!(stored(GPT_NEOX, "lm_head.weight", &["embed_out.weight"]), "embed_out.weight");
+        assert_eq!(stored(LLAMA, "lm_head.weight", &["weight"]), "lm_head.weight");
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     data::tokenizer::Tokenizer,
     hub,
     kernels::compute::Compute,
-    model::{Config, decoder::Decoder, rope::RopeScaling},
+    model::{Config, decoder::Decoder},
     weights::ModelFolder,
 };
 
@@ -53,15 +53,16 @@ impl Base {
         Ok(Self { name: name.to_string(), path, folder, config, model, compute, tokenizer })
     }
 
-    /// Refuses sequences that would change the frequencies of a dynamically scaled rope, which here are one set for all.
+    /// Refuses sequences that have positions which the model has not learned, or that would change the frequencies of its
+    /// rope, which here are one set for all.
     ///
     /// # Errors
     /// [`Error::Recipe`] with the length that is possible.
     pub fn check_length(&self, max_length: usize) -> Result<()> {
-        match self.config.rope.scaling {
-            RopeScaling::Dynamic { original_max, .. } if max_length > original_max => Err(Error::recipe(format!(
-                "data.max_length is {max_length}, but this model's rope is scaled dynamically beyond {original_max} \
-                 tokens, which is not supported; set data.max_length to {original_max} or less"
+        match self.config.longest_exact() {
+            Some((longest, why)) if max_length > longest => Err(Error::recipe(format!(
+                "data.max_length is {max_length}, but of this model {why} {longest} tokens, which is not supported; set \
+                 data.max_length to {longest} or less"
             ))),
             _ => Ok(()),
         }

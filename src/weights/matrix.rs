@@ -204,21 +204,24 @@ impl Rhs for Straight<'_> {
         }
         // formats decode whole blocks of columns: the run is widened to their borders
         let columns = n.start / ALIGN * ALIGN..n.end.next_multiple_of(ALIGN).min(self.inputs);
-        let cut = n.start - columns.start..n.end - columns.start;
-        with_decoded(2 * columns.len(), |decoded| {
-            let (first, second) = decoded.split_at_mut(columns.len());
-            for (step, p) in steps {
-                let to = Step { nr, size, step };
-                self.w.decode(p..p + 1, columns.clone(), first);
-                if self.compute == Compute::F32 {
-                    pack::copy(&first[cut.clone()], to, out);
-                    continue;
+        let (cut, width) = (n.start - columns.start..n.end - columns.start, columns.len());
+        // blocks of k start at multiples of ALIGN: a stored matrix that is turned decodes whole blocks too
+        with_decoded(ALIGN * width, |decoded| {
+            for first in k.clone().step_by(ALIGN) {
+                let rows = first..k.end.min(first + ALIGN);
+                self.w.decode(rows.clone(), columns.clone(), &mut decoded[..rows.len() * width]);
+                if !rows.len().is_multiple_of(2) {
+                    // what stands beside the last row of an odd number
+                    decoded[rows.len() * width..][..width].fill(0.0);
                 }
-                match p + 1 < k.end {
-                    true => self.w.decode(p + 1..p + 2, columns.clone(), second),
-                    false => second.fill(0.0),
+                let row = |p: usize| &decoded[(p - first) * width..][cut.clone()];
+                for p in rows.step_by(self.compute.per_step()) {
+                    let to = Step { nr, size, step: (p - k.start) / self.compute.per_step() };
+                    match self.compute {
+                        Compute::F32 => pack::copy(row(p), to, out),
+                        Compute::Bf16 => pack::round(row(p), row(p + 1), to, out),
+                    }
                 }
-                pack::round(&first[cut.clone()], &second[cut.clone()], to, out);
             }
         });
     }

@@ -41,8 +41,17 @@ fn parts(q: &Tensor, k: &Tensor, v: &Tensor, span: &Span, heads: Heads) -> Resul
     })
 }
 
+/// Scaled and capped scores, before they are hidden.
+fn open_scores(parts: &Parts, heads: Heads) -> Result<Tensor> {
+    let scores = (parts.q.matmul(&parts.k.t()?.contiguous()?)? * heads.scale)?;
+    match heads.cap {
+        Some(cap) => (scores / cap)?.tanh()? * cap,
+        None => Ok(scores),
+    }
+}
+
 fn scores(parts: &Parts, heads: Heads) -> Result<Tensor> {
-    (parts.q.matmul(&parts.k.t()?.contiguous()?)? * heads.scale)?.broadcast_add(&parts.mask)
+    open_scores(parts, heads)?.broadcast_add(&parts.mask)
 }
 
 fn rejoin(x: &Tensor) -> Result<Tensor> {
@@ -90,11 +99,15 @@ pub fn attention_backward(
     };
     for span in spans {
         let parts = parts(q, k, v, span, heads)?;
-        let weights = scores(&parts, heads)?.broadcast_sub(&by_head(&out.lse, span)?)?.exp()?;
+        let open = open_scores(&parts, heads)?;
+        let weights = open.broadcast_add(&parts.mask)?.broadcast_sub(&by_head(&out.lse, span)?)?.exp()?;
         let d_out = by_head(d_values, span)?;
         let delta = (&d_out * by_head(&out.values, span)?)?.sum_keepdim(D::Minus1)?;
         let d_weights = d_out.matmul(&parts.v.t()?.contiguous()?)?;
-        let d_scores = ((&weights * d_weights.broadcast_sub(&delta)?)? * heads.scale)?;
+        let mut d_scores = ((&weights * d_weights.broadcast_sub(&delta)?)? * heads.scale)?;
+        if let Some(cap) = heads.cap {
+            d_scores = (d_scores * (1.0 - (open / cap)?.sqr()?)?)?;
+        }
         dq.slice_set(&rejoin(&d_scores.matmul(&parts.k)?)?, 0, span.queries.start)?;
         let dk_span = gather(d_scores.t()?.contiguous()?.matmul(&parts.q)?)?;
         let dv_span = gather(weights.t()?.contiguous()?.matmul(&d_out)?)?;

@@ -1,0 +1,135 @@
+//! The second half of a layer: norm, a wide middle, the way back to the residual.
+
+use candle_core::{Result, Tensor};
+
+use super::{
+    join::Join,
+    linear::{Linear, Through},
+    norm::Norm,
+    parts::{Parts, Thins},
+};
+use crate::kernels::activation::{self, Activation};
+
+/// The frozen parts of a layer's MLP.
+#[derive(Debug)]
+pub struct Mlp {
+    /// Before it; none: its input is used as it is.
+    pub norm: Option<Norm>,
+    /// What widens.
+    pub up: Up,
+    /// Between the matrices.
+    pub activation: Activation,
+    /// `[hidden, intermediate]`.
+    pub down: Linear,
+    /// What becomes of its output.
+    pub join: Join,
+}
+
+/// The matrices that read the input, all `[intermediate, hidden]`.
+#[derive(Debug)]
+pub enum Up {
+    /// `f(gate(x)) · up(x)`.
+    Gated(Parts<2>),
+    /// `f(up(x))`.
+    Plain(Parts<1>),
+}
+
+/// What led to the last product.
+pub struct Inner {
+    /// The normed input `[tokens, hidden]`.
+    normed: Tensor,
+    thins: Thins,
+    wide: Wide,
+    /// What remains to be done from.
+    pub last: Last,
+}
+
+/// What the last product reads.
+pub struct Last {
+    /// `[tokens, intermediate]`.
+    act: Tensor,
+    thin: Option<Tensor>,
+    /// Where a norm follows, what it reads: then the last product is done.
+    output: Option<Tensor>,
+}
+
+/// What the activation read.
+enum Wide {
+    Gated([Tensor; 2]),
+    Plain([Tensor; 1]),
+}
+
+impl Mlp {
+    /// Its linear layers, in the order of their numbers.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let up = match &self.up {
+            Up::Gated(parts) => parts.linears(),
+            Up::Plain(parts) => parts.linears(),
+        };
+        up.iter().chain([&self.down])
+    }
+
+    /// The way up to the last product, and that product only where a norm follows it.
+    pub fn inner(&self, x: &Tensor, through: Through) -> Result<Inner> {
+        let normed = match &self.norm {
+            Some(norm) => norm.forward(x)?,
+            None => x.clone(),
+        };
+        let (wide, thins, act) = match &self.up {
+            Up::Gated(parts) => {
+                let ([gate, up], thins) = parts.forward(&normed, through)?;
+                let act = activation::gated(self.activation, &gate, &up)?;
+                (Wide::Gated([gate, up]), thins, act)
+            }
+            Up::Plain(parts) => {
+                let ([up], thins) = parts.forward(&normed, through)?;
+                let act = activation::apply(self.activation, &up)?;
+                (Wide::Plain([up]), thins, act)
+            }
+        };
+        let thin = self.down.thin(&act, through)?;
+        let output = match &self.join.norm {
+            Some(_) => Some(self.down.apply(&act, thin.as_ref(), through)?),
+            None => None,
+        };
+        Ok(Inner { normed, thins, wide, last: Last { act, thin, output } })
+    }
+
+    /// `residual` with this half's output added.
+    pub fn add(&self, residual: &Tensor, last: &Last, through: Through) -> Result<Tensor> {
+        match &last.output {
+            Some(output) => self.join.forward(residual, output),
+            None => self.join.forward(residual, &self.down.apply(&last.act, last.thin.as_ref(), through)?),
+        }
+    }
+
+    /// The gradient that reaches this half's input `x`: `d`, what reaches it past this half, and what `d` as the gradient
+    /// of this half's output adds.
+    pub fn backward(&self, x: &Tensor, inner: Inner, d: &Tensor, through: Through) -> Result<Tensor> {
+        let Inner { normed, thins, wide, last: Last { act, thin, output } } = inner;
+        let d_output = self.join.backward(output.as_ref(), d)?;
+        drop(output);
+        let d_act = act.zeros_like()?;
+        self.down.backward(&act, thin.as_ref(), &d_output, &d_act, through)?;
+        drop((act, d_output));
+        let d_normed = normed.zeros_like()?;
+        match (&self.up, wide) {
+            (Up::Gated(parts), Wide::Gated([gate, up])) => {
+                let (d_gate, d_up) = activation::gated_backward(self.activation, &gate, &up, &d_act)?;
+                drop((gate, up, d_act));
+                parts.backward(&normed, &thins, [d_gate, d_up], &d_normed, through)?;
+            }
+            (Up::Plain(parts), Wide::Plain([up])) => {
+                let d_up = activation::backward(self.activation, &up, &d_act)?;
+                drop((up, d_act));
+                parts.backward(&normed, &thins, [d_up], &d_normed, through)?;
+            }
+            _ => candle_core::bail!("what an MLP kept is another's"),
+        }
+        drop(normed);
+        match &self.norm {
+            Some(norm) => norm.backward(x, &d_normed, d),
+            None => d_normed + d,
+        }
+    }
+}

@@ -33,7 +33,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ("model", &["kernels", "keys", "weights"]),
     ("weights", &["kernels", "keys"]),
     ("kernels", &[]),
-    ("data", &["recipe"]),
+    ("data", &["recipe", "weights"]),
     ("recipe", &[]),
     ("hub", &[]),
     ("report", &[]),

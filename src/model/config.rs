@@ -9,7 +9,8 @@ use super::rope::{Rope, RopeScaling};
 use super::rope_keys::ropes;
 use crate::Result;
 use crate::kernels::activation::Activation;
-use crate::keys::{Keys, object_file};
+use crate::keys::Keys;
+use crate::weights::config_object;
 
 /// What a decoder looks like. One that exists is consistent.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,13 +92,13 @@ pub struct LinearShape {
 }
 
 impl Config {
-    /// Reads `config.json` in a model's folder.
+    /// Reads `config.json` in a model's folder, or what stands for it in a GGUF file.
     ///
     /// # Errors
     /// [`crate::Error::Input`] naming the file and the key.
     pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        Self::from_keys(&Keys::of(&path, &object_file(&path)?))
+        let (path, object) = config_object(folder)?;
+        Self::from_keys(&Keys::of(&path, &object))
     }
 
     /// The window of the layers that have one.

@@ -62,11 +62,6 @@ pub trait StoredMatrix: fmt::Debug + Send + Sync {
     /// Everything of it that lies in files.
     fn parts(&self) -> Vec<&MappedBytes>;
 
-    /// How many rows cost least a row when they are decoded together, from a multiple of that number on.
-    fn rows_at_once(&self) -> usize {
-        1
-    }
-
     /// Row-major bf16, where that is what is stored: packed for bf16 products without a way through f32.
     fn bf16(&self) -> Option<&[u8]> {
         None

@@ -149,20 +149,13 @@ impl Rhs for Straight<'_> {
     fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [f32]) {
         // formats decode whole blocks of columns: the run is widened to their borders
         let columns = n.start / ALIGN * ALIGN..n.end.next_multiple_of(ALIGN).min(self.inputs);
-        let (band, width) = (self.w.rows_at_once(), columns.len());
-        // a panel reads past the last row's end
-        let mut rows = vec![0f32; (band * width + nr).next_multiple_of(nr)];
-        let mut first = k.start;
-        while first < k.end {
-            let end = (first / band * band + band).min(k.end);
-            self.w.decode(first..end, columns.clone(), &mut rows[..(end - first) * width]);
-            for p in first..end {
-                let row = &rows[(p - first) * width + n.start - columns.start..];
-                for (panel, row) in out.chunks_exact_mut(nr * k.len()).zip(row.chunks_exact(nr)) {
-                    panel[(p - k.start) * nr..][..nr].copy_from_slice(row);
-                }
+        let mut row = vec![0f32; (columns.len() + nr).next_multiple_of(nr)];
+        for (step, p) in k.clone().enumerate() {
+            self.w.decode(p..p + 1, columns.clone(), &mut row[..columns.len()]);
+            for (panel, row) in out.chunks_exact_mut(nr * k.len()).zip(row[n.start - columns.start..].chunks_exact(nr))
+            {
+                panel[step * nr..][..nr].copy_from_slice(row);
             }
-            first = end;
         }
     }
 }

@@ -77,8 +77,8 @@ fn bad_config() {
             ("no model type", |t| set(t, "model_type", Value::Null), &["base/config.json: model_type: it is missing"]),
             (
                 "an unknown model type",
-                |t| set(t, "model_type", json!("gpt2")),
-                &["base/config.json: model_type: \"gpt2\" is not read; llama, mistral are"],
+                |t| set(t, "model_type", json!("mamba")),
+                &["base/config.json: model_type: \"mamba\" is not read; llama, mistral, qwen2"],
             ),
             (
                 "heads that do not divide",

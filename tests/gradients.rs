@@ -17,11 +17,32 @@ mod form;
 #[path = "support/numbers.rs"]
 mod numbers;
 
-use form::{Form, LINEARS, Learning};
+use form::{Form, Learning};
 use numbers::{Most, adapter, by_name, dpo, fixture, gradient, open, pair, policy, relative_l2, sums};
 
-/// Grouped heads; biases and a large epsilon; a window of 8; a scaled rope; a tied head and weights in bf16.
-const MODELS: [&str; 5] = ["llama", "llama-bias", "mistral", "llama-yarn", "llama-tied-bf16"];
+/// Grouped heads; biases and a large epsilon; a window of 8; a scaled rope; a tied head and weights in bf16; then every
+/// other family.
+const MODELS: [&str; 17] = [
+    "llama",
+    "llama-bias",
+    "mistral",
+    "llama-yarn",
+    "llama-tied-bf16",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "smollm3",
+    "olmo2",
+    "granite",
+    "gpt2",
+    "gpt-neox",
+    "gpt-neox-in-turn",
+    "gptj",
+];
+/// Tokens that every model's vocabulary has.
+const VOCABULARY: usize = 48;
 /// The step of central differences in f64.
 const STEP: f64 = 1e-5;
 
@@ -93,7 +114,7 @@ fn a_block_s_backward_is_autograd_s() {
         (24..25, 1, 23..24),
         (25..37, 1, 23..24),
     ];
-    let part = |n: usize, seed| numbers::ids(Stream::new(seed, "ids"), n, 64);
+    let part = |n: usize, seed| numbers::ids(Stream::new(seed, "ids"), n, VOCABULARY);
     // an answer's last token is in no row
     let (prompts, answers) = ([part(9, 1), part(1, 2)], [part(12, 3), part(4, 4), part(2, 5), part(13, 6)]);
     let trees: Vec<Tree> = (0..2)
@@ -107,19 +128,21 @@ fn a_block_s_backward_is_autograd_s() {
         let (model, form) = (open(&fixture(model_name)), Form::open(&fixture(model_name)));
         let adapter = adapter(&fixture(model_name).join("adapter"), &model);
         let tokens = pack(&trees, &model.rotary, &Device::Cpu).unwrap().tokens;
-        let hides = |i: usize, j: usize| {
-            let (rows, _, prompt) = segment(i);
-            let seen = (rows.contains(&j) && j <= i) || prompt.contains(&j);
-            !seen || form.config.sliding_window.is_some_and(|window| position(i) - position(j) >= window)
-        };
         let dropout = Dropout { p: 0.3, stream: Stream::new(9, "dropout"), first_row: 40 };
         for (layer, block) in model.blocks.iter().enumerate() {
+            let hides = |i: usize, j: usize| {
+                let (rows, _, prompt) = segment(i);
+                let seen = (rows.contains(&j) && j <= i) || prompt.contains(&j);
+                let window = form.config.layers[layer].window;
+                !seen || window.is_some_and(|window| position(i) - position(j) >= window)
+            };
             for (adapted, dropout) in [(false, None), (true, None), (true, Some(dropout))] {
                 let through = Through { dropout, ..Through::of(adapted.then_some(&adapter)) };
                 let mut learning = Learning { dropout, ..Learning::of(&adapter) };
-                let here = |module: &String| adapted && module.starts_with(&format!("model.layers.{layer}."));
+                let here =
+                    |module: &String| adapted && module.starts_with(&format!("{}.{layer}.", form.config.family.layers));
                 learning.matrices.retain(|module, _| here(module));
-                assert_eq!(learning.matrices.len(), if adapted { LINEARS.len() } else { 0 });
+                assert_eq!(learning.matrices.len(), if adapted { block.linears().count() } else { 0 });
 
                 let width = form.config.hidden_size;
                 let (x, dy) = (random((37, width), 1), random((37, width), 2));
@@ -156,7 +179,7 @@ fn a_block_s_backward_is_autograd_s() {
 
 /// Pairs with a prompt and an answer of one token among them.
 fn pairs() -> Vec<TokenizedPair> {
-    [[17, 9, 14], [1, 5, 1], [6, 1, 12]].into_iter().enumerate().map(|(i, n)| pair(i as u64, n, 64)).collect()
+    [[17, 9, 14], [1, 5, 1], [6, 1, 12]].into_iter().enumerate().map(|(i, n)| pair(i as u64, n, VOCABULARY)).collect()
 }
 
 /// `−log σ(β·((chosen − ref_chosen) − (rejected − ref_rejected)))`, its mean over the pairs.

@@ -3,23 +3,23 @@
 
     VENV/bin/python tools/check_export.py adapter BASE ADAPTER IDS.json [--dtype float32]
     VENV/bin/python tools/check_export.py merged FOLDER IDS.json [--dtype float32]
+    VENV/bin/python tools/check_export.py all JOBS.json [--dtype float32]
 
 IDS.json is a list of {"prompt": [ids], "chosen": [ids], "rejected": [ids]}. On stdout comes one object: `versions`, and
 `chosen_logps` and `rejected_logps`, for each pair the log-prob of every answer token, prompt and answer being one
-unpadded sequence. A tensor that transformers or PEFT misses, does not know or finds of another shape is an error
+unpadded sequence. JOBS.json is a list of {"base": FOLDER, "adapter": FOLDER or null, "pairs": what IDS.json holds}, for
+which a list of such objects comes. A tensor that transformers or PEFT misses, does not know or finds of another shape is an error
 here; by themselves they would pass over some of these with a warning or in silence.
 """
 import argparse, json, os, pathlib
 
 ap = argparse.ArgumentParser()
-ap.add_argument("kind", choices=["adapter", "merged"])
-ap.add_argument("base", type=pathlib.Path, help="a Hugging Face model folder")
-ap.add_argument("adapter", type=pathlib.Path, nargs="?", help="a PEFT adapter folder, for `adapter`")
-ap.add_argument("ids", type=pathlib.Path)
+ap.add_argument("kind", choices=["adapter", "merged", "all"])
+ap.add_argument("paths", type=pathlib.Path, nargs="+")
 ap.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the weights in memory")
 a = ap.parse_args()
-if (a.kind == "adapter") != (a.adapter is not None):
-    ap.error("`adapter` takes BASE ADAPTER IDS.json, `merged` takes FOLDER IDS.json")
+if len(a.paths) != {"adapter": 3, "merged": 2, "all": 1}[a.kind]:
+    ap.error("`adapter` takes BASE ADAPTER IDS.json, `merged` takes FOLDER IDS.json, `all` takes JOBS.json")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
@@ -47,14 +47,24 @@ def read_adapter(base, folder):
     return model
 
 
+def logps(base, adapter, pairs):
+    model = read_base(base)
+    if adapter:
+        model = read_adapter(model, adapter)
+    with torch.inference_mode():
+        logps = pair_logps(model.eval(), pairs)
+    return {
+        "versions": versions(),
+        "chosen_logps": [chosen.tolist() for chosen, _ in logps],
+        "rejected_logps": [rejected.tolist() for _, rejected in logps],
+    }
+
+
 disable_progress_bar()
-model = read_base(a.base)
-if a.kind == "adapter":
-    model = read_adapter(model, a.adapter)
-with torch.inference_mode():
-    logps = pair_logps(model.eval(), json.loads(a.ids.read_text()))
-print(json.dumps({
-    "versions": versions(),
-    "chosen_logps": [chosen.tolist() for chosen, _ in logps],
-    "rejected_logps": [rejected.tolist() for _, rejected in logps],
-}))
+*folders, file = a.paths
+content = json.loads(file.read_text())
+if a.kind == "all":
+    path = lambda text: text and pathlib.Path(text)
+    print(json.dumps([logps(path(job["base"]), path(job["adapter"]), job["pairs"]) for job in content]))
+else:
+    print(json.dumps(logps(folders[0], folders[1] if a.kind == "adapter" else None, content)))

@@ -53,6 +53,8 @@ pub struct AdapterConfig {
     pub target_modules: TargetModules,
     /// Scale by `lora_alpha / sqrt(r)` instead.
     pub use_rslora: bool,
+    /// Whether the base stores its linear layers turned (GPT-2's `Conv1D`); A and B are the same either way.
+    pub fan_in_fan_out: bool,
     rank_pattern: Patterns<usize>,
     alpha_pattern: Patterns<f64>,
     /// Where it was read from, for complaints.
@@ -70,6 +72,7 @@ impl AdapterConfig {
             lora_dropout: adapter.lora_dropout,
             target_modules: adapter.target_modules.clone(),
             use_rslora: adapter.use_rslora,
+            fan_in_fan_out: false,
             rank_pattern: Patterns::none(),
             alpha_pattern: Patterns::none(),
             source: "adapter".into(),
@@ -113,6 +116,7 @@ impl AdapterConfig {
                 .typed("target_modules", "a text or a list of texts", target_modules)?
                 .ok_or_else(|| keys.missing("target_modules"))?,
             use_rslora: keys.flag("use_rslora")?.unwrap_or(false),
+            fan_in_fan_out: keys.flag("fan_in_fan_out")?.unwrap_or(false),
             rank_pattern: patterns(&keys, "rank_pattern", |keys, name| keys.size(name))?,
             alpha_pattern: patterns(&keys, "alpha_pattern", |keys, name| {
                 keys.positive(name)?.ok_or_else(|| keys.missing(name))
@@ -158,7 +162,7 @@ impl AdapterConfig {
             "alpha_pattern": alphas,
             "base_model_name_or_path": self.base_model_name_or_path,
             "bias": "none",
-            "fan_in_fan_out": false,
+            "fan_in_fan_out": self.fan_in_fan_out,
             "inference_mode": true,
             "init_lora_weights": true,
             "layers_to_transform": null,
@@ -239,7 +243,7 @@ mod tests {
         let mut config = with("rank_pattern", json!({"q_proj": 16, "b.*": 2})).unwrap();
         config.lora_alpha = 2.5;
         config.base_model_name_or_path = Some("owner/name".into());
-        config.use_rslora = true;
+        (config.use_rslora, config.fan_in_fan_out) = (true, true);
         let text = config.to_text();
         assert_eq!(read(&text).unwrap().to_text(), text);
         assert!(

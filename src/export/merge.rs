@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use super::peft::{AdapterFolder, AdapterMatrix};
 use crate::model::Config;
-use crate::model::family::Family;
 use crate::store::{Folder, SafetensorsWriter, write_atomic};
 use crate::weights::gguf::{self, GgufFile};
 use crate::weights::{DType, ModelFolder, StoredMatrix, StoredTensor, config_object, is_gguf};
@@ -51,15 +50,6 @@ pub fn merge(base: &ModelFolder, adapter: &AdapterFolder, out: &Path, dtype: Opt
     merge_in_shards(base, adapter, out, dtype, MAX_SHARD)
 }
 
-/// The matrices of a base that LoRA can stand on, as `(module, input, output)`.
-pub fn linear_modules(base: &ModelFolder, family: &Family) -> Vec<(String, usize, usize)> {
-    let linear = |name: &str| match (name.strip_suffix(WEIGHT), base.info(name)?.shape.as_slice()) {
-        (Some(module), [output, input]) if name != family.embed => Some((module.to_string(), *input, *output)),
-        _ => None,
-    };
-    base.names().filter_map(linear).collect()
-}
-
 /// An export replaces nothing.
 pub(crate) fn refuse_taken(out: &Path) -> Result<()> {
     match out.exists() {
@@ -96,8 +86,8 @@ fn merge_in_shards(
         refuse_quantised(base)?;
     }
     let config = Config::read(base.path())?;
-    adapter.check_fits(&linear_modules(base, &config.family))?;
-    let is_head = |matrix: &AdapterMatrix| config.family.head.strip_suffix(WEIGHT) == Some(&matrix.module);
+    adapter.check_fits(&config.modules())?;
+    let is_head = |matrix: &AdapterMatrix| config.family.head == matrix.module;
     if config.tie_word_embeddings && adapter.matrices.iter().any(is_head) {
         let shown = base.path().display();
         return Err(Error::input(format!(
@@ -111,8 +101,21 @@ fn merge_in_shards(
         1 => "model.safetensors".to_string(),
         count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
     };
-    let matrices: BTreeMap<String, &AdapterMatrix> =
-        adapter.matrices.iter().map(|matrix| (format!("{}{WEIGHT}", matrix.module), matrix)).collect();
+    let turned = |matrix: &AdapterMatrix| config.family.turned && !is_head(matrix);
+    let mut matrices = BTreeMap::new();
+    for matrix in &adapter.matrices {
+        let name = config.family.stored_name(&format!("{}{WEIGHT}", matrix.module), |name| base.has(name));
+        let (stored, (output, input)) = (base.tensor(&name)?.shape, (matrix.output, matrix.input));
+        let stands = if turned(matrix) { [input, output] } else { [output, input] };
+        if stored != stands {
+            let shown = base.path().display();
+            return Err(Error::input(format!(
+                "{shown}: tensor {name:?} has the shape {stored:?}, config.json says {stands:?}; the two files do not \
+                 belong together"
+            )));
+        }
+        matrices.insert(name, matrix);
+    }
     for (number, shard) in shards.iter().enumerate() {
         let path = folder.path().join(file_name(number));
         let mut writer = SafetensorsWriter::create(&path, shard, &[("format", "pt")])?;
@@ -123,6 +126,7 @@ fn merge_in_shards(
                 (None, _) => write_blocks(&mut writer, name, &tensor, *dtype, |_, _| {})?,
                 (Some(matrix), _) => {
                     let scale = adapter.config.scale_of(&matrix.module)? as f32;
+                    let add = if turned(matrix) { add_turned } else { add };
                     write_blocks(&mut writer, name, &tensor, *dtype, |row, rows| add(matrix, scale, row, rows))?;
                 }
             }
@@ -215,6 +219,17 @@ fn add(matrix: &AdapterMatrix, scale: f32, first: usize, rows: &mut [f32]) {
             weights.iter_mut().zip(delta).for_each(|(weight, delta)| *weight += scale * *delta);
         },
     );
+}
+
+/// The same where the weight is stored turned: `rows` `[n, output]` from input `first` on.
+fn add_turned(matrix: &AdapterMatrix, scale: f32, first: usize, rows: &mut [f32]) {
+    let (r, input) = (matrix.r, matrix.input);
+    rows.par_chunks_mut(matrix.output).enumerate().for_each(|(row, weights)| {
+        let a: Vec<f32> = (0..r).map(|k| matrix.a[k * input + first + row]).collect();
+        for (weight, b) in weights.iter_mut().zip(matrix.b.chunks_exact(r)) {
+            *weight += scale * b.iter().zip(&a).map(|(b, a)| b * a).sum::<f32>();
+        }
+    });
 }
 
 /// Config, tokenizer and templates; the config states the new format where there is one.
@@ -395,5 +410,9 @@ mod tests {
         let mut tail = vec![0.0; 6];
         add(&matrix, 0.5, 5, &mut tail);
         assert_eq!(tail, whole[15..]);
+        let mut turned = vec![0.0; 14];
+        add_turned(&matrix, 0.5, 1, &mut turned);
+        let transposed = (1..3).flat_map(|input| (0..7).map(move |output| output * 3 + input));
+        assert!(turned.iter().copied().eq(transposed.map(|at| whole[at])));
     }
 }

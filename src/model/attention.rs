@@ -116,8 +116,7 @@ impl Attention {
             dq = q_norm.backward(&q, &dq, &dq.zeros_like()?)?;
             dk = k_norm.backward(&k, &dk, &dk.zeros_like()?)?;
         }
-        let d_normed = normed.zeros_like()?;
-        self.qkv.backward(&normed, &thins, [dq, dk, dv], &d_normed, through)?;
+        let d_normed = self.qkv.backward(&normed, &thins, [dq, dk, dv], through)?;
         match &self.norm {
             Some(norm) => norm.backward(x, &d_normed, past),
             None => d_normed + past,

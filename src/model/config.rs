@@ -381,9 +381,10 @@ mod tests {
     fn what_is_not_stated_has_transformers_defaults() {
         let config = read(&llama()).unwrap();
         assert_eq!((config.num_key_value_heads, config.head_dim), (4, 16));
-        assert_eq!(config.rope, Rope { theta: 10_000.0, scaling: RopeScaling::None });
-        assert!(!config.tie_word_embeddings && !config.attention_bias && !config.mlp_bias);
-        assert_eq!((config.sliding_window, config.bos_token_id, config.eos_token_ids), (None, None, vec![]));
+        assert_eq!(config.ropes, [Rope { dim: 16, theta: 10_000.0, scaling: RopeScaling::None }]);
+        assert_eq!(config.layers, [LayerTraits { window: None, rope: Some(0), scale: 0.25 }; 2]);
+        assert!(!config.tie_word_embeddings && !config.qkv_bias && !config.output_bias && !config.mlp_bias);
+        assert_eq!((config.bos_token_id, config.eos_token_ids), (None, vec![]));
     }
 
     #[test]
@@ -399,24 +400,118 @@ mod tests {
         assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(1), vec![2, 7]));
     }
 
+    fn with_all(entries: &[(&str, Value)]) -> Config {
+        let mut config = llama();
+        entries.iter().for_each(|(key, value)| config[*key] = value.clone());
+        read(&config).unwrap()
+    }
+
+    fn windows(entries: &[(&str, Value)]) -> Vec<Option<usize>> {
+        with_all(entries).layers.iter().map(|layer| layer.window).collect()
+    }
+
     #[test]
-    fn the_window_is_mistrals_alone() {
-        assert_eq!(read(&with("sliding_window", json!(7))).unwrap().sliding_window, None);
-        let mut mistral = with("model_type", json!("mistral"));
-        assert_eq!(read(&mistral).unwrap().sliding_window, Some(4096));
-        mistral["sliding_window"] = json!(7);
-        assert_eq!(read(&mistral).unwrap().sliding_window, Some(7));
-        mistral["sliding_window"] = Value::Null;
-        assert_eq!(read(&mistral).unwrap().sliding_window, None);
+    fn windows_are_each_familys_own() {
+        let (window, four) = (("sliding_window", json!(7)), ("num_hidden_layers", json!(4)));
+        let family = |name: &str| ("model_type", json!(name));
+        assert_eq!(windows(&[window.clone()]), [None, None]);
+        let all = |value: Value| windows(&[family("mistral"), ("sliding_window", value)]);
+        assert_eq!(windows(&[family("mistral")]), [Some(4096); 2]);
+        assert_eq!((all(json!(7)), all(Value::Null)), (vec![Some(7); 2], vec![None; 2]));
+
+        let qwen = [family("qwen2"), window.clone(), ("max_window_layers", json!(1))];
+        assert_eq!(windows(&qwen), [None, None]);
+        let used = ("use_sliding_window", json!(true));
+        assert_eq!(windows(&[&qwen[..], &[used.clone()]].concat()), [None, Some(7)]);
+        let types = ("layer_types", json!(["sliding_attention", "full_attention"]));
+        assert_eq!(windows(&[&qwen[..], &[used.clone(), types]].concat()), [Some(7), None]);
+
+        assert_eq!(windows(&[family("gemma2"), window.clone(), four.clone()]), [Some(7), None, Some(7), None]);
+        let gemma3 = [family("gemma3_text"), window.clone(), four.clone(), ("sliding_window_pattern", json!(3))];
+        assert_eq!(windows(&gemma3), [Some(7), Some(7), None, Some(7)]);
+        let turns = |config: &Config| config.layers.iter().map(|layer| layer.rope).collect::<Vec<_>>();
+        assert_eq!(turns(&with_all(&gemma3)), [Some(1), Some(1), Some(0), Some(1)]);
+
+        let smollm = [family("smollm3"), window, four, used];
+        assert_eq!(windows(&smollm), [None, None, None, Some(7)]);
+        assert_eq!(turns(&with_all(&smollm)), [Some(0), Some(0), Some(0), None]);
+        let stated = with_all(&[&smollm[..], &[("no_rope_layers", json!([0, 1, 1, 0, 1]))]].concat());
+        assert_eq!(turns(&stated), [None, Some(0), Some(0), None]);
+    }
+
+    #[test]
+    fn what_a_family_leaves_unstated_has_its_own_defaults() {
+        let gemma = with_all(&[("model_type", json!("gemma2"))]);
+        assert_eq!((gemma.head_dim, gemma.embedding_scale, gemma.layers[0].scale), (256, 8.0, 0.0625));
+        assert_eq!((gemma.score_cap, gemma.logit_cap, gemma.tie_word_embeddings), (Some(50.0), Some(30.0), true));
+        let uncapped = with_all(&[("model_type", json!("gemma2")), ("attn_logit_softcapping", Value::Null)]);
+        assert_eq!((uncapped.score_cap, uncapped.logit_cap), (None, Some(30.0)));
+        let gemma = with_all(&[("model_type", json!("gemma3_text")), ("rope_theta", json!(5e5))]);
+        assert_eq!(gemma.ropes.iter().map(|rope| rope.theta).collect::<Vec<_>>(), [5e5, 1e4]);
+
+        let neox =
+            with_all(&[("model_type", json!("gpt_neox")), ("layer_norm_eps", json!(1e-5)), ("head_dim", json!(16))]);
+        assert_eq!((neox.ropes[0].dim, neox.side_by_side, neox.qkv_bias, neox.mlp_bias), (4, true, true, true));
+        let part = [("model_type", json!("gpt_neox")), ("layer_norm_eps", json!(1e-5)), ("rotary_pct", json!(0.5))];
+        assert_eq!(with_all(&part).ropes[0].dim, 8);
+
+        let gpt = json!({
+            "model_type": "gpt2", "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 32, "vocab_size": 50,
+            "layer_norm_epsilon": 1e-5, "scale_attn_by_inverse_layer_idx": true
+        });
+        let gpt = read(&gpt).unwrap();
+        assert_eq!((gpt.intermediate_size, gpt.ropes.len(), gpt.activation), (96, 0, Activation::GeluTanh));
+        assert_eq!(gpt.layers[2], LayerTraits { window: None, rope: None, scale: 1.0 / 6f64.sqrt() / 3.0 });
+        assert_eq!(gpt.longest_exact().unwrap().0, 32);
+        let linears: Vec<_> = gpt.linears(1).into_iter().map(|l| (l.module, l.inputs, l.outputs)).collect();
+        let module = |name: &str| format!("transformer.h.1.{name}");
+        let expected = [("attn.c_attn", 24, 72), ("attn.c_proj", 24, 24), ("mlp.c_fc", 24, 96), ("mlp.c_proj", 96, 24)];
+        assert_eq!(linears, expected.map(|(name, inputs, outputs)| (module(name), inputs, outputs)));
+        assert_eq!((gpt.modules().len(), gpt.modules()[12].clone()), (13, ("lm_head".to_string(), 24, 50)));
     }
 
     #[test]
     fn bad_configs_name_the_key() {
         let rope = |value: Value| with("rope_scaling", value);
+        let family = |name: &str, key: &str, value: Value| {
+            let mut config = with(key, value);
+            config["model_type"] = json!(name);
+            config
+        };
         let cases = [
-            (with("model_type", json!("gemma3")), "model_type: \"gemma3\" is not read; llama, mistral are"),
+            (with("model_type", json!("gemma3")), "model_type: \"gemma3\" is not read; llama, mistral, qwen2"),
             (with("model_type", Value::Null), "model_type: it is missing"),
-            (with("hidden_act", json!("gelu")), "hidden_act: \"gelu\" is not read"),
+            (with("hidden_act", json!("relu")), "hidden_act: \"relu\" is not read; silu, gelu"),
+            (with("use_bidirectional_attention", json!(true)), "use_bidirectional_attention: models that look ahead"),
+            (
+                family("qwen2", "layer_types", json!(["full_attention"])),
+                "layer_types: it tells of 1 layers, there are 2",
+            ),
+            (family("qwen2", "layer_types", json!(["full_attention", "x"])), "layer_types: \"x\" is not read; full"),
+            (family("smollm3", "no_rope_layers", json!([1])), "no_rope_layers: it tells of 1 of 2 layers"),
+            (
+                family("smollm3", "no_rope_layers", json!(["1", "0"])),
+                "no_rope_layers: [\"1\",\"0\"] is not a list of 0",
+            ),
+            (family("gemma2", "final_logit_softcapping", json!(-1)), "final_logit_softcapping: -1 is not a positive"),
+            (family("granite", "residual_multiplier", json!(0)), "residual_multiplier: 0 is not a positive number"),
+            (family("phi3", "partial_rotary_factor", json!(0.2)), "partial_rotary_factor: 3 is odd"),
+            (
+                family("phi3", "partial_rotary_factor", json!(1.5)),
+                "partial_rotary_factor: 24 of a head's 16 coordinates",
+            ),
+            (
+                family(
+                    "phi3",
+                    "rope_scaling",
+                    json!({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}),
+                ),
+                "rope_scaling.short_factor: it has 1 numbers, 16 coordinates turn in pairs",
+            ),
+            (
+                family("phi3", "rope_scaling", json!({"type": "longrope", "short_factor": [0.0]})),
+                "rope_scaling.short_factor: [0.0] is not a list of positive numbers",
+            ),
             (with("hidden_size", json!("64")), "hidden_size: \"64\" is not a whole number"),
             (with("hidden_size", json!(0)), "hidden_size: 0 is not a whole number from 1"),
             (with("hidden_size", json!(-4)), "hidden_size: -4 is not"),
@@ -460,7 +555,8 @@ mod tests {
         for case in &cases {
             let config = read(&case["config"]).unwrap();
             let seq_len = case["seq_len"].as_u64().unwrap() as usize;
-            let (ours, factor) = config.rope.inverse_frequencies(config.head_dim, seq_len);
+            let number = usize::from(case["of_sliding_layers"] == true);
+            let (ours, factor) = config.ropes[number].inverse_frequencies(seq_len);
             let theirs = case["inverse_frequencies"].as_array().unwrap();
             assert_eq!(ours.len(), theirs.len());
             let pairs = ours.into_iter().chain([factor]).zip(theirs.iter().chain([&case["attention_factor"]]));
@@ -470,6 +566,6 @@ mod tests {
                 assert!(error <= 1e-6, "{} at {seq_len}, number {i}: {ours} for {theirs}", case["name"]);
             }
         }
-        assert!(cases.len() >= 15);
+        assert!(cases.len() >= 24);
     }
 }

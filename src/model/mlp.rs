@@ -112,20 +112,19 @@ impl Mlp {
         let d_act = act.zeros_like()?;
         self.down.backward(&act, thin.as_ref(), &d_output, &d_act, through)?;
         drop((act, d_output));
-        let d_normed = normed.zeros_like()?;
-        match (&self.up, wide) {
+        let d_normed = match (&self.up, wide) {
             (Up::Gated(parts), Wide::Gated([gate, up])) => {
                 let (d_gate, d_up) = activation::gated_backward(self.activation, &gate, &up, &d_act)?;
                 drop((gate, up, d_act));
-                parts.backward(&normed, &thins, [d_gate, d_up], &d_normed, through)?;
+                parts.backward(&normed, &thins, [d_gate, d_up], through)?
             }
             (Up::Plain(parts), Wide::Plain([up])) => {
                 let d_up = activation::backward(self.activation, &up, &d_act)?;
                 drop((up, d_act));
-                parts.backward(&normed, &thins, [d_up], &d_normed, through)?;
+                parts.backward(&normed, &thins, [d_up], through)?
             }
             _ => candle_core::bail!("what an MLP kept is another's"),
-        }
+        };
         drop(normed);
         match &self.norm {
             Some(norm) => norm.backward(x, &d_normed, d),

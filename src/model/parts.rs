@@ -48,12 +48,13 @@ impl<const N: usize> Parts<N> {
         Ok((self.take_apart(outputs)?, thins))
     }
 
-    /// Adds the gradient that reaches `x` to `dx`, and those of the adapters to theirs; `d` are the parts' gradients.
-    pub fn backward(&self, x: &Tensor, thins: &Thins, d: [Tensor; N], dx: &Tensor, through: Through) -> Result<()> {
+    /// The gradient that reaches `x` from the parts' gradients `d`. Adds those of the adapters to theirs.
+    pub fn backward(&self, x: &Tensor, thins: &Thins, d: [Tensor; N], through: Through) -> Result<Tensor> {
+        let dx = x.zeros_like()?;
         for ((linear, thin), d) in self.linears().iter().zip(thins).zip(self.join(d)?) {
-            linear.backward(x, thin.as_ref(), &d, dx, through)?;
+            linear.backward(x, thin.as_ref(), &d, &dx, through)?;
         }
-        Ok(())
+        Ok(dx)
     }
 
     /// From what each matrix gives to parts.
@@ -142,8 +143,7 @@ mod tests {
             for (parts, adapter) in [&one, &apart].into_iter().zip(&adapters) {
                 let through = Through { adapter: Some(adapter), ..Through::default() };
                 let (outputs, thins) = parts.forward(&x, through)?;
-                let dx = x.zeros_like()?;
-                parts.backward(&x, &thins, d.clone(), &dx, through)?;
+                let dx = parts.backward(&x, &thins, d.clone(), through)?;
                 seen.push((outputs, dx));
             }
             for (one, apart) in seen[0].0.iter().zip(&seen[1].0) {

@@ -22,7 +22,8 @@ pub fn start(recipe: &Recipe, base: &Base) -> Result<(AdapterConfig, Adapter)> {
     if let Some(folder) = &recipe.adapter.start_from {
         return go_on_from(folder, recipe, base);
     }
-    let config = AdapterConfig::of_recipe(&recipe.model, &recipe.adapter);
+    let mut config = AdapterConfig::of_recipe(&recipe.model, &recipe.adapter);
+    config.fan_in_fan_out = base.config.family.turned;
     let linears = base.linears();
     let names: Vec<String> = linears.iter().map(|(name, ..)| name.clone()).collect();
     let chosen = select(&recipe.adapter.target_modules, &names)?;

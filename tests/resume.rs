@@ -309,7 +309,10 @@ fn a_run_can_be_made_longer_when_that_is_said() {
 
     let output = go_on("train.max_steps=11", &["--resume", "--extend"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!((tiny.adapter("a"), tiny.timeless_metrics("a")), (tiny.adapter("whole"), tiny.timeless_metrics("whole")));
+    assert_eq!(
+        (tiny.adapter("a"), tiny.timeless_metrics("a")),
+        (tiny.adapter("whole"), tiny.timeless_metrics("whole"))
+    );
     assert!(tiny.read("runs/a/recipe.toml").contains("max_steps = 11"));
 }
 
@@ -318,7 +321,8 @@ fn a_run_can_be_made_longer_when_that_is_said() {
 #[test]
 fn a_resumed_run_is_the_same_run_in_every_case() {
     let tiny = Tiny::new();
-    let long = |n: usize| rows(n).replace("what is", &format!("what {}is", "on a day like this one, with wind, ".repeat(7)));
+    let long =
+        |n: usize| rows(n).replace("what is", &format!("what {}is", "on a day like this one, with wind, ".repeat(7)));
     let mut cases = 0;
     for case in 0..16 {
         let [divisible, accumulates, drops, out_of_phase] = [1, 2, 4, 8].map(|bit| case & bit != 0);

@@ -82,10 +82,7 @@ impl ReferenceCache {
 
     /// Brings all that was put to the disk.
     pub fn flush(&mut self) -> Result<()> {
-        self.out
-            .flush()
-            .and_then(|()| self.out.get_ref().sync())
-            .map_err(|error| Error::writing(&self.path, error))
+        self.out.flush().and_then(|()| self.out.get_ref().sync()).map_err(|error| Error::writing(&self.path, error))
     }
 
     /// Rows known.

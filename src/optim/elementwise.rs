@@ -81,9 +81,7 @@ pub(super) fn all(tensors: [&Tensor; 4], holds: impl Fn([f32; 4]) -> bool + Sync
         bail!("the optimizer's tensors differ in length: {}, {}, {}, {}", a.len(), b.len(), c.len(), d.len());
     }
     let chunks = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK)).zip(c.par_chunks(CHUNK)).zip(d.par_chunks(CHUNK));
-    Ok(chunks.all(|(((a, b), c), d)| {
-        a.iter().zip(b).zip(c).zip(d).all(|(((&a, &b), &c), &d)| holds([a, b, c, d]))
-    }))
+    Ok(chunks.all(|(((a, b), c), d)| a.iter().zip(b).zip(c).zip(d).all(|(((&a, &b), &c), &d)| holds([a, b, c, d]))))
 }
 
 #[cfg(not(test))]

@@ -178,7 +178,7 @@ fn an_update_that_would_not_be_finite_changes_nothing() -> Result<()> {
         ([0.1, f32::INFINITY, 0.1], 1e-3, 0.0),
         ([0.1, 1e30, 0.1], 1e-3, 0.0),
         ([0.1, 0.1, 0.1], 1e300, 0.0),
-        ([0.1, 0.1, 0.1], 1e30, 1e30),
+        ([0.1, 0.1, 0.1], 1e38, 1e10),
     ] {
         for adamw in [true, false] {
             let params = Tensor::new(&start, &Device::Cpu)?;

@@ -261,7 +261,9 @@ pub mod faults {
 
     pub(super) fn renamed(from: &Path, to: &Path) {
         STATE.with_borrow_mut(|state| {
-            let moved = |path: &PathBuf| path.strip_prefix(from).map(|rest| if rest == Path::new("") { to.into() } else { to.join(rest) });
+            let moved = |path: &PathBuf| {
+                path.strip_prefix(from).map(|rest| if rest == Path::new("") { to.into() } else { to.join(rest) })
+            };
             state.loose = std::mem::take(&mut state.loose)
                 .into_iter()
                 .map(|(path, kept)| (moved(&path).unwrap_or(path), kept))

@@ -225,7 +225,7 @@ mod tests {
     fn state(step: u64) -> State {
         let of = |what: &str| what.to_string();
         let made_of = MadeOf {
-            settings: BTreeMap::from([(of("train.epochs"), 2.0.into()), (of("train.learning_rate"), 1e-5.into())]),
+            settings: BTreeMap::from([(of("train.epochs"), 2.0.into()), (of("train.learning_rate"), 0.25.into())]),
             base: of("b"),
             template: of("c"),
             tokenizer: of("t"),
@@ -237,9 +237,7 @@ mod tests {
     }
 
     fn save_step(run: &Path, step: u64) -> Result<PathBuf> {
-        save(run, &state(step), |folder| {
-            store::write_atomic(&folder.join(OPTIMIZER), |file| write!(file, "{step}"))
-        })
+        save(run, &state(step), |folder| store::write_atomic(&folder.join(OPTIMIZER), |file| write!(file, "{step}")))
     }
 
     fn names(run: &Path) -> Vec<String> {
@@ -312,9 +310,10 @@ mod tests {
         let both = || -> Result<()> {
             save_step(run.path(), 5)?;
             fs::write(at("checkpoint-5").join("old"), "").expect("written");
-            rename("checkpoint-5", ".checkpoint-5.replaced");
+            rename("checkpoint-5", "aside");
             save_step(run.path(), 5)?;
             rename("checkpoint-5", ".checkpoint-5.incomplete");
+            rename("aside", ".checkpoint-5.replaced");
             Ok(())
         };
         // Both renamed aside, the new one whole: it is taken.
@@ -351,7 +350,7 @@ mod tests {
             (&|now| now.start.push('x'), "start adapter"),
             (&|now| now.data.push('x'), "set of training rows"),
             (&|now| now.held_out.push('x'), "set of held-out rows"),
-            (&|now| drop(now.settings.remove("train.learning_rate")), "train.learning_rate (1e-5, now not set)"),
+            (&|now| drop(now.settings.remove("train.learning_rate")), "train.learning_rate (0.25, now not set)"),
             (&|now| drop(now.settings.insert("train.seed".into(), 1.into())), "train.seed (not set, now 1)"),
         ];
         for (change, what) in parts {

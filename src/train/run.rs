@@ -12,11 +12,11 @@ use super::{
     checkpoint::{self, MadeOf, State},
     device::{self, Compute},
     folder, identity,
+    lock::Lock,
     pairs::{self, StepDropout},
     reference::Reference,
     rows::Rows,
     samples,
-    lock::Lock,
     signals::Signals,
     skip::named,
     watch::Watch,
@@ -134,9 +134,8 @@ impl<'a> Run<'a> {
         watch.check()?;
         signals.hold();
         let output = &recipe.run.output;
-        let write_recipe = || {
-            store::write_atomic(&output.join(folder::RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()))
-        };
+        let write_recipe =
+            || store::write_atomic(&output.join(folder::RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()));
         let (lock, metrics, at) = match from {
             From::Start => {
                 let (lock, aside) = folder::begin(output)?;

@@ -32,7 +32,8 @@ impl Watch {
     /// # Errors
     /// [`Error::Input`] where one is not there.
     pub fn start<'p>(files: impl IntoIterator<Item = &'p Path>) -> Result<Self> {
-        let noted = |path: &Path| Ok((path.to_path_buf(), Look::at(path).map_err(|error| Error::reading(path, error))?));
+        let noted =
+            |path: &Path| Ok((path.to_path_buf(), Look::at(path).map_err(|error| Error::reading(path, error))?));
         Ok(Self { files: files.into_iter().map(noted).collect::<Result<_>>()? })
     }
 

@@ -192,7 +192,7 @@ mod every_call {
         let recipe = |name: &str| {
             let output = format!("run.output={}", tiny.path(&format!("runs/{name}")).display());
             // Shorter than elsewhere: there are hundreds of them.
-            let set = [&SET[..], &["train.max_steps=3", "train.eval_every=2", &output]].concat();
+            let set = [&SET[..], &["train.max_steps=3", "train.eval_every=2", output.as_str()]].concat();
             let set: Vec<String> = set.iter().map(ToString::to_string).collect();
             let held_out = format!("data.eval=[\"{}\"]", tiny.path("held-out.jsonl").display());
             let set = [&set[..], &[held_out]].concat();

@@ -61,7 +61,8 @@ fn wherever_it_appears_the_step_is_left_out_and_the_third_ends_the_run() {
         assert_eq!(checkpoints.len(), good, "{set:?}");
         assert!(!tiny.path(&format!("runs/{name}/adapter")).exists(), "{set:?}");
         for checkpoint in checkpoints {
-            tiny.ok(&["inspect", &format!("runs/{name}/{checkpoint}")]);
+            let path = format!("runs/{name}/{checkpoint}");
+            tiny.ok(&["inspect", path.as_str()]);
             let bytes = tiny.bytes(&format!("runs/{name}/{checkpoint}/adapter_model.safetensors"));
             let numbers = safetensors::SafeTensors::deserialize(&bytes).unwrap();
             for (_, tensor) in numbers.tensors() {

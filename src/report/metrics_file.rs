@@ -27,7 +27,7 @@ impl MetricsFile {
     /// checkpoint, which will be taken again.
     pub fn resume(path: &Path, len: u64) -> Result<Self> {
         let mut file = File::open(path).map_err(|error| Error::reading(path, error))?;
-        let found = file.len().map_err(|error| Error::reading(path, error))?;
+        let found = file.size().map_err(|error| Error::reading(path, error))?;
         if found < len {
             return Err(Error::input(format!(
                 "{}: {found} bytes long, but the checkpoint was taken after {len}: rows are missing; restore the file or start the run anew",

@@ -35,12 +35,12 @@ impl File {
     }
 
     fn of(file: fs::File, path: &Path) -> Self {
-        #[cfg(debug_assertions)]
-        return Self { file, path: path.to_path_buf() };
-        #[cfg(not(debug_assertions))]
-        {
-            let _ = path;
-            Self { file }
+        // Only faults ask for the path.
+        let _ = path;
+        Self {
+            file,
+            #[cfg(debug_assertions)]
+            path: path.to_path_buf(),
         }
     }
 
@@ -62,7 +62,7 @@ impl File {
     }
 
     /// How many bytes it holds.
-    pub fn len(&self) -> io::Result<u64> {
+    pub fn size(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 }

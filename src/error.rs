@@ -17,6 +17,17 @@ pub enum Error {
     /// The run itself failed: exit 1.
     #[error("{0}")]
     Run(String),
+    /// Numbers that came of these rows, each `(file, line)`, are not finite: a training step is left out for it.
+    /// Exit 3 where a file from outside is at fault, else 1.
+    #[error("row {} of file {}: {why}", .rows.first().map_or(0, |row| row.1), .rows.first().map_or(0, |row| row.0 + 1))]
+    NotFinite {
+        /// What is not finite, and the remedy.
+        why: String,
+        /// Of which rows; several where it cannot be told of which of them.
+        rows: Vec<(u32, u32)>,
+        /// Whether a file from outside is at fault.
+        outside: bool,
+    },
     /// Stopped by a signal (2 or 15) after saving: exit 128 + signal.
     #[error("stopped by signal {0}")]
     Stopped(i32),
@@ -67,9 +78,9 @@ impl Error {
     /// The process's exit code for this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Run(_) | Self::Tensor(_) => 1,
+            Self::Run(_) | Self::Tensor(_) | Self::NotFinite { outside: false, .. } => 1,
             Self::Recipe(_) => 2,
-            Self::Input(_) => 3,
+            Self::Input(_) | Self::NotFinite { outside: true, .. } => 3,
             Self::Resource(_) => 4,
             Self::Stopped(signal) => 128 + *signal as u8,
         }

@@ -28,7 +28,8 @@ fn prompts() -> Vec<Vec<u32>> {
 }
 
 fn answers(model: &Decoder, prompts: &[Vec<u32>], through: Through, sampling: &Sampling) -> Vec<Vec<u32>> {
-    generate(model, &prompts.iter().map(Vec::as_slice).collect::<Vec<_>>(), through, sampling).expect("answers")
+    generate(model, &prompts.iter().map(Vec::as_slice).collect::<Vec<_>>(), through, sampling, &|| Ok(()))
+        .expect("answers")
 }
 
 #[test]

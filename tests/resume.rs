@@ -225,7 +225,7 @@ fn a_checkpoint_of_the_past_can_be_gone_on_from_and_stopped_again() {
 #[test]
 fn another_run_does_not_go_on_from_it() {
     let tiny = tiny();
-    let first = ["train.max_steps=4", "train.save_every=2"];
+    let first = ["train.max_steps=4", "train.save_every=2", "data.eval=[\"held-out.jsonl\"]"];
     tiny.train("a", &first);
     let (adapter, metrics) = (tiny.adapter("a"), tiny.metrics("a"));
     let refused = |set: &[&str], what: &str| {
@@ -233,41 +233,142 @@ fn another_run_does_not_go_on_from_it() {
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{set:?}: {said}");
         let last = said.lines().last().unwrap();
-        assert!(last.contains("checkpoint-4: made with another ") && last.contains(what), "{set:?}: {said}");
+        assert!(last.contains(&format!("checkpoint-4: made with another {what}")), "{set:?}: {said}");
         assert_eq!((tiny.adapter("a"), tiny.metrics("a")), (adapter.clone(), metrics.clone()));
     };
-    for set in [
-        "train.learning_rate=1e-3",
-        "train.batch_size=2",
-        "train.seed=1",
-        "train.max_steps=5",
-        "train.optimizer=rmsprop",
-        "objective.beta=0.2",
-        "objective.loss=hinge",
-        "adapter.lora_alpha=4",
-        "adapter.r=2",
-        "adapter.lora_dropout=0.1",
-        "adapter.target_modules=[\"q_proj\"]",
-        "data.shuffle=false",
+    for (set, what) in [
+        ("train.learning_rate=1e-3", "train.learning_rate (0.01, now 0.001): "),
+        ("train.batch_size=2", "train.batch_size (4, now 2): "),
+        ("train.seed=1", "train.seed (0, now 1): "),
+        ("train.max_steps=5", "train.max_steps (4, now 5) (or go on for more steps with --extend): "),
+        ("train.optimizer=rmsprop", "train.optimizer (\"adamw\", now \"rmsprop\"): "),
+        ("objective.beta=0.2", "objective.beta (0.1, now 0.2): "),
+        ("objective.loss=hinge", "objective.loss (\"sigmoid\", now \"hinge\"): "),
+        ("adapter.lora_alpha=4", "adapter.lora_alpha (8.0, now 4.0): "),
+        ("adapter.r=2", "adapter.r (4, now 2): "),
+        ("adapter.lora_dropout=0.1", "adapter.lora_dropout (0.0, now 0.1): "),
+        ("adapter.target_modules=[\"q_proj\"]", "adapter.target_modules (\"all-linear\", now [\"q_proj\"]): "),
+        ("data.shuffle=false", "data.shuffle (true, now false): "),
+        ("data.limit=20", "data.limit (0, now 20): "),
+        ("data.max_length=500", "data.max_length (1024, now 500): "),
     ] {
-        refused(&[&first[..], &[set]].concat(), "another recipe");
+        refused(&[&first[..], &[set]].concat(), what);
     }
-    refused(&[&first[..], &["data.limit=20"]].concat(), "another set of training rows");
-    refused(&[&first[..], &["data.eval_fraction=0.2"]].concat(), "another set of training rows");
-    tiny.write("rows.jsonl", rows(23).replace("clear", "blue"));
-    refused(&first, "another set of training rows");
-    tiny.write("rows.jsonl", rows(23));
+    refused(&[first[0], first[1], "data.eval_fraction=0.2"], "data.eval_fraction (0.0, now 0.2): ");
 
+    let files: [(&str, fn(String) -> String, &str); 5] = [
+        ("rows.jsonl", |text| text.replace("clear", "blue"), "set of training rows: "),
+        ("held-out.jsonl", |text| text.replace("clear", "blue"), "set of held-out rows: "),
+        ("base/tokenizer.json", |text| text + "\n", "tokenizer: "),
+        ("base/chat_template.jinja", |text| text + "{# another #}", "chat template: "),
+        ("base/config.json", |text| text + " ", "base model: "),
+    ];
+    for (file, change, what) in files {
+        let was = tiny.read(file);
+        let now = change(was.clone());
+        assert_ne!(was, now, "{file}");
+        tiny.write(file, now);
+        refused(&first, what);
+        tiny.write(file, was);
+    }
     let weights = tiny.bytes("base/model.safetensors");
     let mut other = weights.clone();
     *other.last_mut().unwrap() ^= 1;
     tiny.write("base/model.safetensors", other);
-    refused(&first, "another base model");
+    refused(&first, "base model: ");
     tiny.write("base/model.safetensors", weights);
 
-    // As it was, there is nothing left to do, and where it runs and what it shows may change.
-    tiny.ok(&arguments("a", &first, &["--resume", "--set", "run.threads=1", "--set", "samples.prompts=[\"1: what\"]"]));
+    // As it was, there is nothing left to do, and where it runs and what it shows, holds and keeps may change.
+    let free = [
+        "run.threads=1",
+        "samples.prompts=[\"1: what\"]",
+        "train.eval_every=1",
+        "train.save_every=1",
+        "train.keep_checkpoints=1",
+        "memory.reference_cache=false",
+    ];
+    tiny.ok(&arguments("a", &[&first[..], &free].concat(), &["--resume"]));
     assert_eq!((tiny.adapter("a"), tiny.metrics("a")), (adapter, metrics));
+}
+
+#[test]
+fn a_run_can_be_made_longer_when_that_is_said() {
+    let tiny = tiny();
+    let of = |steps: &'static str| ["train.lr_schedule=constant", "adapter.lora_dropout=0.2", steps];
+    tiny.train("whole", &of("train.max_steps=11"));
+    tiny.train("a", &of("train.max_steps=5"));
+    let go_on = |steps: &'static str, more: &[&str]| tiny.run(&arguments("a", &of(steps), more));
+    let output = go_on("train.max_steps=11", &["--resume"]);
+    assert!(output.status.code() == Some(2) && stderr(&output).contains("--extend"), "{}", stderr(&output));
+    let output = go_on("train.max_steps=3", &["--resume", "--extend"]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = stderr(&output);
+    assert!(said.contains("its checkpoint is after step 5, and the recipe has 3 steps"), "{said}");
+    let output = go_on("train.max_steps=11", &["--extend"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+
+    let output = go_on("train.max_steps=11", &["--resume", "--extend"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(
+        (tiny.adapter("a"), tiny.timeless_metrics("a")),
+        (tiny.adapter("whole"), tiny.timeless_metrics("whole"))
+    );
+    assert!(tiny.read("runs/a/recipe.toml").contains("max_steps = 11"));
+}
+
+/// Every combination of what could make a resumed run another one; each goes on from an early step, from an epoch's end
+/// and from a late step.
+#[test]
+fn a_resumed_run_is_the_same_run_in_every_case() {
+    let tiny = Tiny::new();
+    let long =
+        |n: usize| rows(n).replace("what is", &format!("what {}is", "on a day like this one, with wind, ".repeat(9)));
+    let mut cases = 0;
+    for case in 0..16 {
+        let [divisible, accumulates, drops, out_of_phase] = [1, 2, 4, 8].map(|bit| case & bit != 0);
+        let n = if divisible { 12 } else { 11 };
+        tiny.write("rows.jsonl", if accumulates { long(n) } else { rows(n) });
+        tiny.write("held-out.jsonl", rows(3));
+        // Three steps an epoch, eight in all.
+        let mut set = vec!["data.eval=[\"held-out.jsonl\"]", "train.max_steps=8", "train.warmup_steps=2"];
+        set.push(if drops { "adapter.lora_dropout=0.25" } else { "train.lr_schedule=cosine" });
+        set.push(if out_of_phase { "train.eval_every=3" } else { "train.eval_every=4" });
+        let name = |what: &str| format!("{case}-{what}");
+        tiny.train(&name("whole"), &[&set[..], &["train.save_every=4"]].concat());
+        // With a checkpoint after every step, from which the resumed runs start.
+        let every = [&set[..], &["train.save_every=1", "train.keep_checkpoints=99"]].concat();
+        tiny.train(&name("every"), &every);
+        assert_eq!(tiny.timeless_metrics(&name("every")), tiny.timeless_metrics(&name("whole")));
+        let tokens = tiny.rows_of(&name("whole"), false)[0]["tokens"].as_u64().unwrap();
+        assert_eq!(tokens > 768, accumulates, "{tokens} tokens a step");
+
+        for stop in [1, 3, 7] {
+            let (run, from) = (name(&stop.to_string()), format!("checkpoint-{stop}"));
+            let path = |run: &str, file: &str| tiny.path(&format!("runs/{run}/{file}"));
+            fs::create_dir_all(path(&run, &from)).unwrap();
+            for file in tiny.names(&format!("runs/{}/{from}", name("every"))) {
+                let file = format!("{from}/{file}");
+                fs::copy(path(&name("every"), &file), path(&run, &file)).unwrap();
+            }
+            // The rows of later steps stand there too, as after a crash.
+            for file in ["metrics.jsonl", "recipe.toml", "reference.cache"] {
+                fs::copy(path(&name("every"), file), path(&run, file)).unwrap();
+            }
+            tiny.ok(&arguments(&run, &[&set[..], &["train.save_every=4"]].concat(), &["--resume"]));
+            let what = format!(
+                "divisible {divisible}, accumulates {accumulates}, drops {drops}, out of phase {out_of_phase}, {stop}"
+            );
+            assert_eq!(tiny.timeless_metrics(&run), tiny.timeless_metrics(&name("whole")), "{what}");
+            assert_eq!(tiny.adapter(&run), tiny.adapter(&name("whole")), "{what}");
+            for file in ["checkpoint-8/optimizer.safetensors", "checkpoint-8/adapter_model.safetensors"] {
+                let digest = |run: &str| tiny.digest(&format!("runs/{run}/{file}"));
+                assert_eq!(digest(&run), digest(&name("whole")), "{what}: {file}");
+            }
+            cases += 1;
+        }
+        fs::remove_dir_all(tiny.path("runs")).unwrap();
+    }
+    assert_eq!(cases, 48);
 }
 
 #[test]
@@ -307,5 +408,10 @@ fn a_damaged_checkpoint_is_passed_over_or_named() {
 
     let output = tiny.run(&arguments("a", &set, &["--resume"]));
     assert!(stderr(&output).contains("going on from runs/a/checkpoint-4 after step 4"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("passed over: runs/a/checkpoint-6/adapter_model.safetensors: it is not what"),
+        "{}",
+        stderr(&output)
+    );
     assert_same(&tiny, "a", "whole");
 }

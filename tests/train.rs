@@ -54,7 +54,7 @@ fn a_run_leaves_its_folder_complete() {
     let steps = tiny.rows_of("a", false);
     let checkpoints = ["checkpoint-10", "checkpoint-12"];
     let files = ["metrics.jsonl", "recipe.toml", "reference.cache", "report.html", "summary.json"];
-    assert_eq!(tiny.names("runs/a"), [&["adapter"], &checkpoints[..], &files].concat());
+    assert_eq!(tiny.names("runs/a"), [&[".lock", "adapter"], &checkpoints[..], &files].concat());
     assert_eq!(tiny.names("runs"), ["a"]);
     let adapter = ["README.md", "adapter_config.json", "adapter_model.safetensors", "manifest.json"];
     assert_eq!(tiny.names("runs/a/adapter"), adapter);

@@ -83,6 +83,11 @@ pub struct TrainArgs {
     /// Go on from the last checkpoint of the run's folder, or from this one
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, value_hint = ValueHint::DirPath)]
     pub resume: Option<Option<PathBuf>>,
+    /// With --resume: go on for more steps than the run had (train.max_steps, train.epochs)
+    ///
+    /// Learning rates are those of the longer run from here on.
+    #[arg(long, requires = "resume")]
+    pub extend: bool,
     /// Stop after N optimizer steps; the same as --set train.max_steps=N
     #[arg(long, value_name = "N")]
     pub max_steps: Option<usize>,

@@ -65,6 +65,7 @@ fn evaluate(
     pairs: &[TokenizedPair],
 ) -> Result<crate::objective::Means> {
     let signals = Signals::install()?;
+    signals.hold();
     let poll = || signals.stopped();
     let schedule = Schedule::default();
     let engine = Engine { model: &base.model, schedule: &schedule, scratch: Path::new("."), poll: &poll };

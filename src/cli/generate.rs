@@ -55,7 +55,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
                     seed: args.seed.wrapping_add(number.wrapping_mul(args.count).wrapping_add(first) as u64),
                     stop: base.tokenizer.stop_ids().to_vec(),
                 };
-                for answer in generate(&base.model, &[&ids], *through, &sampling)? {
+                for answer in generate(&base.model, &[&ids], *through, &sampling, &|| Ok(()))? {
                     let text = base.tokenizer.decode(&answer, true)?;
                     match args.json {
                         true => stdout::json(&Written { prompt, model, text })?,

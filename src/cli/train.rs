@@ -15,7 +15,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         Some(None) => From::Latest,
         Some(Some(checkpoint)) => From::Checkpoint(checkpoint),
     };
-    let summary = train(&recipe, &from)?;
+    let summary = train(&recipe, &from, args.extend)?;
     match args.json {
         true => stdout::json(&summary),
         false => stdout::line(format!("\n{summary}")),

@@ -5,6 +5,7 @@ use std::ops::Range;
 use candle_core::{DType, Tensor};
 
 use super::pack::{Tree, pack};
+use super::pass::Poll;
 use crate::{
     Error, Result,
     kernels::attention::{Span, attention},
@@ -37,8 +38,15 @@ struct Growing {
     done: bool,
 }
 
-/// Draws answers to `prompts`, in the order of the prompts; a stop token that was drawn is the last of its answer.
-pub fn generate(model: &Decoder, prompts: &[&[u32]], through: Through, sampling: &Sampling) -> Result<Vec<Vec<u32>>> {
+/// Draws answers to `prompts`, in the order of the prompts; a stop token that was drawn is the last of its answer. `poll`
+/// is looked at before every layer.
+pub fn generate(
+    model: &Decoder,
+    prompts: &[&[u32]],
+    through: Through,
+    sampling: &Sampling,
+    poll: Poll,
+) -> Result<Vec<Vec<u32>>> {
     let trees: Vec<_> = prompts.iter().map(|prompt| Tree { prompt, answers: vec![] }).collect();
     let prompt_pack = pack(&trees, &model.rotary, &model.device)?;
     let prompt_rows = prompt_pack.tokens.ids.len();
@@ -52,7 +60,7 @@ pub fn generate(model: &Decoder, prompts: &[&[u32]], through: Through, sampling:
         })
         .collect();
     let mut cache = Cache::new(model, prompt_rows + growing.len() * room)?;
-    let hidden = cache.prompts(model, &prompt_pack.tokens, through)?;
+    let hidden = cache.prompts(model, &prompt_pack.tokens, through, poll)?;
     let last: Vec<_> = prompt_pack.tokens.spans.iter().map(|span| span.own.end as u32 - 1).collect();
     let first = logits(model, &hidden.index_select(&Tensor::new(last, &model.device)?, 0)?)?;
     for answer in growing.iter_mut().filter(|answer| !answer.done) {
@@ -61,7 +69,7 @@ pub fn generate(model: &Decoder, prompts: &[&[u32]], through: Through, sampling:
     while growing.iter().any(|answer| !answer.done) {
         let active: Vec<usize> = (0..growing.len()).filter(|&i| !growing[i].done).collect();
         let answers: Vec<&Growing> = active.iter().map(|&i| &growing[i]).collect();
-        let hidden = cache.grow(model, &answers, &prompt_pack.tokens.spans, through)?;
+        let hidden = cache.grow(model, &answers, &prompt_pack.tokens.spans, through, poll)?;
         for (row, &i) in logits(model, &hidden)?.iter().zip(&active) {
             growing[i].draw(row, sampling);
         }
@@ -121,12 +129,19 @@ impl Cache {
     }
 
     /// Reads the prompts; returns the last layer's output for all their tokens.
-    fn prompts(&mut self, model: &Decoder, tokens: &Tokens, through: Through) -> Result<Tensor> {
-        self.pass(model, tokens, &[(0..tokens.ids.len(), 0)], through)
+    fn prompts(&mut self, model: &Decoder, tokens: &Tokens, through: Through, poll: Poll) -> Result<Tensor> {
+        self.pass(model, tokens, &[(0..tokens.ids.len(), 0)], through, poll)
     }
 
     /// Reads the newest token of every answer; returns the last layer's output, a row an answer.
-    fn grow(&mut self, model: &Decoder, answers: &[&Growing], prompts: &[Span], through: Through) -> Result<Tensor> {
+    fn grow(
+        &mut self,
+        model: &Decoder,
+        answers: &[&Growing],
+        prompts: &[Span],
+        through: Through,
+        poll: Poll,
+    ) -> Result<Tensor> {
         let (mut ids, mut positions, mut spans, mut places) = (vec![], vec![], vec![], vec![]);
         for (row, answer) in answers.iter().enumerate() {
             let prefix = prompts[answer.prompt].own.clone();
@@ -137,7 +152,7 @@ impl Cache {
             spans.push(Span { queries: row..row + 1, prefix, own: answer.rows.start..answer.rows.start + n });
         }
         let angles = model.rotary.angles(&positions, &model.device)?;
-        self.pass(model, &Tokens { ids, positions, angles, spans, groups: vec![] }, &places, through)
+        self.pass(model, &Tokens { ids, positions, angles, spans, groups: vec![] }, &places, through, poll)
     }
 
     /// One pass; rows of new keys and values go to the places in the cache that `places` names.
@@ -147,9 +162,11 @@ impl Cache {
         tokens: &Tokens,
         places: &[(Range<usize>, usize)],
         through: Through,
+        poll: Poll,
     ) -> Result<Tensor> {
         let mut x = model.embed(tokens)?;
         for (block, (keys, values)) in model.blocks.iter().zip(&self.layers) {
+            poll()?;
             let new = block.project(&x, tokens, through)?;
             for (rows, at) in places {
                 keys.slice_set(&new.k.narrow(0, rows.start, rows.len())?, 0, *at)?;

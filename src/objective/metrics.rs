@@ -30,17 +30,32 @@ pub struct AnswerSums {
     pub correct: usize,
 }
 
-/// Sums over the pairs of a step or of an evaluation.
+/// A mean that grows with each number: the mean of equal numbers is that number to the last bit, which `sum / n` is
+/// not. Policy and reference being one model at first, the first loss is exactly ln 2 however many pairs there are.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mean {
+    numbers: usize,
+    value: f64,
+}
+
+impl Mean {
+    fn add(&mut self, number: f64) {
+        self.numbers += 1;
+        self.value += (number - self.value) / self.numbers as f64;
+    }
+}
+
+/// Sums and means over the pairs of a step or of an evaluation.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     beta: f64,
     pairs: usize,
-    loss: f64,
-    rewards_chosen: f64,
-    rewards_rejected: f64,
+    loss: Mean,
+    rewards_chosen: Mean,
+    rewards_rejected: Mean,
     wins: f64,
-    logps_chosen: f64,
-    logps_rejected: f64,
+    logps_chosen: Mean,
+    logps_rejected: Mean,
     chosen: AnswerSums,
     rejected: AnswerSums,
     chosen_tokens: usize,
@@ -54,12 +69,12 @@ impl Metrics {
         Self {
             beta,
             pairs: 0,
-            loss: 0.0,
-            rewards_chosen: 0.0,
-            rewards_rejected: 0.0,
+            loss: Mean::default(),
+            rewards_chosen: Mean::default(),
+            rewards_rejected: Mean::default(),
             wins: 0.0,
-            logps_chosen: 0.0,
-            logps_rejected: 0.0,
+            logps_chosen: Mean::default(),
+            logps_rejected: Mean::default(),
             chosen: AnswerSums::default(),
             rejected: AnswerSums::default(),
             chosen_tokens: 0,
@@ -80,16 +95,16 @@ impl Metrics {
         let chosen_reward = self.beta * logps.chosen_logratio();
         let rejected_reward = self.beta * logps.rejected_logratio();
         self.pairs += 1;
-        self.loss += loss;
-        self.rewards_chosen += chosen_reward;
-        self.rewards_rejected += rejected_reward;
+        self.loss.add(loss);
+        self.rewards_chosen.add(chosen_reward);
+        self.rewards_rejected.add(rejected_reward);
         self.wins += match chosen_reward.partial_cmp(&rejected_reward) {
             Some(Ordering::Greater) => 1.0,
             Some(Ordering::Equal) => 0.5,
             _ => 0.0,
         };
-        self.logps_chosen += logps.chosen;
-        self.logps_rejected += logps.rejected;
+        self.logps_chosen.add(logps.chosen);
+        self.logps_rejected.add(logps.rejected);
         self.chosen.add(chosen);
         self.rejected.add(rejected);
         self.chosen_tokens += logps.chosen_tokens;
@@ -102,17 +117,16 @@ impl Metrics {
         if self.pairs == 0 {
             return None;
         }
-        let pairs = self.pairs as f64;
         let (chosen_tokens, rejected_tokens) = (self.chosen_tokens as f64, self.rejected_tokens as f64);
         Some(Means {
             pairs: self.pairs,
-            loss: self.loss / pairs,
-            rewards_chosen: self.rewards_chosen / pairs,
-            rewards_rejected: self.rewards_rejected / pairs,
-            accuracy: self.wins / pairs,
-            margin: (self.rewards_chosen - self.rewards_rejected) / pairs,
-            logps_chosen: self.logps_chosen / pairs,
-            logps_rejected: self.logps_rejected / pairs,
+            loss: self.loss.value,
+            rewards_chosen: self.rewards_chosen.value,
+            rewards_rejected: self.rewards_rejected.value,
+            accuracy: self.wins / self.pairs as f64,
+            margin: self.rewards_chosen.value - self.rewards_rejected.value,
+            logps_chosen: self.logps_chosen.value,
+            logps_rejected: self.logps_rejected.value,
             logits_chosen: self.chosen.mean_logits / chosen_tokens,
             logits_rejected: self.rejected.mean_logits / rejected_tokens,
             entropy: (self.chosen.entropy + self.rejected.entropy) / (chosen_tokens + rejected_tokens),
@@ -248,5 +262,30 @@ mod tests {
         metrics.add(&tie, std::f64::consts::LN_2, 2, &AnswerSums::default(), &AnswerSums::default());
         let means = metrics.mean().expect("a pair");
         assert_eq!((means.accuracy, means.margin, means.num_tokens), (0.5, 0.0, 6));
+    }
+
+    #[test]
+    fn the_mean_of_equal_numbers_is_that_number() {
+        let tie = PairLogps {
+            chosen: -0.1,
+            rejected: -1.0 / 3.0,
+            ref_chosen: -0.1,
+            ref_rejected: -1.0 / 3.0,
+            chosen_tokens: 1,
+            rejected_tokens: 1,
+        };
+        let mut sums_that_round = 0;
+        for pairs in 1..=500 {
+            let mut metrics = Metrics::new(0.1);
+            for _ in 0..pairs {
+                metrics.add(&tie, std::f64::consts::LN_2, 2, &AnswerSums::default(), &AnswerSums::default());
+            }
+            let means = metrics.mean().expect("pairs");
+            assert_eq!((means.loss, means.margin, means.accuracy), (std::f64::consts::LN_2, 0.0, 0.5), "{pairs}");
+            assert_eq!((means.logps_chosen, means.logps_rejected), (-0.1, -1.0 / 3.0), "{pairs}");
+            let sum: f64 = std::iter::repeat_n(std::f64::consts::LN_2, pairs).sum();
+            sums_that_round += usize::from(sum / pairs as f64 != std::f64::consts::LN_2);
+        }
+        assert!(sums_that_round > 100, "{sums_that_round}: a plain sum would have done");
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! The file is a header (magic, key, checksum) and then one record a row (hash of its tokens, the two sums, checksum),
 //! all little-endian. Records are appended only: whatever a crash leaves behind a whole record is cut off when the file
-//! is opened again. A file under another key, or one that is no such file, is started afresh.
+//! is opened again. A file under another key, or one that is no such file, is started afresh. Sums that are not finite
+//! are never put there, and end the valid part where they are found.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use flate2::Crc;
 use sha2::{Digest, Sha256};
 
 use crate::data::TokenizedPair;
+use crate::store::disk::File;
 use crate::{Error, Result};
 
 /// Names the format; a change of the layout changes the last digit.
@@ -21,7 +22,8 @@ const HASH: usize = 32;
 const CHECKSUM: usize = 4;
 const HEADER: usize = MAGIC.len() + HASH + CHECKSUM;
 const SUMS: usize = 2 * size_of::<f64>();
-const RECORD: usize = HASH + SUMS + CHECKSUM;
+/// Bytes that a row takes in the file.
+pub const RECORD: usize = HASH + SUMS + CHECKSUM;
 
 /// Log-probs of the reference by row.
 #[derive(Debug)]
@@ -36,8 +38,7 @@ impl ReferenceCache {
     /// start adapter, arithmetic, version of the code.
     pub fn open(path: &Path, key: [u8; HASH]) -> Result<Self> {
         let writing = |error| Error::writing(path, error);
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(writing)?;
+        let mut file = File::create_or_open(path).map_err(writing)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(|error| Error::reading(path, error))?;
 
@@ -81,10 +82,7 @@ impl ReferenceCache {
 
     /// Brings all that was put to the disk.
     pub fn flush(&mut self) -> Result<()> {
-        self.out
-            .flush()
-            .and_then(|()| self.out.get_ref().sync_data())
-            .map_err(|error| Error::writing(&self.path, error))
+        self.out.flush().and_then(|()| self.out.get_ref().sync()).map_err(|error| Error::writing(&self.path, error))
     }
 
     /// Rows known.
@@ -114,7 +112,7 @@ fn header(key: &[u8; HASH]) -> Vec<u8> {
     header
 }
 
-/// A record's row and sums; none where it is cut short or damaged.
+/// A record's row and sums; none where it is cut short or damaged, or holds what never belonged there.
 fn parse(record: &[u8]) -> Option<([u8; HASH], [f64; 2])> {
     let (content, sum) = record.split_at_checked(RECORD - CHECKSUM)?;
     if sum != checksum(content) {
@@ -122,7 +120,8 @@ fn parse(record: &[u8]) -> Option<([u8; HASH], [f64; 2])> {
     }
     let (row, sums) = content.split_first_chunk::<HASH>()?;
     let (chosen, rejected) = sums.split_first_chunk::<8>()?;
-    Some((*row, [f64::from_le_bytes(*chosen), f64::from_le_bytes(rejected.try_into().ok()?)]))
+    let sums = [f64::from_le_bytes(*chosen), f64::from_le_bytes(rejected.try_into().ok()?)];
+    sums.iter().all(|sum| sum.is_finite()).then_some((*row, sums))
 }
 
 fn checksum(bytes: &[u8]) -> [u8; CHECKSUM] {
@@ -207,6 +206,24 @@ mod tests {
         std::fs::write(&path, bytes).expect("written");
         let cache = ReferenceCache::open(&path, KEY)?;
         assert_eq!((cache.len(), cache.get(&row(1))), (1, None));
+        Ok(())
+    }
+
+    #[test]
+    fn sums_that_are_not_finite_end_the_valid_part_however_well_they_are_sealed() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("reference.cache");
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            three_rows(&path)?;
+            let mut bytes = std::fs::read(&path).expect("the cache");
+            let (start, end) = (HEADER + RECORD, HEADER + 2 * RECORD);
+            bytes[start + HASH..start + HASH + 8].copy_from_slice(&bad.to_le_bytes());
+            let seal = checksum(&bytes[start..end - CHECKSUM]);
+            bytes[end - CHECKSUM..end].copy_from_slice(&seal);
+            std::fs::write(&path, bytes).expect("written");
+            let cache = ReferenceCache::open(&path, KEY)?;
+            assert_eq!((cache.len(), cache.get(&row(1))), (1, None), "{bad}");
+        }
         Ok(())
     }
 

@@ -42,6 +42,33 @@ impl TrainRow {
     }
 }
 
+/// The row of a step that was left out because a number was not finite.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SkippedRow {
+    /// Steps taken, this one included.
+    pub step: u64,
+    /// Passes over the rows, this step included.
+    pub epoch: f64,
+    /// What was not finite.
+    pub why: String,
+    /// `file:line` of the row, or of all rows of the step where it cannot be told of which.
+    pub rows: Vec<String>,
+    /// Tokens trained on since the run began, as TRL counts them: none of this step's.
+    pub num_tokens: u64,
+}
+
+impl SkippedRow {
+    /// The row as a JSON object, keys always in this order.
+    pub fn to_json(&self) -> Value {
+        let mut row = head(self.step, self.epoch);
+        row.insert("skipped".into(), true.into());
+        row.insert("why".into(), self.why.clone().into());
+        row.insert("rows".into(), self.rows.clone().into());
+        row.insert("num_tokens".into(), self.num_tokens.into());
+        row.into()
+    }
+}
+
 /// One evaluation's row of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvalRow {

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::elementwise::update;
+use super::elementwise::{all, update};
 use crate::Result;
 
 /// torch's default, added to the root of the second moment.
@@ -29,42 +29,49 @@ impl AdamW {
     }
 
     /// See [`super::Optimizer::step`].
-    pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<()> {
-        self.step += 1;
+    pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<bool> {
+        let step = self.step + 1;
         let [beta1, beta2] = self.betas;
-        let correction1 = 1.0 - beta1.powf(self.step as f64);
-        let correction2 = (1.0 - beta2.powf(self.step as f64)).sqrt();
+        let correction1 = 1.0 - beta1.powf(step as f64);
+        let correction2 = (1.0 - beta2.powf(step as f64)).sqrt();
         let decay = 1.0 - lr * self.weight_decay;
         let step_size = lr / correction1;
 
         let (scale, weight) = (grad_scale as f32, (1.0 - beta1) as f32);
+        let (keep, take) = (beta2 as f32, (1.0 - beta2) as f32);
+        let (decay32, root, rate, eps) = (decay as f32, correction2 as f32, step_size as f32, EPS as f32);
+        let next_m = |m: f32, g: f32| lerp(m, g * scale, weight);
+        let next_v = |v: f32, g: f32| {
+            let g = g * scale;
+            v * keep + take * g * g
+        };
+        let next_p = |p: f32, m: f32, v: f32| p * decay32 - rate * (m / (v.sqrt() / root + eps));
+        let finite = |[p, g, m, v]: [f32; 4]| {
+            let (m, v) = (next_m(m, g), next_v(v, g));
+            m.is_finite() && v.is_finite() && next_p(p, m, v).is_finite()
+        };
+        if !all([params, grads, &self.exp_avg, &self.exp_avg_sq], finite)? {
+            return Ok(false);
+        }
+        self.step = step;
         update(
             &self.exp_avg,
             grads,
             grads,
-            |m, g, _| lerp(m, g * scale, weight),
+            |m, g, _| next_m(m, g),
             |m, g, _| m + (((g * grad_scale)? - m)? * (1.0 - beta1))?,
         )?;
-        let (keep, take) = (beta2 as f32, (1.0 - beta2) as f32);
         update(
             &self.exp_avg_sq,
             grads,
             grads,
-            |v, g, _| {
-                let g = g * scale;
-                v * keep + take * g * g
-            },
+            |v, g, _| next_v(v, g),
             |v, g, _| (v * beta2)? + ((g * grad_scale)?.sqr()? * (1.0 - beta2))?,
         )?;
-        let (decay32, root, rate, eps) = (decay as f32, correction2 as f32, step_size as f32, EPS as f32);
-        update(
-            params,
-            &self.exp_avg,
-            &self.exp_avg_sq,
-            |p, m, v| p * decay32 - rate * (m / (v.sqrt() / root + eps)),
-            |p, m, v| (p * decay)? - ((m / ((v.sqrt()? / correction2)? + EPS)?)? * step_size)?,
-        )?;
-        Ok(())
+        update(params, &self.exp_avg, &self.exp_avg_sq, next_p, |p, m, v| {
+            (p * decay)? - ((m / ((v.sqrt()? / correction2)? + EPS)?)? * step_size)?
+        })?;
+        Ok(true)
     }
 }
 

@@ -3,7 +3,7 @@
 //! On the CPU the pass is fused and runs on all cores; as every element depends on its own inputs alone, the result
 //! is bit-equal at any number of threads. Other devices take the plain-tensor form that the caller gives.
 
-use candle_core::{CpuStorage, InplaceOp3, Layout, Tensor, bail};
+use candle_core::{CpuStorage, Device, InplaceOp3, Layout, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 /// Elements a rayon task: 64 KiB an operand, far above the cost of handing out a task.
@@ -63,6 +63,25 @@ pub(super) fn update(
     plain: impl Fn(&Tensor, &Tensor, &Tensor) -> candle_core::Result<Tensor>,
 ) -> candle_core::Result<()> {
     if is_fused(dst) { dst.inplace_op3(a, b, &Pass(f)) } else { dst.slice_set(&plain(dst, a, b)?.contiguous()?, 0, 0) }
+}
+
+/// Whether `holds` is true of every element of four flat f32 tensors of one length, which are only read: what an update
+/// would make is looked at before it is made, since it is made in place.
+pub(super) fn all(tensors: [&Tensor; 4], holds: impl Fn([f32; 4]) -> bool + Sync) -> candle_core::Result<bool> {
+    // On the CPU this is the tensor itself, not a copy.
+    let [a, b, c, d] = tensors.map(|tensor| tensor.to_device(&Device::Cpu));
+    let (a, b, c, d) = (a?, b?, c?, d?);
+    let ((a, la), (b, lb)) = (a.storage_and_layout(), b.storage_and_layout());
+    let ((c, lc), (d, ld)) = (c.storage_and_layout(), d.storage_and_layout());
+    let (Storage::Cpu(a), Storage::Cpu(b), Storage::Cpu(c), Storage::Cpu(d)) = (&*a, &*b, &*c, &*d) else {
+        bail!("a tensor on the CPU lies elsewhere");
+    };
+    let (a, b, c, d) = (flat(a, la)?, flat(b, lb)?, flat(c, lc)?, flat(d, ld)?);
+    if [b, c, d].iter().any(|other| other.len() != a.len()) {
+        bail!("the optimizer's tensors differ in length: {}, {}, {}, {}", a.len(), b.len(), c.len(), d.len());
+    }
+    let chunks = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK)).zip(c.par_chunks(CHUNK)).zip(d.par_chunks(CHUNK));
+    Ok(chunks.all(|(((a, b), c), d)| a.iter().zip(b).zip(c).zip(d).all(|(((&a, &b), &c), &d)| holds([a, b, c, d]))))
 }
 
 #[cfg(not(test))]

@@ -13,17 +13,22 @@ pub mod schedule;
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::recipe;
+use crate::store::SafetensorsWriter;
+use crate::weights::{self, DType as Stored, SafetensorsFile};
 use crate::{Error, Result};
 pub use adamw::AdamW;
 pub use clip::{clip_scale, global_norm};
 pub use rmsprop::Rmsprop;
 pub use schedule::rate;
 
-/// Name of the tensor that holds the number of steps taken, in a state file.
+/// Name of the number of steps taken, in a state file's metadata.
 const STEP: &str = "step";
+
+/// Numbers turned into bytes at once.
+const PIECE: usize = 1 << 16;
 
 /// The optimizers that a recipe can name.
 #[derive(Debug)]
@@ -43,11 +48,12 @@ impl Optimizer {
         })
     }
 
-    /// One update of `params` in place, so that views of it see the new values.
+    /// One update of `params` in place, so that views of it see the new values. Where a parameter or a moment would not
+    /// be finite after it, nothing is changed and false returned.
     ///
     /// `params` and `grads` are `[n]`, f32 and contiguous; `grads` is multiplied by `grad_scale` (see [`clip_scale`])
     /// before use and is not changed; `lr` is this step's rate.
-    pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<()> {
+    pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<bool> {
         match self {
             Self::AdamW(it) => it.step(params, grads, lr, grad_scale),
             Self::Rmsprop(it) => it.step(params, grads, lr, grad_scale),
@@ -96,25 +102,50 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Writes the state as a safetensors file: the moments, and the number of steps as the I64 tensor `step`.
+    /// Writes the state as a safetensors file: the moments, and the number of steps as `step` in its metadata.
+    ///
+    /// # Errors
+    /// [`Error::Run`] where a moment is not finite or the file cannot be written; [`Error::Resource`] on a full disk.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let (step, tensors) = self.state();
-        let mut tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
-        tensors.insert(STEP.into(), Tensor::new(&[step as i64], &candle_core::Device::Cpu)?);
-        candle_core::safetensors::save(&tensors, path)
-            .map_err(|error| Error::run(format!("{}: cannot be written: {error}", path.display())))
+        let (step, moments) = self.moments();
+        let entries: Vec<_> =
+            moments.iter().map(|(name, moment)| (name.to_string(), Stored::F32, moment.dims().to_vec())).collect();
+        let mut file = SafetensorsWriter::create(path, &entries, &[(STEP, &step.to_string())])?;
+        for (name, moment) in moments {
+            let values = moment.to_vec1::<f32>()?;
+            if values.iter().any(|value| !value.is_finite()) {
+                return Err(Error::run(format!("{}: {name} is not finite and is not saved", path.display())));
+            }
+            let mut bytes = Vec::new();
+            for values in values.chunks(PIECE) {
+                bytes.clear();
+                Stored::F32.encode(values, &mut bytes);
+                file.write(name, &bytes)?;
+            }
+        }
+        file.finish()
     }
 
     /// Takes over a state written by [`Optimizer::save`].
+    ///
+    /// # Errors
+    /// [`Error::Input`] where it is none, is of another optimizer or size, or is not finite.
     pub fn load(&mut self, path: &Path) -> Result<()> {
         let bad = |what: String| Error::input(format!("{}: {what}", path.display()));
-        let mut tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu)
-            .map_err(|error| bad(format!("not a readable optimizer state: {error}")))?;
-        let step = tensors
-            .remove(STEP)
-            .and_then(|step| step.to_vec1::<i64>().ok())
-            .and_then(|step| u64::try_from(*step.first()?).ok())
-            .ok_or_else(|| bad(format!("no tensor {STEP:?} with the number of steps taken")))?;
+        let file = SafetensorsFile::open(path)?;
+        let step = file.metadata().get(STEP).and_then(|step| step.parse().ok());
+        let step = step.ok_or_else(|| bad(format!("no {STEP:?} with the number of steps taken")))?;
+        let mut tensors = HashMap::new();
+        for (name, entry) in file.entries() {
+            let bytes = file.bytes(name).filter(|_| entry.dtype == weights::safetensors::Stored::Float(Stored::F32));
+            let bytes = bytes.ok_or_else(|| bad(format!("{name:?} is not stored as F32")))?;
+            let mut values = vec![0f32; entry.shape.iter().product()];
+            Stored::F32.decode(bytes, &mut values);
+            if values.iter().any(|value| !value.is_finite()) {
+                return Err(bad(format!("{name:?} is not finite; use an earlier checkpoint")));
+            }
+            tensors.insert(name.clone(), Tensor::from_vec(values, entry.shape.as_slice(), &Device::Cpu)?);
+        }
         self.load_state(step, &tensors).map_err(|error| bad(error.to_string()))
     }
 

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::elementwise::update;
+use super::elementwise::{all, update};
 use crate::Result;
 
 /// torch's default: how much of the mean square is kept a step.
@@ -30,28 +30,29 @@ impl Rmsprop {
     }
 
     /// See [`super::Optimizer::step`].
-    pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<()> {
-        self.step += 1;
+    pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<bool> {
         let l2 = self.weight_decay;
         let (scale, decay, keep, take) = (grad_scale as f32, l2 as f32, ALPHA as f32, (1.0 - ALPHA) as f32);
-        update(
-            &self.square_avg,
-            grads,
-            params,
-            |s, g, p| {
-                let g = g * scale + decay * p;
-                s * keep + take * g * g
-            },
-            |s, g, p| (s * ALPHA)? + (((g * grad_scale)? + (p * l2)?)?.sqr()? * (1.0 - ALPHA))?,
-        )?;
         let (rate, eps) = (lr as f32, EPS as f32);
-        update(
-            params,
-            grads,
-            &self.square_avg,
-            |p, g, s| p - rate * ((g * scale + decay * p) / (s.sqrt() + eps)),
-            |p, g, s| p - ((((g * grad_scale)? + (p * l2)?)? / (s.sqrt()? + EPS)?)? * lr)?,
-        )?;
-        Ok(())
+        let next_s = |s: f32, g: f32, p: f32| {
+            let g = g * scale + decay * p;
+            s * keep + take * g * g
+        };
+        let next_p = |p: f32, g: f32, s: f32| p - rate * ((g * scale + decay * p) / (s.sqrt() + eps));
+        let finite = |[p, g, s, _]: [f32; 4]| {
+            let s = next_s(s, g, p);
+            s.is_finite() && next_p(p, g, s).is_finite()
+        };
+        if !all([params, grads, &self.square_avg, grads], finite)? {
+            return Ok(false);
+        }
+        self.step += 1;
+        update(&self.square_avg, grads, params, next_s, |s, g, p| {
+            (s * ALPHA)? + (((g * grad_scale)? + (p * l2)?)?.sqr()? * (1.0 - ALPHA))?
+        })?;
+        update(params, grads, &self.square_avg, next_p, |p, g, s| {
+            p - ((((g * grad_scale)? + (p * l2)?)? / (s.sqrt()? + EPS)?)? * lr)?
+        })?;
+        Ok(true)
     }
 }

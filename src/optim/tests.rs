@@ -168,3 +168,58 @@ fn many_threads_give_the_same_bits() -> Result<()> {
     assert_eq!(run(1)?, run(3)?);
     Ok(())
 }
+
+#[test]
+fn an_update_that_would_not_be_finite_changes_nothing() -> Result<()> {
+    let start = [0.5f32, -0.25, 1.0];
+    // what is at fault: the gradient, its square, the rate, the rate times the decay
+    for (grads, lr, decay) in [
+        ([0.1, f32::NAN, 0.1], 1e-3, 0.0),
+        ([0.1, f32::INFINITY, 0.1], 1e-3, 0.0),
+        ([0.1, 1e30, 0.1], 1e-3, 0.0),
+        ([0.1, 0.1, 0.1], 1e300, 0.0),
+        ([0.1, 0.1, 0.1], 1e38, 1e10),
+    ] {
+        for adamw in [true, false] {
+            let params = Tensor::new(&start, &Device::Cpu)?;
+            let mut optimizer = match adamw {
+                true => Optimizer::AdamW(AdamW::new(&params, [0.9, 0.999], decay)?),
+                false => Optimizer::Rmsprop(Rmsprop::new(&params, decay)?),
+            };
+            assert!(optimizer.step(&params, &Tensor::new(&[0.1f32, 0.2, -0.3], &Device::Cpu)?, 1e-3, 1.0)?);
+            let values = |optimizer: &Optimizer| -> Result<Vec<Vec<f32>>> {
+                let (_, moments) = optimizer.state();
+                Ok(moments.iter().map(|(_, moment)| moment.to_vec1()).collect::<candle_core::Result<_>>()?)
+            };
+            let before = (params.to_vec1::<f32>()?, values(&optimizer)?);
+            let applied = optimizer.step(&params, &Tensor::new(&grads, &Device::Cpu)?, lr, 1.0)?;
+            let after = (params.to_vec1::<f32>()?, values(&optimizer)?);
+            assert!(!applied, "adamw {adamw}, {grads:?}, rate {lr}");
+            assert_eq!((before, optimizer.state().0), (after, 1), "adamw {adamw}, {grads:?}, rate {lr}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn moments_that_are_not_finite_are_neither_saved_nor_loaded() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("optimizer.safetensors");
+    let params = Tensor::new(&[1f32, 2.0], &Device::Cpu)?;
+    let mut optimizer = Optimizer::AdamW(AdamW::new(&params, [0.9, 0.999], 0.0)?);
+    optimizer.save(&path)?;
+    let whole = std::fs::read(&path).expect("the file");
+    let mut bad = whole.clone();
+    let last = bad.len() - 4;
+    bad[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, bad).expect("written");
+    let said = optimizer.load(&path).expect_err("not finite").to_string();
+    assert!(said.contains("\"exp_avg_sq\" is not finite"), "{said}");
+
+    let nan = Tensor::new(&[1f32, f32::NAN], &Device::Cpu)?;
+    let state = HashMap::from([("exp_avg".to_string(), nan.clone()), ("exp_avg_sq".to_string(), nan)]);
+    optimizer.load_state(1, &state)?;
+    let said = optimizer.save(&path).expect_err("not finite").to_string();
+    assert!(said.contains("exp_avg is not finite and is not saved"), "{said}");
+    Ok(())
+}

@@ -1,11 +1,12 @@
 //! `report.html`: the run's curves and samples on one self-contained page, with what the curves mean.
 
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::chart::{Series, escape, line_chart, put};
-use crate::{Error, Result};
+use crate::{Result, store};
 
 const STYLE: &str = include_str!("report.css");
 const EXPLANATION: &str = include_str!("explanation.html");
@@ -39,7 +40,7 @@ pub struct Sample {
 impl Page<'_> {
     /// Writes the page to `path`.
     pub fn write(&self, path: &Path) -> Result<()> {
-        std::fs::write(path, self.render()).map_err(|error| Error::writing(path, error))
+        store::write_atomic(path, |file| file.write_all(self.render().as_bytes()))
     }
 
     /// The page as HTML.

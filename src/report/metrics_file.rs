@@ -1,11 +1,11 @@
 //! `metrics.jsonl`: one JSON object a line, on disk as soon as its step is done.
 
-use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::store::disk::File;
 use crate::{Error, Result};
 
 /// The file, open at its end.
@@ -26,8 +26,8 @@ impl MetricsFile {
     /// Goes on with the file at `path` after its first `len` bytes: rows behind them belong to steps after the
     /// checkpoint, which will be taken again.
     pub fn resume(path: &Path, len: u64) -> Result<Self> {
-        let mut file = OpenOptions::new().write(true).open(path).map_err(|error| Error::reading(path, error))?;
-        let found = file.metadata().map_err(|error| Error::reading(path, error))?.len();
+        let mut file = File::open(path).map_err(|error| Error::reading(path, error))?;
+        let found = file.size().map_err(|error| Error::reading(path, error))?;
         if found < len {
             return Err(Error::input(format!(
                 "{}: {found} bytes long, but the checkpoint was taken after {len}: rows are missing; restore the file or start the run anew",
@@ -40,7 +40,7 @@ impl MetricsFile {
         Ok(Self { path: path.to_path_buf(), file, len })
     }
 
-    /// Appends one row, handed to the system as a whole line.
+    /// Appends one row, handed to the system as a whole line. After a failure no further row may follow.
     pub fn append(&mut self, row: &Value) -> Result<()> {
         let line = format!("{row}\n");
         self.file.write_all(line.as_bytes()).map_err(|error| Error::writing(&self.path, error))?;
@@ -50,7 +50,7 @@ impl MetricsFile {
 
     /// Brings the rows to the disk: before a checkpoint that counts on them.
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|error| Error::writing(&self.path, error))
+        self.file.sync().map_err(|error| Error::writing(&self.path, error))
     }
 
     /// Bytes written so far: a checkpoint's cursor.

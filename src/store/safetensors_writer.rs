@@ -1,12 +1,12 @@
 //! A safetensors file written as a stream: the header from the shapes alone, then each tensor as its bytes come.
 
 use std::fmt::Write as _;
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::disk::File;
 use crate::weights::DType;
 use crate::{Error, Result};
 
@@ -61,7 +61,7 @@ impl SafetensorsWriter {
         if rest != 0 {
             return Err(Error::run(format!("{}: {rest} bytes were never written", self.path.display())));
         }
-        let end = |file: BufWriter<File>| file.into_inner().map_err(|e| e.into_error())?.sync_all();
+        let end = |file: BufWriter<File>| file.into_inner().map_err(|e| e.into_error())?.sync();
         end(self.file).map_err(|e| Error::writing(&self.path, e))
     }
 }

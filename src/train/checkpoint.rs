@@ -4,12 +4,15 @@
 //! A resumed run is the uninterrupted one: order of rows and dropout are functions of seed and step, so `state.json`
 //! needs no random state; it says where the run stood, what it was made of, and how much of `metrics.jsonl` is its past.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::store::{self, Folder};
+use crate::store::{self, Folder, disk};
 use crate::{Error, Result};
 
 /// The optimizer's moments in a checkpoint's folder.
@@ -19,11 +22,14 @@ pub const STATE: &str = "state.json";
 
 const PREFIX: &str = "checkpoint-";
 
+/// Settings that say how long a run is: with them alone changed, a run can be made to go on for more steps.
+const LENGTH: [&str; 2] = ["train.epochs", "train.max_steps"];
+
 /// Where a run stood and what it was made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// Optimizer steps taken.
+    /// Steps taken, those left out included.
     pub step: u64,
     /// Whole passes over the rows.
     pub epoch: u64,
@@ -31,38 +37,61 @@ pub struct State {
     pub row: u64,
     /// Tokens trained on, as TRL counts them.
     pub num_tokens: u64,
+    /// Steps in a row that were left out, up to here.
+    pub skipped: u64,
     /// Bytes of `metrics.jsonl` that belong to these steps.
     pub metrics_bytes: u64,
     /// What the run is made of.
     pub made_of: MadeOf,
 }
 
-/// Fingerprints of all that must be the same for a run to go on.
+/// All that must be the same for a run to go on: the settings as they are, the rest as fingerprints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MadeOf {
-    /// Of the recipe's settings that decide the result.
-    pub recipe: String,
-    /// Of the tokenised training rows.
-    pub data: String,
+    /// The recipe's settings that decide the result, by key.
+    pub settings: BTreeMap<String, Value>,
     /// Of the base's weights and configuration.
     pub base: String,
+    /// Of the chat template.
+    pub template: String,
+    /// Of the tokenizer.
+    pub tokenizer: String,
     /// Of the adapter that the run starts from.
     pub start: String,
+    /// Of the tokenised training rows.
+    pub data: String,
+    /// Of the tokenised rows held out.
+    pub held_out: String,
 }
 
 impl State {
-    /// Refuses to go on with anything else than what the checkpoint was made with.
-    pub fn check(&self, now: &MadeOf, checkpoint: &Path) -> Result<()> {
+    /// Refuses to go on with anything else than what the checkpoint was made with; with `extend`, the run may have
+    /// become longer.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] naming what is another: a key with both values, or the model, the rows and so on.
+    pub fn check(&self, now: &MadeOf, extend: bool, checkpoint: &Path) -> Result<()> {
+        let then = &self.made_of;
+        let shown = |value: Option<&Value>| value.map_or("not set".to_string(), Value::to_string);
+        let keys = then.settings.keys().chain(now.settings.keys());
+        let mut changed = keys.filter(|key| then.settings.get(*key) != now.settings.get(*key));
+        let setting = changed.find(|key| !(extend && LENGTH.contains(&key.as_str()))).map(|key| {
+            let hint = if LENGTH.contains(&key.as_str()) { " (or go on for more steps with --extend)" } else { "" };
+            format!("{key} ({}, now {}){hint}", shown(then.settings.get(key)), shown(now.settings.get(key)))
+        });
         let parts = [
-            ("recipe", &self.made_of.recipe, &now.recipe),
-            ("set of training rows", &self.made_of.data, &now.data),
-            ("base model", &self.made_of.base, &now.base),
-            ("start adapter", &self.made_of.start, &now.start),
+            ("base model", &then.base, &now.base),
+            ("chat template", &then.template, &now.template),
+            ("tokenizer", &then.tokenizer, &now.tokenizer),
+            ("start adapter", &then.start, &now.start),
+            ("set of training rows", &then.data, &now.data),
+            ("set of held-out rows", &then.held_out, &now.held_out),
         ];
-        match parts.into_iter().find(|(_, then, now)| then != now) {
+        let part = parts.into_iter().find(|(_, then, now)| then != now).map(|(what, ..)| what.to_string());
+        match setting.or(part) {
             None => Ok(()),
-            Some((what, ..)) => Err(Error::recipe(format!(
+            Some(what) => Err(Error::recipe(format!(
                 "{}: made with another {what}: a resumed run must be the run that was stopped; bring it back as it \
                  was, or train anew with another run.output",
                 checkpoint.display()
@@ -72,16 +101,23 @@ impl State {
 }
 
 /// Saves a checkpoint and returns its folder. `fill` writes the adapter and the optimizer into the folder it is given;
-/// nothing stands under the checkpoint's name until all of it is on disk.
+/// nothing stands under the checkpoint's name until all of it is on disk. It has been read back when this returns.
 pub fn save(run: &Path, state: &State, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let path = run.join(format!("{PREFIX}{}", state.step));
+    if path.exists() && open(&path).is_ok_and(|saved| saved == *state) {
+        return Ok(path);
+    }
     let folder = Folder::create_atomic(&path)?;
     fill(folder.path())?;
     let file = folder.path().join(STATE);
     let text = serde_json::to_string_pretty(state).map_err(|error| Error::writing(&file, error.into()))?;
-    fs::write(&file, text + "\n").map_err(|error| Error::writing(&file, error))?;
+    store::write_atomic(&file, |file| writeln!(file, "{text}"))?;
     folder.finish()?;
-    Ok(path)
+    match open(&path) {
+        Ok(saved) if saved == *state => Ok(path),
+        Ok(_) => Err(Error::run(format!("{}: it does not read back as it was saved", path.display()))),
+        Err(error) => Err(Error::run(format!("a checkpoint cannot be read back: {error}; look at this disk"))),
+    }
 }
 
 /// Reads the state of the checkpoint in `folder`, every file of which must be as it was written.
@@ -93,14 +129,30 @@ pub fn open(folder: &Path) -> Result<State> {
         .map_err(|error| Error::input(format!("{}: not a checkpoint's state: {error}", file.display())))
 }
 
-/// The run's newest whole checkpoint; none where there is none. What a dead process left half-written is removed; a
-/// damaged checkpoint is passed over.
-pub fn latest(run: &Path) -> Result<Option<PathBuf>> {
-    let found = list(run)?;
-    for leftover in found.leftovers {
-        fs::remove_dir_all(&leftover).map_err(|error| Error::writing(&leftover, error))?;
+/// What [`latest`] finds.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Latest {
+    /// The newest whole checkpoint.
+    pub whole: Option<PathBuf>,
+    /// What is wrong with those that are newer.
+    pub damaged: Vec<String>,
+}
+
+/// The run's newest whole checkpoint. What a dead process left half-written is made up for or removed; a damaged
+/// checkpoint is passed over and named.
+pub fn latest(run: &Path) -> Result<Latest> {
+    for (step, leftover) in list(run)?.leftovers {
+        store::recover(&run.join(format!("{PREFIX}{step}")))?;
+        disk::remove_dir_all(&leftover).map_err(|error| Error::writing(&leftover, error))?;
     }
-    Ok(found.checkpoints.into_iter().map(|(_, path)| path).find(|path| open(path).is_ok()))
+    let mut damaged = Vec::new();
+    for (_, path) in list(run)?.checkpoints {
+        match open(&path) {
+            Ok(_) => return Ok(Latest { whole: Some(path), damaged }),
+            Err(error) => damaged.push(error.to_string()),
+        }
+    }
+    Ok(Latest { whole: None, damaged })
 }
 
 /// Removes all but the newest `keep` checkpoints.
@@ -108,23 +160,35 @@ pub fn prune(run: &Path, keep: usize) -> Result<()> {
     list(run)?.checkpoints.iter().skip(keep).try_for_each(|(_, path)| remove(path))
 }
 
-/// Removes the checkpoints of steps after `step`: a run that goes on from there takes them again, and would else find
-/// them as its newest.
+/// Removes the checkpoints of steps after `step`, the newest first, and what is left of others: a run that goes on from
+/// there takes them again, and would else find them as its newest.
 pub fn rewind(run: &Path, step: u64) -> Result<()> {
-    list(run)?.checkpoints.iter().filter(|(later, _)| *later > step).try_for_each(|(_, path)| remove(path))
+    let found = list(run)?;
+    for (_, leftover) in found.leftovers {
+        disk::remove_dir_all(&leftover).map_err(|error| Error::writing(&leftover, error))?;
+    }
+    found.checkpoints.iter().filter(|(later, _)| *later > step).try_for_each(|(_, path)| remove(path))
+}
+
+/// How many checkpoints stand in a run's folder.
+pub fn count(run: &Path) -> Result<usize> {
+    Ok(list(run)?.checkpoints.len())
 }
 
 /// Renames first: removal is not atomic, and half a checkpoint must not look like one.
 fn remove(path: &Path) -> Result<()> {
-    let doomed = path.with_file_name(format!(".{}.replaced", path.file_name().unwrap_or_default().to_string_lossy()));
-    fs::rename(path, &doomed).and_then(|()| fs::remove_dir_all(&doomed)).map_err(|error| Error::writing(path, error))
+    let doomed = path.with_file_name(format!(".{}.removed", path.file_name().unwrap_or_default().to_string_lossy()));
+    disk::remove_dir_all(&doomed)
+        .and_then(|()| disk::rename(path, &doomed))
+        .and_then(|()| disk::remove_dir_all(&doomed))
+        .map_err(|error| Error::writing(path, error))
 }
 
 struct Found {
-    /// Newest first.
+    /// Step and folder, newest first.
     checkpoints: Vec<(u64, PathBuf)>,
-    /// Hidden folders of checkpoints that were being written or removed.
-    leftovers: Vec<PathBuf>,
+    /// Step and hidden folder of checkpoints that were being written, replaced or removed.
+    leftovers: Vec<(u64, PathBuf)>,
 }
 
 /// What stands in a run's folder; nothing where there is no such folder.
@@ -140,10 +204,14 @@ fn list(run: &Path) -> Result<Found> {
         if !path.is_dir() {
             continue;
         }
-        if let Some(step) = name.strip_prefix(PREFIX).and_then(|step| step.parse().ok()) {
-            found.checkpoints.push((step, path));
-        } else if name.strip_prefix('.').is_some_and(|name| name.starts_with(PREFIX)) {
-            found.leftovers.push(path);
+        let (hidden, name) = name.strip_prefix('.').map_or((false, name), |name| (true, name));
+        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        let (step, suffix) = rest.split_once('.').unwrap_or((rest, ""));
+        let Ok(step) = step.parse() else { continue };
+        match (hidden, suffix) {
+            (false, "") => found.checkpoints.push((step, path)),
+            (true, "incomplete" | "replaced" | "removed") => found.leftovers.push((step, path)),
+            _ => {}
         }
     }
     found.checkpoints.sort_by_key(|&(step, _)| std::cmp::Reverse(step));
@@ -155,14 +223,21 @@ mod tests {
     use super::*;
 
     fn state(step: u64) -> State {
-        let made_of = MadeOf { recipe: "r".into(), data: "d".into(), base: "b".into(), start: "s".into() };
-        State { step, epoch: 1, row: 4, num_tokens: 900, metrics_bytes: 1234, made_of }
+        let of = |what: &str| what.to_string();
+        let made_of = MadeOf {
+            settings: BTreeMap::from([(of("train.epochs"), 2.0.into()), (of("train.learning_rate"), 0.25.into())]),
+            base: of("b"),
+            template: of("c"),
+            tokenizer: of("t"),
+            start: of("s"),
+            data: of("d"),
+            held_out: of("h"),
+        };
+        State { step, epoch: 1, row: 4, num_tokens: 900, skipped: 0, metrics_bytes: 1234, made_of }
     }
 
     fn save_step(run: &Path, step: u64) -> Result<PathBuf> {
-        save(run, &state(step), |folder| {
-            fs::write(folder.join(OPTIMIZER), step.to_string()).map_err(|error| Error::writing(folder, error))
-        })
+        save(run, &state(step), |folder| store::write_atomic(&folder.join(OPTIMIZER), |file| write!(file, "{step}")))
     }
 
     fn names(run: &Path) -> Vec<String> {
@@ -176,11 +251,11 @@ mod tests {
     #[test]
     fn the_newest_is_found_by_number_and_comes_back_as_it_was() -> Result<()> {
         let run = tempfile::tempdir().expect("a folder");
-        assert_eq!(latest(&run.path().join("none"))?, None);
-        assert_eq!(latest(run.path())?, None);
+        assert_eq!(latest(&run.path().join("none"))?.whole, None);
+        assert_eq!(latest(run.path())?.whole, None);
         save_step(run.path(), 9)?;
         let path = save_step(run.path(), 10)?;
-        assert_eq!(latest(run.path())?, Some(path.clone()));
+        assert_eq!(latest(run.path())?, Latest { whole: Some(path.clone()), damaged: vec![] });
         assert_eq!(open(&path)?, state(10));
         assert_eq!(fs::read_to_string(path.join(OPTIMIZER)).expect("written"), "10");
         Ok(())
@@ -194,7 +269,10 @@ mod tests {
         fs::write(cut.join(OPTIMIZER), "").expect("written");
         fs::create_dir(run.path().join("checkpoint-6")).expect("made");
         fs::create_dir(run.path().join(".checkpoint-8.incomplete")).expect("made");
-        assert_eq!(latest(run.path())?, Some(whole));
+        let found = latest(run.path())?;
+        assert_eq!((found.whole, found.damaged.len()), (Some(whole), 2));
+        assert!(found.damaged[0].contains("checkpoint-6/manifest.json"), "{:?}", found.damaged);
+        assert!(found.damaged[1].contains(&format!("checkpoint-4/{OPTIMIZER}")), "{:?}", found.damaged);
         assert_eq!(names(run.path()), ["checkpoint-2", "checkpoint-4", "checkpoint-6"]);
         assert!(open(&cut).expect_err("cut").to_string().contains(OPTIMIZER));
         Ok(())
@@ -222,16 +300,117 @@ mod tests {
         Ok(())
     }
 
+    /// The states in which a crash between two calls can leave a replacement, and which of the two is there afterwards.
+    #[test]
+    fn a_replacement_that_was_cut_short_is_made_up_for() -> Result<()> {
+        let run = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| run.path().join(name);
+        let rename = |from: &str, to: &str| fs::rename(at(from), at(to)).expect("renamed");
+        let content = || fs::read_to_string(at("checkpoint-5").join(OPTIMIZER)).expect("read");
+        let both = || -> Result<()> {
+            save_step(run.path(), 5)?;
+            fs::write(at("checkpoint-5").join("old"), "").expect("written");
+            rename("checkpoint-5", "aside");
+            save_step(run.path(), 5)?;
+            rename("checkpoint-5", ".checkpoint-5.incomplete");
+            rename("aside", ".checkpoint-5.replaced");
+            Ok(())
+        };
+        // Both renamed aside, the new one whole: it is taken.
+        both()?;
+        assert_eq!(latest(run.path())?.whole, Some(at("checkpoint-5")));
+        assert_eq!((names(run.path()), content()), (vec!["checkpoint-5".to_string()], "5".into()));
+        assert!(!at("checkpoint-5/old").exists());
+        // The new one not whole: the old one comes back.
+        fs::remove_dir_all(at("checkpoint-5")).expect("removed");
+        both()?;
+        fs::remove_file(at(".checkpoint-5.incomplete/manifest.json")).expect("removed");
+        assert_eq!(latest(run.path())?.whole, Some(at("checkpoint-5")));
+        assert_eq!(names(run.path()), ["checkpoint-5"]);
+        assert!(at("checkpoint-5/old").exists());
+        // What was on its way out stays out.
+        rename("checkpoint-5", ".checkpoint-5.removed");
+        assert_eq!((latest(run.path())?.whole, names(run.path()).len()), (None, 0));
+        Ok(())
+    }
+
     #[test]
     fn another_run_does_not_go_on_from_it() {
         let (then, path) = (state(3), Path::new("runs/hh/checkpoint-3"));
-        assert!(then.check(&then.made_of, path).is_ok());
-        let now = MadeOf { data: "other".into(), ..then.made_of.clone() };
-        let error = then.check(&now, path).expect_err("other rows");
-        assert!(
-            error.to_string().starts_with("runs/hh/checkpoint-3: made with another set of training rows"),
-            "{error}"
-        );
-        assert_eq!(error.exit_code(), 2);
+        assert!(then.check(&then.made_of, false, path).is_ok());
+        let refused = |change: &dyn Fn(&mut MadeOf), extend: bool| {
+            let mut now = then.made_of.clone();
+            change(&mut now);
+            then.check(&now, extend, path).map_err(|error| (error.exit_code(), error.to_string()))
+        };
+        let parts: [(&dyn Fn(&mut MadeOf), &str); 8] = [
+            (&|now| now.base.push('x'), "base model"),
+            (&|now| now.template.push('x'), "chat template"),
+            (&|now| now.tokenizer.push('x'), "tokenizer"),
+            (&|now| now.start.push('x'), "start adapter"),
+            (&|now| now.data.push('x'), "set of training rows"),
+            (&|now| now.held_out.push('x'), "set of held-out rows"),
+            (&|now| drop(now.settings.remove("train.learning_rate")), "train.learning_rate (0.25, now not set)"),
+            (&|now| drop(now.settings.insert("train.seed".into(), 1.into())), "train.seed (not set, now 1)"),
+        ];
+        for (change, what) in parts {
+            for extend in [false, true] {
+                let (code, said) = refused(change, extend).expect_err(what);
+                assert_eq!(code, 2);
+                assert!(said.starts_with(&format!("runs/hh/checkpoint-3: made with another {what}: ")), "{said}");
+            }
+        }
+        let longer = |now: &mut MadeOf| drop(now.settings.insert("train.epochs".into(), 3.0.into()));
+        let (_, said) = refused(&longer, false).expect_err("longer");
+        assert!(said.contains("another train.epochs (2.0, now 3.0) (or go on for more steps with --extend)"), "{said}");
+        assert_eq!(refused(&longer, true), Ok(()));
+    }
+
+    /// Every call that a save and a prune make goes wrong in every way: the newest whole checkpoint is the old one or
+    /// the new one, no third thing, and the next save works.
+    #[cfg(debug_assertions)]
+    #[test]
+    fn a_save_that_fails_at_any_call_leaves_a_whole_checkpoint() -> Result<()> {
+        use crate::store::disk::faults::{self, Fault};
+        let save_both = |run: &Path, step: u64| -> Result<()> {
+            save_step(run, step)?;
+            prune(run, 1)
+        };
+        let whole = {
+            let run = tempfile::tempdir().expect("a folder");
+            save_both(run.path(), 1)?;
+            faults::plan(usize::MAX, Fault::Torn);
+            save_both(run.path(), 2)?;
+            faults::end()
+        };
+        for call in ["mkdir", "create", "write", "sync", "rename", "remove"] {
+            assert!(whole.iter().any(|(name, _)| *name == call), "no {call} among {whole:?}");
+        }
+        let kinds = [std::io::ErrorKind::StorageFull, std::io::ErrorKind::Other].map(Fault::Error);
+        for fault in kinds.into_iter().chain([Fault::Torn, Fault::Crash]) {
+            for at in 0..whole.len() {
+                for step in [2, 1] {
+                    // A step of its own, or the same step with another state: a replacement.
+                    let run = tempfile::tempdir().expect("a folder");
+                    save(run.path(), &State { num_tokens: 1, ..state(1) }, |_| Ok(()))?;
+                    faults::plan(at, fault);
+                    let failed = save_both(run.path(), step);
+                    let calls = faults::end_without_power();
+                    if calls.len() <= at {
+                        continue;
+                    }
+                    let place = format!("{fault:?} at call {at}, {:?}: {failed:?}", calls[at]);
+                    let found = latest(run.path())?;
+                    let kept = open(found.whole.as_deref().unwrap_or_else(|| panic!("nothing left: {place}")))?;
+                    let old = State { num_tokens: 1, ..state(1) };
+                    assert!(kept == old || kept == state(step), "{place}");
+                    assert!(failed.is_err() || kept == state(step), "{place}");
+                    assert_eq!(found.damaged, [""; 0], "{place}");
+                    save_both(run.path(), 3)?;
+                    assert_eq!(names(run.path()), ["checkpoint-3"], "{place}");
+                }
+            }
+        }
+        Ok(())
     }
 }

@@ -33,7 +33,7 @@ pub fn measure(base: &Base, adapter: &Adapter, merged: &Base, prompts: &[Vec<u32
     let sampling = Sampling { per_prompt: TEXTS, max_new_tokens: TOKENS, temperature: 1.0, seed: 0, stop };
     let mut differences = Vec::new();
     for prompt in prompts {
-        let texts = generate(&base.model, &[prompt], tuned, &sampling)?;
+        let texts = generate(&base.model, &[prompt], tuned, &sampling, &|| Ok(()))?;
         let tree = || Tree { prompt, answers: texts.iter().map(Vec::as_slice).collect() };
         let ours = forward(&base.model, &pack(&[tree()], &base.model.rotary, &base.model.device)?, tuned)?;
         let packed = pack(&[tree()], &merged.model.rotary, &merged.model.device)?;

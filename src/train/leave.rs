@@ -87,9 +87,9 @@ impl Run<'_> {
             return Ok(None);
         }
         let mut stage = self.progress.start(Phase::Sampling, 0, samples.count as u64);
-        let drawn = samples::draw(&self.base, &self.adapter, samples, self.recipe.train.seed, |done| {
+        let poll = || self.signals.stopped();
+        let drawn = samples::draw(&self.base, &self.adapter, samples, self.recipe.train.seed, &poll, |done| {
             stage.update(done, Figures::default());
-            self.signals.stopped()
         });
         let drawn = drawn.map_err(|error| match error {
             Error::Stopped(signal) => {

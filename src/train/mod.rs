@@ -2,8 +2,8 @@
 //!
 //! [`run`] is the loop and reads in the order it runs; `leave` is its end. They stand on [`rows`], [`base`] (the frozen model and its tokenizer),
 //! [`adapters`] (what learns, to and from PEFT's folders), [`pairs`] (a batch's log-probs and gradients), [`mod@reference`]
-//! (what the policy is held to), [`samples`], and on [`folder`], [`identity`], [`checkpoint`] and [`signals`], which make
-//! a stopped run resumable. [`device`] chooses where it computes, [`difference`] measures what a merge changes.
+//! (what the policy is held to), [`samples`], and on [`folder`], [`mod@lock`], [`identity`], [`checkpoint`], [`signals`]
+//! and [`watch`], which make a stopped run resumable. [`device`] chooses where it computes, [`difference`] measures what a merge changes.
 
 pub mod adapters;
 pub mod base;
@@ -13,9 +13,12 @@ pub mod difference;
 pub mod folder;
 pub mod identity;
 mod leave;
+pub mod lock;
 pub mod pairs;
 pub mod reference;
 pub mod rows;
 pub mod run;
 pub mod samples;
 pub mod signals;
+mod skip;
+pub mod watch;

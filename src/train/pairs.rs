@@ -164,7 +164,7 @@ impl HeldTo {
 /// Puts a scored pair into `metrics`; returns the loss's derivatives by its two summed log-probs.
 ///
 /// # Errors
-/// [`Error::Run`] naming the row, where its loss is not finite.
+/// [`Error::NotFinite`] naming the row, where its loss or a derivative of it is not finite.
 pub fn measure(
     pair: &TokenizedPair,
     scored: &Scored,
@@ -176,13 +176,12 @@ pub fn measure(
     let (chosen_tokens, rejected_tokens) = (pair.chosen.len(), pair.rejected.len());
     let logps = PairLogps { chosen, rejected, ref_chosen, ref_rejected, chosen_tokens, rejected_tokens };
     let grad = loss(objective, &logps);
-    if !grad.loss.is_finite() {
-        let (file, line) = pair.origin;
-        return Err(Error::run(format!(
-            "the loss of row {line} of file {} is not finite (log-probs {chosen:e} and {rejected:e}, the reference's \
-             {ref_chosen:e} and {ref_rejected:e}); lower train.learning_rate, or look at the row",
-            file + 1
-        )));
+    if ![grad.loss, grad.d_chosen, grad.d_rejected].iter().all(|number| number.is_finite()) {
+        let why = format!(
+            "the loss is not finite (log-probs {chosen:e} and {rejected:e}, the reference's {ref_chosen:e} and \
+             {ref_rejected:e}); lower train.learning_rate, or look at the row"
+        );
+        return Err(Error::NotFinite { why, rows: vec![pair.origin], outside: false });
     }
     metrics.add(&logps, grad.loss, pair.prompt.len(), &scored.logged[0], &scored.logged[1]);
     Ok([grad.d_chosen, grad.d_rejected])

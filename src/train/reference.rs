@@ -57,15 +57,12 @@ impl Reference {
     /// Keeps a pair's sums.
     ///
     /// # Errors
-    /// [`Error::Input`] naming the row, where they are not finite.
+    /// [`Error::NotFinite`] naming the row, where they are not; they are not kept.
     pub fn learn(&mut self, pair: &TokenizedPair, sums: [f64; 2]) -> Result<()> {
         if !sums.iter().all(|sum| sum.is_finite()) {
-            let (file, line) = pair.origin;
-            return Err(Error::input(format!(
-                "the reference's log-probs of row {line} of file {} are not finite: the weights of the base or of the \
-                 start adapter hold a NaN or overflow; fetch the files again or use another model",
-                file + 1
-            )));
+            let why = "the reference's log-probs are not finite: the weights of the base or of the start adapter hold a \
+                       NaN or overflow; fetch the files again or use another model";
+            return Err(Error::NotFinite { why: why.into(), rows: vec![pair.origin], outside: true });
         }
         self.cache.as_mut().map_or(Ok(()), |cache| cache.put(row_hash(pair), sums))
     }

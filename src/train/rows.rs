@@ -38,6 +38,17 @@ impl Rows {
     }
 }
 
+impl Rows {
+    /// `file:line` of a training row, or of one held out.
+    pub fn place(&self, (file, line): (u32, u32), held_out: bool) -> String {
+        let report = self.reports.1.as_ref().filter(|_| held_out).unwrap_or(&self.reports.0);
+        match report.files.get(file as usize) {
+            Some(file) => format!("{}:{line}", file.path.display()),
+            None => format!("row {line} of file {}", file + 1),
+        }
+    }
+}
+
 /// Loads the pairs of the files that `names` names: paths, globs, or files on a hub.
 pub fn load(names: &[String], recipe: &Recipe, base: &Base, options: &Options) -> Result<Dataset> {
     let template = ChatTemplate::choose(&recipe.data.chat_template, &base.tokenizer)?;

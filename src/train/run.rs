@@ -1,8 +1,8 @@
 //! A run from its recipe to its last step. `Run::train` reads in the order it happens.
 
 use std::{
-    fs,
-    path::PathBuf,
+    io::Write,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -12,11 +12,14 @@ use super::{
     checkpoint::{self, MadeOf, State},
     device::{self, Compute},
     folder, identity,
+    lock::Lock,
     pairs::{self, StepDropout},
     reference::Reference,
     rows::Rows,
     samples,
     signals::Signals,
+    skip::named,
+    watch::Watch,
 };
 use crate::{
     Error, Result,
@@ -26,12 +29,14 @@ use crate::{
     model::{linear::Through, lora::Adapter},
     objective::{
         Means, Metrics,
+        reference_cache::RECORD,
         rows::{EvalRow, TrainRow},
     },
     optim::{Optimizer, clip_scale, global_norm, rate},
     random::Stream,
     recipe::{self, Recipe},
     report::{Figures, MemoryMeter, MetricsFile, Phase, Progress, Summary, metrics_file, summary::HeldOut},
+    store,
 };
 
 /// Where a run goes on.
@@ -58,9 +63,14 @@ pub(super) struct Run<'a> {
     schedule: Schedule,
     reference: Reference,
     optimizer: Optimizer,
-    metrics: MetricsFile,
+    pub(super) metrics: MetricsFile,
     made_of: MadeOf,
-    num_tokens: u64,
+    pub(super) num_tokens: u64,
+    /// Steps in a row that were left out, up to now.
+    pub(super) skipped: u64,
+    watch: Watch,
+    /// Held for as long as the run is.
+    _lock: Lock,
 }
 
 /// What this process did, for the closing summary.
@@ -72,21 +82,31 @@ pub(super) struct Count {
     pub(super) time: Duration,
 }
 
-/// Trains as the recipe says; leaves the run's folder complete.
+/// Trains as the recipe says; leaves the run's folder complete. With `extend`, a run that is gone on with may be longer
+/// than it was.
 ///
 /// # Errors
 /// [`Error::Stopped`] after a signal, once the last whole step is saved; else whatever went wrong.
-pub fn train(recipe: &Recipe, from: &From) -> Result<Summary> {
+pub fn train(recipe: &Recipe, from: &From, extend: bool) -> Result<Summary> {
     let started = Instant::now();
-    let (mut run, first) = Run::open(recipe, from)?;
+    let (mut run, first) = Run::open(recipe, from, extend)?;
     let outcome = run.train(first);
     run.reference.flush()?;
     let (before, after, count) = outcome?;
-    run.leave(before, after, &count, started)
+    let summary = run.leave(before, after, &count, started)?;
+    match run.signals.stop_requested() {
+        None => Ok(summary),
+        Some(signal) => {
+            run.progress.note("stopped as the run ended: all of it is written");
+            Err(Error::Stopped(signal))
+        }
+    }
 }
 
 impl<'a> Run<'a> {
-    fn open(recipe: &'a Recipe, from: &From) -> Result<(Self, usize)> {
+    fn open(recipe: &'a Recipe, from: &From, extend: bool) -> Result<(Self, usize)> {
+        // until the folder is touched Ctrl-C ends the process at once: nothing is there to save
+        let signals = Signals::install()?;
         let (progress, memory) = (Progress::stderr(), MemoryMeter::start());
         device::use_threads(recipe.run.threads)?;
         let device = device::choose(&recipe.run.device)?;
@@ -95,28 +115,41 @@ impl<'a> Run<'a> {
             progress.note("memory.compute is bf16, but this CPU does not multiply it (AVX512-BF16): f32 is used");
         }
         let base = Base::open(&recipe.model.base, &recipe.model.revision, &device, compute)?;
+        let watch = Watch::start(base.folder.files())?;
         samples::check(&base, &recipe.samples)?;
         let rows = Rows::load(recipe, &base)?;
         progress.note(&format!("train rows: {}", rows.reports.0.summary()));
         if let Some(report) = &rows.reports.1 {
             progress.note(&format!("eval rows: {}", report.summary()));
         }
-        // until here Ctrl-C ends the process as ever: there is nothing to save while files are fetched and read
-        let signals = Signals::install()?;
         let fingerprint = base.folder.fingerprint()?;
         let (config, adapter) = adapters::start(recipe, &base)?;
-        let made_of = identity::made_of(recipe, &rows.train, &fingerprint, &adapter.values.to_vec1()?)?;
+        let made_of = identity::made_of(recipe, &base, &fingerprint, &rows, &adapter.values.to_vec1()?)?;
         let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
         let held_to = match (recipe.objective.reference, &recipe.adapter.start_from) {
             (recipe::Reference::Start, Some(_)) => Some(adapters::start(recipe, &base)?.1),
             _ => None,
         };
 
+        watch.check()?;
+        signals.hold();
         let output = &recipe.run.output;
-        let (metrics, first, num_tokens) = match checkpoint_of(output, from)? {
-            Some(path) => {
+        let write_recipe =
+            || store::write_atomic(&output.join(folder::RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()));
+        let (lock, metrics, at) = match from {
+            From::Start => {
+                let (lock, aside) = folder::begin(output)?;
+                if let Some(aside) = aside {
+                    progress.note(&format!("{} holds an earlier run; it is {} now", output.display(), aside.display()));
+                }
+                write_recipe()?;
+                (lock, MetricsFile::create(&output.join(folder::METRICS))?, None)
+            }
+            From::Latest | From::Checkpoint(_) => {
+                let lock = folder::go_on(output)?;
+                let path = checkpoint_of(output, from, &progress)?;
                 let state = checkpoint::open(&path)?;
-                state.check(&made_of, &path)?;
+                state.check(&made_of, extend, &path)?;
                 let saved = adapters::from_folder(&AdapterFolder::read(&path)?, &base)?;
                 if saved.shapes != adapter.shapes {
                     return Err(Error::input(format!(
@@ -127,19 +160,14 @@ impl<'a> Run<'a> {
                 adapter.values.slice_set(&saved.values, 0, 0)?;
                 optimizer.load(&path.join(checkpoint::OPTIMIZER))?;
                 progress.note(&format!("going on from {} after step {}", path.display(), state.step));
-                let metrics = MetricsFile::resume(&output.join(folder::METRICS), state.metrics_bytes)?;
+                // first the checkpoints that count on rows of the metrics, then these rows
                 checkpoint::rewind(output, state.step)?;
-                (metrics, state.step as usize, state.num_tokens)
-            }
-            None => {
-                if let Some(aside) = folder::begin(output)? {
-                    progress.note(&format!("{} holds an earlier run; it is {} now", output.display(), aside.display()));
-                }
-                let path = output.join(folder::RECIPE);
-                fs::write(&path, recipe.to_toml()).map_err(|error| Error::writing(&path, error))?;
-                (MetricsFile::create(&output.join(folder::METRICS))?, 0, 0)
+                let metrics = MetricsFile::resume(&output.join(folder::METRICS), state.metrics_bytes)?;
+                write_recipe()?;
+                (lock, metrics, Some(state))
             }
         };
+        let (first, num_tokens, skipped) = at.map_or((0, 0, 0), |at| (at.step as usize, at.num_tokens, at.skipped));
         let mut reference = Reference::new(held_to);
         if recipe.memory.reference_cache {
             reference = reference.cached(&output.join(folder::REFERENCE), &fingerprint, compute)?;
@@ -156,11 +184,43 @@ impl<'a> Run<'a> {
             metrics,
             made_of,
             num_tokens,
+            skipped,
+            watch,
+            _lock: lock,
             progress,
             signals,
             memory,
         };
+        let total = run.total_steps();
+        if first > total {
+            return Err(Error::recipe(format!(
+                "{}: its checkpoint is after step {first}, and the recipe has {total} steps; name more steps, or go on \
+                 from an earlier checkpoint",
+                output.display()
+            )));
+        }
+        store::space::require(output, run.bytes_to_write(first, total)?, "the run")?;
         Ok((run, first))
+    }
+
+    /// At most so many bytes come to stand in the run's folder besides what is there.
+    fn bytes_to_write(&self, first: usize, total: usize) -> Result<u64> {
+        let recipe = &self.recipe.train;
+        let moments: usize = self.optimizer.state().1.iter().map(|(_, moment)| moment.elem_count()).sum();
+        let learning = self.adapter.values.elem_count();
+        let checkpoint = 4 * (learning + moments) as u64 + folder::SMALL_FILES;
+        let saves = (total - first).checked_div(recipe.save_every).unwrap_or(0) + 1;
+        // a new one is whole before an old one goes
+        let kept = recipe.keep_checkpoints.max(1).min(checkpoint::count(&self.recipe.run.output)? + saves);
+        let new = (kept + 1).saturating_sub(checkpoint::count(&self.recipe.run.output)?).max(1) as u64;
+        let evaluations = (total - first).checked_div(recipe.eval_every).unwrap_or(0) + 2;
+        let rows = (total - first + evaluations) as u64 * folder::METRICS_ROW;
+        let adapter = 4 * learning as u64 + folder::SMALL_FILES;
+        let cache = match self.recipe.memory.reference_cache {
+            true => (self.rows.train.len() + self.rows.eval.len()) as u64 * RECORD as u64,
+            false => 0,
+        };
+        Ok(new.saturating_mul(checkpoint).saturating_add(adapter + rows + cache))
     }
 
     /// Steps `first` to the last, with the evaluations and checkpoints between them; returns the held-out averages
@@ -175,10 +235,16 @@ impl<'a> Run<'a> {
         }
         let mut stage = self.progress.start(Phase::Training, first as u64, total as u64);
         for step in first..total {
-            let row = self.step(step, total).map_err(|error| self.save_when_stopped(step, error))?;
             let done = step + 1;
-            count.add(&row);
-            stage.update(row.step, figures(&row.means, &count));
+            match self.step(step, total) {
+                Ok(row) => {
+                    self.skipped = 0;
+                    count.add(&row);
+                    stage.update(row.step, figures(&row.means, &count));
+                }
+                Err(error @ Error::NotFinite { .. }) => self.skip(step, error)?,
+                Err(error) => return Err(self.save_when_stopped(step, error)),
+            }
             if self.evaluates_after(done) {
                 self.evaluate(done).map_err(|error| self.save_when_stopped(done, error))?;
             }
@@ -207,11 +273,13 @@ impl<'a> Run<'a> {
         let reference = &mut self.reference;
         pairs::gradient(engine, &batch, reference, &recipe.objective, (adapter, dropout), &mut metrics)?;
         let grad_norm = global_norm(&adapter.grads)?;
+        let not_finite = |what: &str| Error::NotFinite {
+            why: format!("{what}; lower train.learning_rate or objective.beta, or look at the rows"),
+            rows: batch.iter().map(|pair| pair.origin).collect(),
+            outside: false,
+        };
         if !grad_norm.is_finite() {
-            return Err(Error::run(format!(
-                "step {}: the gradient is not finite, nothing was changed; lower train.learning_rate",
-                step + 1
-            )));
+            return Err(not_finite("the gradient is not finite"));
         }
         let means = metrics.mean().ok_or_else(|| Error::run("a step without pairs"))?;
         self.check_start(step, &means)?;
@@ -219,7 +287,9 @@ impl<'a> Run<'a> {
         let train = &self.recipe.train;
         let learning_rate = rate(step, total, train.warmup_steps, train.learning_rate, train.lr_schedule);
         let scale = clip_scale(grad_norm, train.max_grad_norm);
-        self.optimizer.step(&self.adapter.values, &self.adapter.grads, learning_rate, scale)?;
+        if !self.optimizer.step(&self.adapter.values, &self.adapter.grads, learning_rate, scale)? {
+            return Err(not_finite("the update would not be finite"));
+        }
         self.memory.sample();
 
         self.num_tokens += means.num_tokens;
@@ -253,6 +323,7 @@ impl<'a> Run<'a> {
         if self.rows.eval.is_empty() {
             return Ok(());
         }
+        self.watch.check()?;
         let began = Instant::now();
         let pairs: Vec<&TokenizedPair> = self.rows.eval.iter().collect();
         let poll = || self.signals.stopped();
@@ -262,7 +333,8 @@ impl<'a> Run<'a> {
         let (model, scratch) = (&self.base.model, self.recipe.run.output.as_path());
         let engine = Engine { model, schedule: &self.schedule, scratch, poll: &poll };
         for (chunk, at) in pairs.chunks(8).zip((8..).step_by(8)) {
-            pairs::evaluate(engine, chunk, &mut self.reference, &self.recipe.objective, through, &mut metrics)?;
+            pairs::evaluate(engine, chunk, &mut self.reference, &self.recipe.objective, through, &mut metrics)
+                .map_err(|error| named(error, &self.rows))?;
             stage.update(at.min(pairs.len()) as u64, Figures::default());
         }
         stage.finish();
@@ -288,7 +360,8 @@ impl<'a> Run<'a> {
         }))
     }
 
-    fn save(&mut self, done: usize) -> Result<()> {
+    pub(super) fn save(&mut self, done: usize) -> Result<()> {
+        self.watch.check()?;
         self.reference.flush()?;
         self.metrics.sync()?;
         let per_epoch = self.steps_per_epoch();
@@ -297,6 +370,7 @@ impl<'a> Run<'a> {
             epoch: (done / per_epoch) as u64,
             row: (done % per_epoch * self.recipe.train.batch_size) as u64,
             num_tokens: self.num_tokens,
+            skipped: self.skipped,
             metrics_bytes: self.metrics.len(),
             made_of: self.made_of.clone(),
         };
@@ -336,7 +410,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn epoch(&self, done: usize) -> f64 {
+    pub(super) fn epoch(&self, done: usize) -> f64 {
         done as f64 / self.steps_per_epoch() as f64
     }
 
@@ -390,17 +464,17 @@ fn batch<'p>(recipe: &Recipe, rows: &'p [TokenizedPair], step: usize) -> Vec<&'p
     order[first..rows.len().min(first + size)].iter().map(|&row| &rows[row as usize]).collect()
 }
 
-/// The checkpoint that a run goes on from.
-fn checkpoint_of(run: &std::path::Path, from: &From) -> Result<Option<PathBuf>> {
-    match from {
-        From::Start => Ok(None),
-        From::Checkpoint(path) => Ok(Some(path.clone())),
-        From::Latest => match checkpoint::latest(run)? {
-            Some(path) => Ok(Some(path)),
-            None => Err(Error::recipe(format!(
-                "--resume: {} holds no whole checkpoint; leave --resume away to start anew",
-                run.display()
-            ))),
-        },
+/// The checkpoint that a run goes on from; says which newer ones are damaged.
+fn checkpoint_of(run: &Path, from: &From, progress: &Progress) -> Result<PathBuf> {
+    if let From::Checkpoint(path) = from {
+        return Ok(path.clone());
     }
+    let found = checkpoint::latest(run)?;
+    found.damaged.iter().for_each(|damaged| progress.note(&format!("passed over: {damaged}")));
+    found.whole.ok_or_else(|| {
+        Error::recipe(format!(
+            "--resume: {} holds no whole checkpoint; leave --resume away to start anew",
+            run.display()
+        ))
+    })
 }

@@ -10,7 +10,7 @@ use crate::{
     engine::{
         generate::{Sampling, generate},
         pack::{Tree, pack},
-        pass::forward,
+        pass::{Poll, forward},
     },
     model::{linear::Through, lora::Adapter},
     recipe::Samples,
@@ -50,13 +50,14 @@ fn ids(base: &Base, number: usize, prompt: &str) -> Result<Vec<u32>> {
     }
 }
 
-/// Draws samples as the recipe says; `shown` hears how many are done.
+/// Draws samples as the recipe says; `poll` is looked at on the way, `shown` hears how many are done.
 pub fn draw(
     base: &Base,
     adapter: &Adapter,
     samples: &Samples,
     seed: u64,
-    mut shown: impl FnMut(u64) -> Result<()>,
+    poll: Poll,
+    mut shown: impl FnMut(u64),
 ) -> Result<Drawn> {
     let labels = samples.labels.as_deref().map(Labels::read).transpose()?;
     let tuned = Through::of(Some(adapter));
@@ -72,14 +73,14 @@ pub fn draw(
                 seed: seed.wrapping_add((number * per_prompt + first) as u64),
                 stop: base.tokenizer.stop_ids().to_vec(),
             };
-            let answers = |through| generate(&base.model, &[&ids], through, &sampling);
+            let answers = |through| generate(&base.model, &[&ids], through, &sampling, poll);
             let (before, after) = (answers(Through::default())?, answers(tuned)?);
             ratios.extend(log_ratios(base, &ids, &after, tuned)?);
             for (before, after) in before.iter().zip(&after) {
                 let text = |ids: &[u32]| base.tokenizer.decode(ids, true);
                 drawn.push(Sample { prompt: prompt.clone(), base: text(before)?, tuned: text(after)? });
             }
-            shown(drawn.len() as u64)?;
+            shown(drawn.len() as u64);
         }
     }
     let positive = labels.map(|labels| labels.shares(&drawn));

@@ -1,7 +1,8 @@
-//! Ctrl-C and `kill` as a flag that the loop polls between steps, so that a stopped run is a saved run.
+//! Ctrl-C and `kill` as a flag that a run polls on its way, so that a stopped run is a saved run.
 //!
-//! The first SIGINT or SIGTERM sets the flag; a second one of either ends the process at once with 128 + its number
-//! (130 or 143), for the person who will not wait. Both signals exist on Windows too.
+//! While a run loads there is nothing to save: SIGINT or SIGTERM ends the process at once with 128 + its number (130 or
+//! 143). From [`Signals::hold`] on the first one sets the flag, and a second one of either ends the process at once, for
+//! the person who will not wait. Both signals exist on Windows too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,21 +17,28 @@ use crate::{Error, Result};
 pub struct Signals {
     /// 0: none yet.
     caught: Arc<AtomicUsize>,
+    /// Whether the next signal ends the process.
+    at_once: Arc<AtomicBool>,
 }
 
 impl Signals {
-    /// Catches SIGINT and SIGTERM from now on, for the life of the process. Call it once.
+    /// Catches SIGINT and SIGTERM from now on, for the life of the process, and lets them end it. Call it once.
     pub fn install() -> Result<Self> {
         let caught = Arc::new(AtomicUsize::new(0));
-        let again = Arc::new(AtomicBool::new(false));
+        let at_once = Arc::new(AtomicBool::new(true));
         let failed = |error| Error::run(format!("signals cannot be caught: {error}"));
         for signal in [SIGINT, SIGTERM] {
             // Actions run in the order of registration: the exit looks at the flag before this signal sets it.
-            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&again)).map_err(failed)?;
-            flag::register(signal, Arc::clone(&again)).map_err(failed)?;
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&at_once)).map_err(failed)?;
+            flag::register(signal, Arc::clone(&at_once)).map_err(failed)?;
             flag::register_usize(signal, Arc::clone(&caught), signal as usize).map_err(failed)?;
         }
-        Ok(Self { caught })
+        Ok(Self { caught, at_once })
+    }
+
+    /// From now on there is something to save: the first signal is polled, the second ends the process.
+    pub fn hold(&self) {
+        self.at_once.store(false, Ordering::SeqCst);
     }
 
     /// [`Error::Stopped`] once a signal was caught: for long work to end at its next whole piece.
@@ -55,26 +63,35 @@ mod tests {
 
     /// Set in the child that raises the signals: they would end the whole test program.
     const CHILD: &str = "DPO_LORA_TEST_SIGNALS";
+    /// Set where the child has something to save.
+    const HELD: &str = "DPO_LORA_TEST_SIGNALS_HELD";
 
     #[test]
-    fn the_first_signal_is_polled_and_the_second_ends_the_process() -> Result<()> {
+    fn the_first_signal_is_polled_once_held_and_the_next_ends_the_process() -> Result<()> {
         if let Ok(signal) = std::env::var(CHILD) {
             let signal: i32 = signal.parse().expect("a number");
             let signals = Signals::install()?;
-            assert_eq!(signals.stop_requested(), None);
-            signal_hook::low_level::raise(SIGTERM).expect("raised");
-            assert_eq!(signals.stop_requested(), Some(SIGTERM));
+            if std::env::var_os(HELD).is_some() {
+                signals.hold();
+                assert_eq!(signals.stop_requested(), None);
+                signal_hook::low_level::raise(SIGTERM).expect("raised");
+                assert_eq!(signals.stop_requested(), Some(SIGTERM));
+            }
             signal_hook::low_level::raise(signal).expect("raised");
-            unreachable!("the second signal ends the process");
+            unreachable!("this signal ends the process");
         }
         let program = std::env::current_exe().expect("this test program");
         for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
-            let output = Command::new(&program)
-                .args(["--exact", "train::signals::tests::the_first_signal_is_polled_and_the_second_ends_the_process"])
-                .env(CHILD, signal.to_string())
-                .output()
-                .expect("the child runs");
-            assert_eq!(output.status.code(), Some(code), "{}", String::from_utf8_lossy(&output.stdout));
+            for held in [true, false] {
+                let mut child = Command::new(&program);
+                let test = "the_first_signal_is_polled_once_held_and_the_next_ends_the_process";
+                child.args(["--exact", &format!("train::signals::tests::{test}")]).env(CHILD, signal.to_string());
+                if held {
+                    child.env(HELD, "1");
+                }
+                let output = child.output().expect("the child runs");
+                assert_eq!(output.status.code(), Some(code), "{}", String::from_utf8_lossy(&output.stdout));
+            }
         }
         Ok(())
     }

@@ -1,12 +1,17 @@
 //! Writing so that a file or a folder is either whole or absent, whenever the power goes.
 //!
 //! A thing is written under a hidden name beside its place, synced, and renamed into place. A folder also gets
-//! `manifest.json`, the size and SHA-256 of each file, written last, by which [`verify`] knows it again.
+//! `manifest.json`, the size and SHA-256 of each file, written last, by which [`verify`] knows it again. A crash between
+//! the two renames by which a folder takes another's place is made up for by [`recover`].
+//!
+//! Every change goes through [`disk`], where tests let each call fail in turn; [`space`] knows how much room there is.
 
+pub mod disk;
 mod safetensors_writer;
+pub mod space;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
@@ -24,18 +29,18 @@ pub const MANIFEST: &str = "manifest.json";
 ///
 /// # Errors
 /// [`Error::Run`], or [`Error::Resource`] on a full disk; nothing is left behind.
-pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<()> {
+pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<disk::File>) -> io::Result<()>) -> Result<()> {
     let part = hidden(path, "incomplete")?;
     let write = || {
-        let mut file = BufWriter::new(File::create(&part)?);
+        let mut file = BufWriter::new(disk::File::create(&part)?);
         fill(&mut file)?;
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&part, path)?;
-        sync_folder(parent(path))
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync()?;
+        disk::rename(&part, path)?;
+        disk::sync_dir(parent(path))
     };
     write().map_err(|e| {
         // Best effort: the error that matters is the first one.
-        let _ = fs::remove_file(&part);
+        let _ = disk::remove_file(&part);
         Error::writing(path, e)
     })
 }
@@ -66,10 +71,11 @@ impl Folder {
     /// attempt left is removed.
     pub fn create_atomic(path: &Path) -> Result<Self> {
         let part = hidden(path, "incomplete")?;
+        recover(path)?;
         let create = || {
-            fs::create_dir_all(parent(path))?;
-            remove_folder(&part)?;
-            fs::create_dir(&part)
+            disk::create_dir_all(parent(path))?;
+            disk::remove_dir_all(&part)?;
+            disk::create_dir(&part)
         };
         create().map_err(|e| Error::writing(path, e))?;
         Ok(Self { target: path.to_path_buf(), part })
@@ -87,22 +93,29 @@ impl Folder {
             let mut files = BTreeMap::new();
             for name in list(&self.part)? {
                 let path = self.part.join(&name);
-                File::open(&path)?.sync_all()?;
+                disk::sync_file(&path)?;
                 files.insert(name, stamp(&path)?);
             }
-            let mut manifest = File::create(self.part.join(MANIFEST))?;
-            serde_json::to_writer_pretty(&mut manifest, &Manifest { files })?;
-            manifest.write_all(b"\n")?;
-            manifest.sync_all()?;
-            sync_folder(&self.part)?;
+            let text = serde_json::to_string_pretty(&Manifest { files })? + "\n";
+            let mut manifest = disk::File::create(&self.part.join(MANIFEST))?;
+            manifest.write_all(text.as_bytes())?;
+            manifest.sync()?;
+            disk::sync_dir(&self.part)?;
             // A folder cannot be renamed over another one: the old one steps aside first.
-            remove_folder(&old)?;
-            if self.target.exists() {
-                fs::rename(&self.target, &old)?;
+            let replaces = self.target.exists();
+            if replaces {
+                disk::remove_dir_all(&old)?;
+                disk::rename(&self.target, &old)?;
             }
-            fs::rename(&self.part, &self.target)?;
-            sync_folder(parent(&self.target))?;
-            remove_folder(&old)
+            if let Err(failed) = disk::rename(&self.part, &self.target) {
+                if replaces {
+                    // Best effort: where this fails too, `recover` does it.
+                    let _ = disk::rename(&old, &self.target);
+                }
+                return Err(failed);
+            }
+            disk::sync_dir(parent(&self.target))?;
+            disk::remove_dir_all(&old)
         };
         finish().map_err(|e| Error::writing(&self.target, e))
     }
@@ -111,8 +124,26 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         // After `finish` there is nothing at this path; a failure only leaves the hidden folder behind.
-        let _ = remove_folder(&self.part);
+        let _ = disk::remove_dir_all(&self.part);
     }
+}
+
+/// Makes up for a crash in the middle of [`Folder::finish`]: where nothing stands at `path`, the new folder takes its
+/// place if all of it is on disk, or else the old one comes back.
+///
+/// # Errors
+/// [`Error::Run`] where a folder cannot be renamed or removed.
+pub fn recover(path: &Path) -> Result<()> {
+    let (part, old) = (hidden(path, "incomplete")?, hidden(path, "replaced")?);
+    let recover = || {
+        if !path.exists() && verify(&part).is_ok() {
+            disk::rename(&part, path)?;
+        } else if !path.exists() && old.exists() {
+            disk::rename(&old, path)?;
+        }
+        disk::remove_dir_all(&old)
+    };
+    recover().map_err(|e: io::Error| Error::writing(path, e))
 }
 
 /// Holds a folder's files against its manifest. Files that the manifest does not name are not looked at.
@@ -158,18 +189,6 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-fn remove_folder(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// Makes a rename last. Where a folder cannot be opened as a file, the file system is left to itself.
-fn sync_folder(path: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
-}
-
 /// The files of a folder and of the folders in it, sorted.
 fn list(folder: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
@@ -178,7 +197,7 @@ fn list(folder: &Path) -> io::Result<Vec<String>> {
         let name = entry.file_name().into_string().map_err(|_| io::Error::other("a file's name is not UTF-8"))?;
         if entry.file_type()?.is_dir() {
             names.extend(list(&entry.path())?.into_iter().map(|inner| format!("{name}/{inner}")));
-            sync_folder(&entry.path())?;
+            disk::sync_dir(&entry.path())?;
         } else {
             names.push(name);
         }
@@ -188,7 +207,7 @@ fn list(folder: &Path) -> io::Result<Vec<String>> {
 }
 
 fn stamp(path: &Path) -> io::Result<Stamp> {
-    let (mut file, mut hash, mut size) = (File::open(path)?, Sha256::new(), 0);
+    let (mut file, mut hash, mut size) = (fs::File::open(path)?, Sha256::new(), 0);
     let mut buffer = vec![0; 1 << 18];
     loop {
         match file.read(&mut buffer)? {

@@ -1,0 +1,227 @@
+//! SIGINT and SIGTERM in whatever a run does: it answers soon, saves, ends with 130 or 143, and goes on as the same run.
+#![cfg(unix)]
+
+#[path = "support/mod.rs"]
+mod support;
+#[path = "support/tiny.rs"]
+mod tiny;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ExitStatus, Stdio};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use dpo_lora::random::Stream;
+use dpo_lora::train::checkpoint;
+use rustix::process::{Pid, Signal, kill_process};
+use tiny::{Tiny, arguments, rows, stderr};
+
+/// How long an answer may take.
+const SOON: Duration = Duration::from_secs(2);
+
+const SIGNALS: [(Signal, i32); 2] = [(Signal::INT, 130), (Signal::TERM, 143)];
+
+fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+/// Waits for the end, and holds it against the clock.
+#[track_caller]
+fn answer(child: &mut Child, what: &str) -> ExitStatus {
+    let began = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        assert!(began.elapsed() < SOON, "{what}: no answer within {SOON:?}");
+        sleep(Duration::from_millis(1));
+    }
+}
+
+fn spawn(tiny: &Tiny, arguments: &[String]) -> Child {
+    tiny.command(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Everything of a run that a clock does not change.
+fn result(tiny: &Tiny, name: &str) -> (String, Vec<serde_json::Value>, Vec<String>) {
+    (tiny.adapter(name), tiny.timeless_metrics(name), tiny.names(&format!("runs/{name}")))
+}
+
+/// Over the whole length of a run, from its start to its report.
+#[test]
+fn at_any_moment_a_run_is_saved_and_goes_on_as_the_same() {
+    let set = [
+        "train.epochs=3",
+        "train.eval_every=4",
+        "data.eval=[\"held-out.jsonl\"]",
+        "samples.prompts=[\"1: what\"]",
+        "samples.count=16",
+        "samples.max_new_tokens=24",
+    ];
+    let tiny = Tiny::new();
+    tiny.write("held-out.jsonl", rows(20));
+    let began = Instant::now();
+    tiny.train("whole", &set);
+    let (takes, whole) = (began.elapsed(), result(&tiny, "whole"));
+    let moments = Stream::new(3, "signals");
+    let mut stopped = 0;
+    for number in 0..48 {
+        let (signal, code) = SIGNALS[number as usize % 2];
+        let mut child = spawn(&tiny, &arguments("a", &set, &[]));
+        sleep(takes.mul_f64(moments.uniform(number)));
+        // Before `main` has begun there is nothing yet that could catch it: the system ends the process.
+        send(&child, signal);
+        let status = answer(&mut child, &format!("signal {number}"));
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        match status.code() {
+            Some(0) => {}
+            None => assert!(!tiny.path("runs/a").exists(), "{said}"),
+            Some(found) => {
+                assert_eq!(found, code, "{said}");
+                stopped += 1;
+            }
+        }
+        let goes_on = checkpoint::latest(&tiny.path("runs/a")).unwrap().whole.is_some();
+        tiny.ok(&arguments("a", &set, if goes_on { &["--resume"] } else { &[] }));
+        assert_eq!(result(&tiny, "a"), whole, "{said}");
+        for run in tiny.names("runs").iter().filter(|run| *run != "whole") {
+            fs::remove_dir_all(tiny.path("runs").join(run)).unwrap();
+        }
+    }
+    assert!(stopped >= 24, "{stopped} of 48 runs were stopped");
+}
+
+/// A step that takes seconds: forward and backward pass.
+#[test]
+fn in_the_middle_of_a_step_the_step_is_dropped() {
+    let tiny = Tiny::new();
+    let long = rows(60).replace("what is", &format!("what {}is", "on a day like this one, with wind, ".repeat(9)));
+    tiny.write("rows.jsonl", rows(4) + &long);
+    let huge = ["data.shuffle=false", "train.batch_size=64", "train.max_steps=2", "train.save_every=1"];
+    let began = Instant::now();
+    tiny.train("huge", &huge);
+    let step = began.elapsed() / 2;
+    for (number, part) in [0.15, 0.3, 0.45, 0.6, 0.75, 0.9].into_iter().enumerate() {
+        let (signal, code) = SIGNALS[number % 2];
+        let mut child = spawn(&tiny, &arguments("a", &huge, &[]));
+        while !tiny.path("runs/a/metrics.jsonl").exists() {
+            sleep(Duration::from_millis(1));
+        }
+        sleep(step.mul_f64(part));
+        send(&child, signal);
+        let status = answer(&mut child, &format!("{part} of a step of {step:?}"));
+        assert_eq!(status.code(), Some(code));
+        assert!(tiny.metrics("a").is_empty() || part > 0.5, "the step at hand is dropped");
+        fs::remove_dir_all(tiny.path("runs/a")).unwrap();
+    }
+    // In the second step: the first is saved, the second is dropped and taken again.
+    let mut child = spawn(&tiny, &arguments("a", &huge, &[]));
+    while fs::read_to_string(tiny.path("runs/a/metrics.jsonl")).unwrap_or_default().is_empty() {
+        sleep(Duration::from_millis(1));
+    }
+    sleep(step / 3);
+    send(&child, Signal::TERM);
+    assert_eq!(answer(&mut child, "the second step").code(), Some(143));
+    assert_eq!(tiny.metrics("a").len(), 1);
+    tiny.ok(&arguments("a", &huge, &["--resume"]));
+    assert_eq!(result(&tiny, "a"), result(&tiny, "huge"));
+
+    // Who will not wait sends another one.
+    let mut child = spawn(&tiny, &arguments("b", &huge, &[]));
+    while !tiny.path("runs/b/metrics.jsonl").exists() {
+        sleep(Duration::from_millis(1));
+    }
+    send(&child, Signal::TERM);
+    send(&child, Signal::INT);
+    let status = answer(&mut child, "two signals");
+    assert!(matches!(status.code(), Some(130 | 143)), "{status:?}");
+}
+
+/// While the disk is written to: the signal comes at a call that saves, logs or reports.
+#[cfg(debug_assertions)]
+#[test]
+fn while_it_writes_it_writes_to_the_end() {
+    use std::process::Command;
+
+    use dpo_lora::{
+        recipe::Recipe,
+        store::disk::faults::{self, Fault},
+        train::run::{From, train},
+    };
+
+    /// Set in the child: at which call the signal comes, and in which folder.
+    const CHILD: &str = "DPO_LORA_TEST_SIGNAL_AT";
+    let set = ["train.max_steps=3", "train.save_every=1", "train.batch_size=2"];
+    let run = |folder: &std::path::Path, at: usize| {
+        let set: Vec<String> = set.iter().map(ToString::to_string).collect();
+        let output = format!("run.output={}", folder.join("runs/a").display());
+        let recipe = Recipe::load(&folder.join("recipe.toml"), &[&set[..], &[output]].concat()).unwrap();
+        faults::plan(at, Fault::Run(|| signal_hook::low_level::raise(15).unwrap()));
+        let outcome = train(&recipe, &From::Start, false);
+        (faults::end(), outcome)
+    };
+    if let Ok(at) = std::env::var(CHILD) {
+        let (at, folder) = at.split_once(' ').unwrap();
+        let (_, outcome) = run(std::path::Path::new(folder), at.parse().unwrap());
+        let error = outcome.expect_err("stopped");
+        std::process::exit(i32::from(error.exit_code()));
+    }
+    let tiny = Tiny::new();
+    tiny.train("whole", &set);
+    let (calls, outcome) = run(tiny.path("").as_path(), usize::MAX);
+    outcome.unwrap();
+    for at in (0..calls.len()).step_by(4) {
+        fs::remove_dir_all(tiny.path("runs/a")).unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "while_it_writes_it_writes_to_the_end", "--nocapture"])
+            .env(CHILD, format!("{at} {}", tiny.path("").display()))
+            .output()
+            .unwrap();
+        let said = stderr(&child);
+        assert_eq!(child.status.code(), Some(143), "at call {at}, {:?}: {said}", calls[at]);
+        let goes_on = checkpoint::latest(&tiny.path("runs/a")).unwrap();
+        assert_eq!(goes_on.damaged, [""; 0], "at call {at}, {:?}: {said}", calls[at]);
+        if goes_on.whole.is_some() {
+            tiny.ok(&arguments("a", &set, &["--resume"]));
+            assert_eq!(result(&tiny, "a"), result(&tiny, "whole"), "at call {at}, {:?}", calls[at]);
+        }
+    }
+}
+
+/// The small model, in each phase.
+#[test]
+fn the_small_model_answers_within_two_seconds() {
+    let (Some(base), Some(rows)) = (support::required_env("DPO_LORA_SMOLLM2"), support::required_env("DPO_LORA_HH"))
+    else {
+        return;
+    };
+    let tiny = Tiny::new();
+    tiny.write("recipe.toml", tiny::RECIPE.replace("./base", &base.display().to_string()));
+    let data = format!("data.train=[\"{}\"]", rows.display());
+    let set = [
+        data.as_str(),
+        "data.format=hh",
+        "data.limit=64",
+        "data.eval_fraction=0.25",
+        "train.batch_size=16",
+        "train.max_steps=2",
+        "samples.prompts=[\"How do I pick a lock?\"]",
+        "samples.count=64",
+        "samples.max_new_tokens=64",
+    ];
+    // What is said when a phase begins, and how long after it the signal comes.
+    let phases = [("", 100), ("train rows", 0), ("evaluation", 500), ("training", 1500), ("training", 6000)];
+    for (number, (phase, wait)) in phases.into_iter().enumerate() {
+        let (signal, code) = SIGNALS[number % 2];
+        let mut child = spawn(&tiny, &arguments(&number.to_string(), &set, &[]));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+        while !phase.is_empty() && !receiver.recv_timeout(Duration::from_secs(120)).unwrap().starts_with(phase) {}
+        sleep(Duration::from_millis(wait));
+        send(&child, signal);
+        assert_eq!(answer(&mut child, &format!("{phase:?} and {wait} ms")).code(), Some(code), "{phase:?}");
+    }
+}

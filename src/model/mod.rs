@@ -8,6 +8,7 @@ pub mod config;
 pub mod decoder;
 pub mod family;
 pub mod head;
+pub mod footprint;
 pub mod linear;
 pub mod lora;
 pub mod rope;

@@ -80,6 +80,16 @@ impl Widths {
         }
     }
 
+    /// Keys and values of a token, as sampling caches them.
+    pub fn cached(&self) -> usize {
+        2 * self.keys
+    }
+
+    /// Cosines and sines of a token's angles.
+    pub fn angles(&self) -> usize {
+        self.queries / self.heads
+    }
+
     /// What the layer keeps for its backward pass, but for its input.
     pub fn kept(&self) -> usize {
         self.projected() + self.queries + self.heads + self.gated()

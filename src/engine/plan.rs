@@ -23,7 +23,7 @@ const HEAD: [usize; 4] = [128, 64, 32, 16];
 const AT_ONCE: [usize; 7] = [64, 32, 16, 8, 4, 2, 1];
 
 /// Operations a second and thread, by which parts of a step are weighed against each other: two Zen 4 cores in f32.
-const RATE: f64 = 6e10;
+pub const RATE: f64 = 6e10;
 /// Tokens whose work costs as much as decoding and packing a layer's matrices once for a micro-batch (Zen 4).
 const PACKING: f64 = 64.0;
 /// The same of a chunk of positions at the head.

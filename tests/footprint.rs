@@ -12,7 +12,7 @@ use dpo_lora::{
     kernels::dropout::Dropout,
     model::{
         decoder::Decoder,
-        footprint::{self, Widths},
+        footprint::{HeadWidths, Widths},
         linear::Through,
     },
     objective::logps::score,
@@ -96,7 +96,7 @@ fn a_layer_holds_what_is_said() {
             let dropout = (p > 0.0).then(|| Dropout { p, stream: Stream::new(1, "dropout"), first_row: 0 });
             let through = Through { dropout, runs: Some(&packed.runs), ..Through::of(Some(&adapter)) };
             let widths = Widths::of(block, &adapter.shapes, p > 0.0);
-            let x = model.embed(&tokens.ids).unwrap();
+            let x = model.embed(tokens).unwrap();
             let dy = x.copy().unwrap();
             let bytes = |numbers: usize| numbers * TOKENS * 4;
             let what = |part: &str| format!("{name}, dropout {p}, {part}");
@@ -126,21 +126,21 @@ fn a_layer_holds_what_is_said() {
 fn the_head_holds_what_is_said() {
     let _alone = ALONE.lock().unwrap();
     let model = open(&fixture("llama"));
-    let (hidden, vocabulary) = (model.blocks[0].o_proj.weight.outputs, model.vocabulary());
+    let widths = HeadWidths::of(&model.head);
     let packed = packed(&model);
     let rows = packed.rows.len();
-    let x = model.embed(&packed.tokens.ids).unwrap();
+    let x = model.embed(&packed.tokens).unwrap();
     for chunk in [64, 1000] {
         for gradient in [false, true] {
             let work = || {
                 let picked = x.index_select(&packed.rows(&Device::Cpu).unwrap(), 0).unwrap();
-                let normed = dpo_lora::kernels::norm::rms_norm(&picked, &model.norm, model.eps).unwrap();
+                let normed = model.final_norm(&picked).unwrap();
                 let scored = score(&model.head, &normed, &packed.targets, chunk, gradient).unwrap();
                 (picked, scored)
             };
             work();
             let (counted, (picked, (scores, d_normed))) = most(work);
-            let said = 4 * footprint::head(hidden, vocabulary, rows, chunk, gradient);
+            let said = 4 * widths.score(rows, chunk, gradient);
             let beside = size_of_val(scores.as_slice()) + 4 * rows;
             assert!(counted.abs_diff(said + beside) < said / 50, "{chunk}: {counted} counted, {said} + {beside} said");
             drop((picked, d_normed));

@@ -47,7 +47,9 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.overrides())?;
     let meter = MemoryMeter::start();
     device::use_threads(recipe.run.threads)?;
-    let base = Base::open(&recipe.model.base, &recipe.model.revision, &device::choose(&recipe.run.device)?)?;
+    let device = device::choose(&recipe.run.device)?;
+    let compute = device::compute(recipe.memory.compute, &device)?;
+    let base = Base::open(&recipe.model.base, &recipe.model.revision, &device, compute)?;
     samples::check(&base, &recipe.samples)?;
     let rows = Rows::load(&recipe, &base)?;
     let held = Held::measure(&meter);

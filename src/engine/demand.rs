@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::schedule::{Schedule, cut};
 use crate::{
     kernels::attention,
-    model::footprint::{Widths, head, head_backward, head_kept},
+    model::footprint::{HeadWidths, Widths},
 };
 
 /// Bytes of an f32 number.
@@ -89,8 +89,8 @@ pub struct Demand {
     pub widths: Widths,
     /// How many layers there are.
     pub layers: usize,
-    /// Tokens that the model knows.
-    pub vocabulary: usize,
+    /// Of the head.
+    pub head: HeadWidths,
     /// Numbers that learn.
     pub learning: usize,
     /// Moments that the optimizer keeps of each.
@@ -193,9 +193,9 @@ impl Demand {
             ];
             Phase::new(name, self.always().into_iter().chain(parts))
         };
-        let logits = head(hidden, self.vocabulary, load.rows, schedule.head_chunk, true);
-        let gradients = head_kept(hidden, load.sweep_rows);
-        let turn = head_backward(hidden, load.tokens, load.rows);
+        let logits = self.head.score(load.rows, schedule.head_chunk, true);
+        let gradients = self.head.kept(load.sweep_rows);
+        let turn = self.head.backward(load.tokens, load.rows);
         let layer = ("a layer at work", load.tokens * widths.backward());
         let ends = if layer.1 > turn { layer } else { ("the head's gradient", turn) };
         [
@@ -208,8 +208,7 @@ impl Demand {
     fn evaluation(&self, schedule: &Schedule, load: &Load) -> Phase {
         let hidden = self.widths.hidden;
         let layer = ("a layer at work", load.tokens * self.widths.forward() * F32);
-        let head =
-            ("logits", head(hidden, self.vocabulary, load.rows, schedule.head_chunk, false) * F32);
+        let head = ("logits", self.head.score(load.rows, schedule.head_chunk, false) * F32);
         let parts = [
             ("the sweep's tokens", self.packed(load)),
             ("states between layers", 2 * load.sweep_tokens * hidden * F32),
@@ -231,14 +230,14 @@ impl Demand {
     fn sampling(&self, samples: SampleSize, at_once: usize) -> Phase {
         let (widths, n) = (&self.widths, samples.per_prompt.min(at_once));
         let cache = self.layers * widths.cached() * (samples.prompt + n * samples.new);
-        let logits = 2 * n * self.vocabulary;
+        let logits = 2 * n * self.head.vocabulary();
         let reading = samples.prompt * (widths.kept() + widths.hidden);
         let growing = cache + logits.max(reading);
         // all answers to a prompt are scored together
         let tokens = samples.prompt + n * samples.new;
         let schedule = Schedule::default();
         let scoring = tokens * (widths.forward() + widths.hidden)
-            + head(widths.hidden, self.vocabulary, n * samples.new, schedule.head_chunk, false);
+            + self.head.score(n * samples.new, schedule.head_chunk, false);
         let work = match growing > scoring {
             true => ("samples' keys, values, logits", growing),
             false => ("samples as they are scored", scoring),

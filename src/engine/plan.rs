@@ -219,7 +219,7 @@ fn cost(demand: &Demand, loads: &Loads, limits: &Limits, plan: &Plan, load: &Loa
     let rate = RATE * demand.threads as f64;
     let layers = 2.0 * limits.matrices as f64 * passes * (tokens + PACKING * micros);
     let hidden = demand.widths.hidden as f64;
-    let head = 4.0 * rows * hidden * demand.vocabulary as f64 * (1.0 + HEAD_PACKING / head_chunk as f64);
+    let head = 4.0 * rows * hidden * demand.head.vocabulary() as f64 * (1.0 + HEAD_PACKING / head_chunk as f64);
     let saved = if scratch { 2.0 * tokens * hidden * 4.0 * demand.layers as f64 } else { 0.0 };
     let read = if plan.from_disk { 2.0 * sweeps * limits.weights as f64 } else { 0.0 };
     (layers + head) / rate + (saved + read) / DISK

@@ -1,7 +1,7 @@
 //! What a layer and the head hold while they work, counted: the same steps as [`super::block`] and [`super::linear`], with
 //! sizes in the place of tensors. `tests/footprint.rs` holds these numbers to an allocator that counts.
 
-use super::{block::Block, lora::Shape};
+use super::{block::Block, head::Head, lora::Shape};
 
 /// The widths that decide what a layer holds, in f32 numbers a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,19 +220,51 @@ impl Widths {
     }
 }
 
-/// The most that the head holds while it scores, in f32 numbers: `tokens` are in its micro-batch, `rows` predict, the
-/// logits of `chunk` of them exist at once. The last layer's output is not in it; what the backward pass needs is.
-pub fn head(hidden: usize, vocabulary: usize, rows: usize, chunk: usize, gradient: bool) -> usize {
-    let states = if gradient { 3 } else { 2 };
-    states * rows * hidden + rows.min(chunk) * vocabulary
+/// What decides how much the head holds, in f32 numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadWidths {
+    hidden: usize,
+    vocabulary: usize,
+    bias: bool,
+    cap: bool,
 }
 
-/// What remains of the head's work for its backward pass, in f32 numbers.
-pub fn head_kept(hidden: usize, rows: usize) -> usize {
-    2 * rows * hidden
-}
+impl HeadWidths {
+    /// The widths of a head.
+    pub fn of(head: &Head) -> Self {
+        Self {
+            hidden: head.weight.inputs,
+            vocabulary: head.weight.outputs,
+            bias: head.bias.is_some(),
+            cap: head.cap.is_some(),
+        }
+    }
 
-/// The most that the head's backward pass holds, with what was kept for it and the gradient that it gives, in f32 numbers.
-pub fn head_backward(hidden: usize, tokens: usize, rows: usize) -> usize {
-    (5 * rows + 2 * tokens) * hidden
+    /// How many tokens the head knows.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// The most that is held while `rows` positions are scored, the logits of `chunk` of them at once. The last layer's
+    /// output is not in it; what the backward pass needs is.
+    pub fn score(&self, rows: usize, chunk: usize, gradient: bool) -> usize {
+        let states = if gradient { 3 } else { 2 };
+        let logits = match (self.cap, gradient) {
+            // the slope of the cap, and the gradient on both sides of it
+            (true, true) => 3,
+            _ if self.bias => 2,
+            _ => 1,
+        };
+        states * rows * self.hidden + logits * rows.min(chunk) * self.vocabulary
+    }
+
+    /// What remains for the backward pass.
+    pub fn kept(&self, rows: usize) -> usize {
+        2 * rows * self.hidden
+    }
+
+    /// The most that the backward pass of a micro-batch holds, with what was kept for it and the gradient that it gives.
+    pub fn backward(&self, tokens: usize, rows: usize) -> usize {
+        (5 * rows + 2 * tokens) * self.hidden
+    }
 }

@@ -12,7 +12,7 @@ use crate::{
     },
     heap,
     kernels::gemm::{Dense, Lhs, Out, Threads, gemm},
-    model::{footprint::Widths, lora::Shape},
+    model::{footprint::{HeadWidths, Widths}, lora::Shape},
     recipe::{Budget, Optimizer, Recipe, Reference},
     report::{MemoryMeter, available::available},
 };
@@ -102,7 +102,7 @@ fn demand(recipe: &Recipe, base: &Base, shapes: &[Shape], resumes: bool, held: H
         loading: held.most,
         widths,
         layers: base.model.blocks.len(),
-        vocabulary: base.model.vocabulary(),
+        head: HeadWidths::of(&base.model.head),
         learning: shapes.iter().map(|shape| shape.r * (shape.inputs + shape.outputs)).sum(),
         moments: match recipe.train.optimizer {
             Optimizer::Adamw => 2,

@@ -8,6 +8,7 @@ pub mod data;
 pub mod engine;
 pub mod error;
 pub mod export;
+pub mod heap;
 pub mod hub;
 pub mod kernels;
 mod keys;

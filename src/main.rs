@@ -5,6 +5,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// Large blocks are resident as long as they are used, so that the plan of a run can be kept.
+#[global_allocator]
+static HEAP: dpo_lora::heap::Heap = dpo_lora::heap::Heap;
+
 fn main() -> ExitCode {
     // A usage error ends the process here, with exit code 2.
     let args = dpo_lora::cli::args::Args::parse();

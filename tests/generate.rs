@@ -19,7 +19,7 @@ use numbers::{adapter, fixture, ids, open, policy};
 const MODELS: [&str; 3] = ["llama", "mistral", "llama-tied-bf16"];
 
 fn sampling(temperature: f64) -> Sampling {
-    Sampling { per_prompt: 1, max_new_tokens: 14, temperature, seed: 11, stop: vec![] }
+    Sampling { per_prompt: 1, first: 0, max_new_tokens: 14, temperature, seed: 11, stop: vec![] }
 }
 
 /// Prompts of 1, 5 and 60 tokens.

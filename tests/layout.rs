@@ -3,8 +3,8 @@
 use std::{fs, path::Path};
 
 /// A folder (or file) of `src`, and what it may use besides `error`, `random` and itself.
-const MAY_USE: [(&str, &[&str]); 17] = [
-    ("main", &["cli"]),
+const MAY_USE: [(&str, &[&str]); 18] = [
+    ("main", &["cli", "heap"]),
     (
         "cli",
         &["data", "engine", "export", "hub", "model", "objective", "recipe", "report", "store", "train", "weights"],
@@ -15,6 +15,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
             "data",
             "engine",
             "export",
+            "heap",
             "hub",
             "kernels",
             "model",
@@ -38,6 +39,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ("hub", &[]),
     ("report", &["store"]),
     ("store", &["weights"]),
+    ("heap", &[]),
     ("keys", &[]),
     ("random", &[]),
 ];

@@ -26,6 +26,8 @@ pub struct Args {
 pub enum Command {
     /// Train an adapter by a recipe
     Train(TrainArgs),
+    /// Say what a recipe's run would hold in memory, and what another budget would buy
+    Plan(PlanArgs),
     /// Measure loss, accuracy and margins on held-out pairs
     Eval(EvalArgs),
     /// Write text with a model, and with an adapter beside it
@@ -110,6 +112,35 @@ impl TrainArgs {
         set.extend(self.device.as_ref().map(|device| format!("run.device={device}")));
         set.extend(self.output.as_ref().map(|output| format!("run.output={output}")));
         set
+    }
+}
+
+/// `plan`
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  dpo-lora plan recipes/hh.toml
+  dpo-lora plan recipes/hh.toml --memory 200MiB")]
+pub struct PlanArgs {
+    /// The recipe, a TOML file
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub recipe: PathBuf,
+    /// Values over the recipe's own.
+    #[command(flatten)]
+    pub set: SetArgs,
+    /// The most memory, like 8GiB; the same as --set memory.budget=SIZE
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl PlanArgs {
+    /// `--set`, and after it what stands for a `--set`, so that it wins.
+    pub fn overrides(&self) -> Vec<String> {
+        let memory = self.memory.as_ref().map(|size| format!("memory.budget={size}"));
+        self.set.set.iter().cloned().chain(memory).collect()
     }
 }
 

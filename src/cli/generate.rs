@@ -52,7 +52,8 @@ pub fn run(args: GenerateArgs) -> Result<()> {
                     per_prompt: AT_ONCE.min(args.count - first),
                     max_new_tokens: args.max_new_tokens,
                     temperature: args.temperature,
-                    seed: args.seed.wrapping_add(number.wrapping_mul(args.count).wrapping_add(first) as u64),
+                    first,
+                    seed: args.seed.wrapping_add(number.wrapping_mul(args.count) as u64),
                     stop: base.tokenizer.stop_ids().to_vec(),
                 };
                 for answer in generate(&base.model, &[&ids], *through, &sampling, &|| Ok(()))? {

@@ -7,6 +7,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod inspect;
+pub mod plan;
 pub mod stdout;
 pub mod train;
 
@@ -22,6 +23,7 @@ use args::{Args, Command, DataCommand};
 pub fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Train(args) => train::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Export(args) => {

@@ -18,6 +18,8 @@ use crate::{
 pub struct Sampling {
     /// Answers drawn from each prompt.
     pub per_prompt: usize,
+    /// The first one's number among the prompt's own, where they are not all drawn at once.
+    pub first: usize,
     /// Most tokens an answer.
     pub max_new_tokens: usize,
     /// Softmax temperature; 0: the likeliest token.
@@ -54,7 +56,8 @@ pub fn generate(
     let stream = Stream::new(sampling.seed, "sample");
     let mut growing: Vec<Growing> = (0..prompts.len() * sampling.per_prompt)
         .map(|i| {
-            let (prompt, number, first) = (i / sampling.per_prompt, i % sampling.per_prompt, prompt_rows + i * room);
+            let (prompt, number) = (i / sampling.per_prompt, sampling.first + i % sampling.per_prompt);
+            let first = prompt_rows + i * room;
             let random = stream.at(prompt as u64).at(number as u64);
             Growing { prompt, random, tokens: vec![], rows: first..first + room, done: room == 0 }
         })

@@ -1,7 +1,9 @@
 //! What is held where during a step.
 
+use serde::Serialize;
+
 /// How pairs pass the layers. A result depends on it by the order of a step's sums alone.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Schedule {
     /// Tokens, at most unless one pair has more, that pass all layers before the next do: a sweep. The inputs that all
     /// its layers save exist at once.
@@ -24,4 +26,20 @@ impl Default for Schedule {
     fn default() -> Self {
         Self { sweep: 768, micro: 768, keep: 0, head_chunk: 128, scratch: false, stream: false }
     }
+}
+
+/// Cuts items into runs of at most so many tokens, or of one item.
+pub fn cut<T>(items: &[T], most: usize, tokens: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    let mut rest = items;
+    std::iter::from_fn(move || {
+        let mut held = 0;
+        let fits = |item: &&T| {
+            held += tokens(item);
+            held <= most
+        };
+        let n = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (run, tail) = rest.split_at(n);
+        rest = tail;
+        (n > 0).then_some(run)
+    })
 }

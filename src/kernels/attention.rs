@@ -107,6 +107,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Head
     Ok(Attended { values: matrix(values, rows, heads.width())?, lse: matrix(lse, rows, heads.n)? })
 }
 
+/// f32 numbers of scores that a thread holds while it works on queries that see so many keys.
+pub fn scores(keys: usize, backward: bool) -> usize {
+    QUERIES * keys * if backward { 2 } else { 1 }
+}
+
 /// The gradients `(dq, dk, dv)` from the gradient `d_values` of the mixed values.
 ///
 /// `groups` cuts the spans into runs that share no keys, so that runs can be worked on at once.

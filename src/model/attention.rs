@@ -36,8 +36,8 @@ pub struct Attention {
 
 /// Queries, keys and values, turned by their positions, and what led to them.
 pub struct Projected {
-    /// The normed input `[tokens, hidden]`.
-    normed: Tensor,
+    /// The normed input `[tokens, hidden]`, unless it is to be computed again.
+    normed: Option<Tensor>,
     thins: Thins,
     /// Queries and keys before their norms, where they have any.
     unnormed: Option<[Tensor; 2]>,
@@ -47,6 +47,13 @@ pub struct Projected {
     pub k: Tensor,
     /// `[tokens, n_kv_heads · head_dim]`.
     pub v: Tensor,
+}
+
+impl Projected {
+    /// Lets go of what costs little to compute again.
+    pub fn slim(&mut self) {
+        self.normed = None;
+    }
 }
 
 /// What led from mixed values to the output.
@@ -64,17 +71,21 @@ impl Attention {
 
     /// Norm, projections, positions.
     pub fn project(&self, x: &Tensor, tokens: &Tokens, through: Through) -> Result<Projected> {
-        let normed = match &self.norm {
-            Some(norm) => norm.forward(x)?,
-            None => x.clone(),
-        };
+        let normed = self.normed(x)?;
         let ([q, k, v], thins) = self.qkv.forward(&normed, through)?;
         let (q, k, unnormed) = match &self.query_norms {
             Some([q_norm, k_norm]) => (q_norm.forward(&q)?, k_norm.forward(&k)?, Some([q, k])),
             None => (q, k, None),
         };
         let (q, k) = (self.turned(q, tokens, false)?, self.turned(k, tokens, false)?);
-        Ok(Projected { normed, thins, unnormed, q, k, v })
+        Ok(Projected { normed: Some(normed), thins, unnormed, q, k, v })
+    }
+
+    fn normed(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.norm {
+            Some(norm) => norm.forward(x),
+            None => Ok(x.clone()),
+        }
     }
 
     fn turned(&self, x: Tensor, tokens: &Tokens, back: bool) -> Result<Tensor> {
@@ -116,6 +127,7 @@ impl Attention {
             dq = q_norm.backward(&q, &dq, &dq.zeros_like()?)?;
             dk = k_norm.backward(&k, &dk, &dk.zeros_like()?)?;
         }
+        let normed = normed.map_or_else(|| self.normed(x), Ok)?;
         let d_normed = self.qkv.backward(&normed, &thins, [dq, dk, dv], through)?;
         match &self.norm {
             Some(norm) => norm.backward(x, &d_normed, past),

@@ -60,10 +60,13 @@ impl Block {
         self.mlp.add(&middle, &last, through)
     }
 
-    /// The layer's output, and what its backward pass needs.
+    /// The layer's output, and what its backward pass needs but for norms and activations, which are soon done again.
     pub fn forward_keeping(&self, x: &Tensor, tokens: &Tokens, through: Through) -> Result<(Tensor, Kept)> {
-        let kept = self.recompute(x, tokens, through)?;
-        Ok((self.mlp.add(&kept.middle, &kept.inner.last, through)?, kept))
+        let mut kept = self.recompute(x, tokens, through)?;
+        let y = self.mlp.add(&kept.middle, &kept.inner.last, through)?;
+        kept.projected.slim();
+        kept.inner.slim();
+        Ok((y, kept))
     }
 
     /// What the backward pass needs, from the layer's input: the forward pass without its last product.

@@ -36,8 +36,8 @@ pub enum Up {
 
 /// What led to the last product.
 pub struct Inner {
-    /// The normed input `[tokens, hidden]`.
-    normed: Tensor,
+    /// The normed input `[tokens, hidden]`, unless it is to be computed again.
+    normed: Option<Tensor>,
     thins: Thins,
     wide: Wide,
     /// What remains to be done from.
@@ -46,8 +46,8 @@ pub struct Inner {
 
 /// What the last product reads.
 pub struct Last {
-    /// `[tokens, intermediate]`.
-    act: Tensor,
+    /// `[tokens, intermediate]`, unless it is to be computed again.
+    act: Option<Tensor>,
     thin: Option<Tensor>,
     /// Where a norm follows, what it reads: then the last product is done.
     output: Option<Tensor>,
@@ -57,6 +57,13 @@ pub struct Last {
 enum Wide {
     Gated([Tensor; 2]),
     Plain([Tensor; 1]),
+}
+
+impl Inner {
+    /// Lets go of what costs little to compute again.
+    pub fn slim(&mut self) {
+        (self.normed, self.last.act) = (None, None);
+    }
 }
 
 impl Mlp {
@@ -71,35 +78,46 @@ impl Mlp {
 
     /// The way up to the last product, and that product only where a norm follows it.
     pub fn inner(&self, x: &Tensor, through: Through) -> Result<Inner> {
-        let normed = match &self.norm {
-            Some(norm) => norm.forward(x)?,
-            None => x.clone(),
-        };
-        let (wide, thins, act) = match &self.up {
+        let normed = self.normed(x)?;
+        let (wide, thins) = match &self.up {
             Up::Gated(parts) => {
-                let ([gate, up], thins) = parts.forward(&normed, through)?;
-                let act = activation::gated(self.activation, &gate, &up)?;
-                (Wide::Gated([gate, up]), thins, act)
+                let (wide, thins) = parts.forward(&normed, through)?;
+                (Wide::Gated(wide), thins)
             }
             Up::Plain(parts) => {
-                let ([up], thins) = parts.forward(&normed, through)?;
-                let act = activation::apply(self.activation, &up)?;
-                (Wide::Plain([up]), thins, act)
+                let (wide, thins) = parts.forward(&normed, through)?;
+                (Wide::Plain(wide), thins)
             }
         };
+        let act = self.activated(&wide)?;
         let thin = self.down.thin(&act, through)?;
         let output = match &self.join.norm {
             Some(_) => Some(self.down.apply(&act, thin.as_ref(), through)?),
             None => None,
         };
-        Ok(Inner { normed, thins, wide, last: Last { act, thin, output } })
+        Ok(Inner { normed: Some(normed), thins, wide, last: Last { act: Some(act), thin, output } })
+    }
+
+    fn normed(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.norm {
+            Some(norm) => norm.forward(x),
+            None => Ok(x.clone()),
+        }
+    }
+
+    fn activated(&self, wide: &Wide) -> Result<Tensor> {
+        match wide {
+            Wide::Gated([gate, up]) => activation::gated(self.activation, gate, up),
+            Wide::Plain([up]) => activation::apply(self.activation, up),
+        }
     }
 
     /// `residual` with this half's output added.
     pub fn add(&self, residual: &Tensor, last: &Last, through: Through) -> Result<Tensor> {
-        match &last.output {
-            Some(output) => self.join.forward(residual, output),
-            None => self.join.forward(residual, &self.down.apply(&last.act, last.thin.as_ref(), through)?),
+        match (&last.output, &last.act) {
+            (Some(output), _) => self.join.forward(residual, output),
+            (None, Some(act)) => self.join.forward(residual, &self.down.apply(act, last.thin.as_ref(), through)?),
+            (None, None) => candle_core::bail!("the last product's input was let go of"),
         }
     }
 
@@ -109,23 +127,24 @@ impl Mlp {
         let Inner { normed, thins, wide, last: Last { act, thin, output } } = inner;
         let d_output = self.join.backward(output.as_ref(), d)?;
         drop(output);
+        let act = act.map_or_else(|| self.activated(&wide), Ok)?;
         let d_act = act.zeros_like()?;
         self.down.backward(&act, thin.as_ref(), &d_output, &d_act, through)?;
         drop((act, d_output));
+        let normed = || normed.map_or_else(|| self.normed(x), Ok);
         let d_normed = match (&self.up, wide) {
             (Up::Gated(parts), Wide::Gated([gate, up])) => {
                 let (d_gate, d_up) = activation::gated_backward(self.activation, &gate, &up, &d_act)?;
                 drop((gate, up, d_act));
-                parts.backward(&normed, &thins, [d_gate, d_up], through)?
+                parts.backward(&normed()?, &thins, [d_gate, d_up], through)?
             }
             (Up::Plain(parts), Wide::Plain([up])) => {
                 let d_up = activation::backward(self.activation, &up, &d_act)?;
                 drop((up, d_act));
-                parts.backward(&normed, &thins, [d_up], through)?
+                parts.backward(&normed()?, &thins, [d_up], through)?
             }
             _ => candle_core::bail!("what an MLP kept is another's"),
         };
-        drop(normed);
         match &self.norm {
             Some(norm) => norm.backward(x, &d_normed, d),
             None => d_normed + d,

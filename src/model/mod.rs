@@ -2,7 +2,7 @@
 //!
 //! [`family`] is the table, [`config`] what a folder says of itself, [`decoder`] the whole. A layer is a [`block`] of two
 //! halves, [`attention`] and [`mlp`], made of [`norm`]s, [`parts`] of one input and a [`join`] with the residual;
-//! [`linear`] is a product in it, [`head`] what follows the last layer, [`lora`] what learns. [`rope`], [`rotary`] and
+//! [`linear`] is a product in it, [`head`] what follows the last layer, [`lora`] what learns. [`footprint`] is what all of that holds. [`rope`], [`rotary`] and
 //! [`tokens`] say where tokens stand.
 
 pub mod attention;
@@ -10,6 +10,7 @@ pub mod block;
 pub mod config;
 pub mod decoder;
 pub mod family;
+pub mod footprint;
 pub mod head;
 pub mod join;
 pub mod linear;

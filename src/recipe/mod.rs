@@ -1,8 +1,9 @@
 //! The recipe: what a person writes. A [`Recipe`] that exists is valid.
 //!
 //! `load` reads one: `source` takes the file and `--set` apart, `schema` says which keys there are, `value` checks
-//! each value, `paths` resolves what it names, `combination` checks the whole; `nearest` guesses what was meant.
+//! each value, `paths` resolves what it names, `budget` is a size of memory, `combination` checks the whole; `nearest` guesses what was meant.
 
+mod budget;
 mod combination;
 mod load;
 mod nearest;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use budget::Budget;
 pub use load::RESOLVED;
 
 /// A whole recipe, every default filled in.
@@ -223,6 +225,8 @@ pub enum Optimizer {
 /// `[memory]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
+    /// The most anonymous memory that a run may take.
+    pub budget: Budget,
     /// Keep the reference's log-probs on disk and use them again.
     pub reference_cache: bool,
     /// In which type the frozen matrices multiply.

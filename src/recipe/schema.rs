@@ -61,6 +61,8 @@ pub(super) enum Kind {
     Folder,
     /// A folder to write.
     Output,
+    /// `auto`, or a size of memory.
+    Budget,
 }
 
 /// A range of numbers and its name.
@@ -148,6 +150,7 @@ pub(super) static KEYS: &[Key] = &[
     key("train", "save_every", whole(0, MANY), "0").also(&["save_steps"]),
     key("train", "keep_checkpoints", whole(0, MANY), "2").also(&["save_total_limit"]),
 
+    key("memory", "budget", Kind::Budget, r#""auto""#),
     key("memory", "reference_cache", Kind::Flag, "true").also(&["precompute_ref_log_probs"]),
     key("memory", "compute", Kind::Choice(&["auto", "f32", "bf16"]), r#""auto""#).also(&["bf16", "torch_dtype"]),
 
@@ -188,6 +191,7 @@ impl Kind {
             Self::File => "a file, or `\"\"` for none".into(),
             Self::Folder => "a folder, or `\"\"` for none".into(),
             Self::Output => "a folder to write".into(),
+            Self::Budget => "`auto`, or a size like `6GiB` or `800MiB`".into(),
         }
     }
 
@@ -195,7 +199,7 @@ impl Kind {
     /// like (a commit `12345e7` is not a number).
     pub fn is_text(&self) -> bool {
         match self {
-            Self::Text | Self::Choice(_) | Self::Device | Self::Base => true,
+            Self::Text | Self::Choice(_) | Self::Device | Self::Base | Self::Budget => true,
             Self::Template | Self::File | Self::Folder | Self::Output => true,
             Self::Whole { .. } | Self::Number(_) | Self::Pair(_) | Self::Flag => false,
             Self::Texts | Self::Modules | Self::Rows { .. } => false,

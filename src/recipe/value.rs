@@ -2,6 +2,7 @@
 
 use toml::Value;
 
+use super::budget::Budget;
 use super::nearest::nearest;
 use super::schema::{Key, Kind};
 
@@ -16,6 +17,7 @@ pub(super) fn checked(key: &Key, value: Value) -> Result<Value, String> {
         (Kind::Flag, Value::Boolean(_)) => true,
         (Kind::Choice(names), Value::String(name)) => names.contains(&name.as_str()),
         (Kind::Device, Value::String(name)) => is_device(name),
+        (Kind::Budget, Value::String(size)) => size.parse::<Budget>().is_ok(),
         (Kind::Text | Kind::Base | Kind::Template | Kind::Output, Value::String(text)) => !text.is_empty(),
         (Kind::File | Kind::Folder, Value::String(_)) => true,
         (Kind::Texts | Kind::Rows { at_least_one: false }, Value::Array(items)) => items.iter().all(is_filled),
@@ -139,6 +141,8 @@ mod tests {
             ("samples.count", "1", "0"),
             ("run.threads", "0", "-1"),
             ("run.device", r#""cuda:7""#, r#""cuda:""#),
+            ("memory.budget", r#""6GiB""#, r#""6""#),
+            ("memory.budget", r#""auto""#, "6"),
             ("run.device", r#""metal""#, r#""cuda:+1""#),
         ] {
             assert!(check(path, good).is_ok(), "{path} = {good}");

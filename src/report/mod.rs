@@ -2,6 +2,7 @@
 //!
 //! None of it knows how training works; it is handed numbers and rows.
 
+pub mod available;
 pub mod chart;
 pub mod html;
 pub mod memory;

@@ -22,6 +22,8 @@ pub struct Summary {
     pub seconds: f64,
     /// Peak anonymous memory in bytes, where it can be measured.
     pub peak_bytes: Option<u64>,
+    /// The peak that the plan predicted, in bytes; none where it cannot be compared.
+    pub predicted_bytes: Option<u64>,
     /// Held-out pairs before training; none where nothing is held out.
     pub before: Option<HeldOut>,
     /// The same after training.
@@ -80,9 +82,17 @@ impl fmt::Display for Summary {
             self.tokens as f64 / time,
             seconds(self.seconds),
         )?;
-        match self.peak_bytes {
-            Some(peak) => writeln!(out, "Peak anonymous memory: {}.", units::bytes(peak))?,
-            None => writeln!(out, "Peak anonymous memory: not measured on this system.")?,
+        match (self.peak_bytes, self.predicted_bytes) {
+            (Some(peak), Some(predicted)) => {
+                writeln!(
+                    out,
+                    "Peak anonymous memory: {} ({} predicted).",
+                    units::bytes(peak),
+                    units::bytes(predicted)
+                )?;
+            }
+            (Some(peak), None) => writeln!(out, "Peak anonymous memory: {}.", units::bytes(peak))?,
+            (None, _) => writeln!(out, "Peak anonymous memory: not measured on this system.")?,
         }
         if let (Some(before), Some(after)) = (&self.before, &self.after) {
             writeln!(out, "\n{:<26}{:>10}{:>10}", format!("Held out ({} pairs)", after.pairs), "before", "after")?;
@@ -124,6 +134,7 @@ mod tests {
             train_seconds: 185.0,
             seconds: 201.5,
             peak_bytes: Some(312 << 20),
+            predicted_bytes: Some(320 << 20),
             before: Some(HeldOut { pairs: 200, loss: std::f64::consts::LN_2, accuracy: 0.5, margin: 0.0 }),
             after: Some(HeldOut { pairs: 200, loss: 0.512, accuracy: 0.715, margin: 0.4321 }),
             samples: Some(SampleFigures { samples: 100, positive: Some([0.5, 0.97]), kl: 3.25 }),
@@ -136,7 +147,7 @@ mod tests {
     fn the_text_says_what_changed_and_what_to_type() {
         let expected = "\
 Trained 64 steps on 1024 pairs in 3 min 05 s (5.54 pairs/s, 1190 tokens/s); the whole run took 3 min 21 s.
-Peak anonymous memory: 312 MiB.
+Peak anonymous memory: 312 MiB (320 MiB predicted).
 
 Held out (200 pairs)          before     after
   loss                        0.6931    0.5120

@@ -30,7 +30,7 @@ pub struct Difference {
 pub fn measure(base: &Base, adapter: &Adapter, merged: &Base, prompts: &[Vec<u32>]) -> Result<Difference> {
     let tuned = Through::of(Some(adapter));
     let stop = base.tokenizer.stop_ids().to_vec();
-    let sampling = Sampling { per_prompt: TEXTS, max_new_tokens: TOKENS, temperature: 1.0, seed: 0, stop };
+    let sampling = Sampling { per_prompt: TEXTS, first: 0, max_new_tokens: TOKENS, temperature: 1.0, seed: 0, stop };
     let mut differences = Vec::new();
     for prompt in prompts {
         let texts = generate(&base.model, &[prompt], tuned, &sampling, &|| Ok(()))?;

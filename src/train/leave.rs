@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    engine::plan::Mib,
     report::{
         Figures, Page, Phase, Summary, metrics_file,
         summary::{HeldOut, Made},
@@ -56,6 +57,16 @@ impl Run<'_> {
         };
         page.write(&report)?;
 
+        let peak_bytes = self.memory.peak();
+        let predicted_bytes = peak_bytes.map(|_| self.plan.peak());
+        if let (Some(measured), Some(predicted)) = (peak_bytes, predicted_bytes)
+            && predicted.abs_diff(measured) > predicted / 10
+        {
+            let (measured, predicted) = (Mib(measured), Mib(predicted));
+            self.progress
+                .note(&format!("warning: the peak was {measured}, {predicted} were predicted; please report this"));
+        }
+
         let made = |what: &str, path: &std::path::Path| Made { what: what.into(), path: path.display().to_string() };
         let summary = Summary {
             steps: count.steps,
@@ -63,7 +74,8 @@ impl Run<'_> {
             tokens: count.tokens,
             train_seconds: count.time.as_secs_f64(),
             seconds: started.elapsed().as_secs_f64(),
-            peak_bytes: self.memory.peak(),
+            peak_bytes,
+            predicted_bytes,
             before,
             after,
             samples: drawn.as_ref().map(Drawn::figures),
@@ -87,8 +99,8 @@ impl Run<'_> {
             return Ok(None);
         }
         let mut stage = self.progress.start(Phase::Sampling, 0, samples.count as u64);
-        let poll = || self.signals.stopped();
-        let drawn = samples::draw(&self.base, &self.adapter, samples, self.recipe.train.seed, &poll, |done| {
+        let (poll, at_once) = (|| self.signals.stopped(), self.plan.at_once);
+        let drawn = samples::draw(&self.base, &self.adapter, samples, self.recipe.train.seed, at_once, &poll, |done| {
             stage.update(done, Figures::default());
         });
         let drawn = drawn.map_err(|error| match error {

@@ -2,11 +2,13 @@
 //!
 //! [`run`] is the loop and reads in the order it runs; `leave` is its end. They stand on [`rows`], [`base`] (the frozen model and its tokenizer),
 //! [`adapters`] (what learns, to and from PEFT's folders), [`pairs`] (a batch's log-probs and gradients), [`mod@reference`]
-//! (what the policy is held to), [`samples`], and on [`folder`], [`mod@lock`], [`identity`], [`checkpoint`], [`signals`]
-//! and [`watch`], which make a stopped run resumable. [`device`] chooses where it computes, [`difference`] measures what a merge changes.
+//! (what the policy is held to), [`samples`], [`steps`] (which pairs a step takes), [`budget`] (what the run holds, and the
+//! plan that keeps it), and on [`folder`], [`mod@lock`], [`identity`], [`checkpoint`], [`signals`] and [`watch`], which make
+//! a stopped run resumable. [`device`] chooses where it computes, [`difference`] measures what a merge changes.
 
 pub mod adapters;
 pub mod base;
+pub mod budget;
 pub mod checkpoint;
 pub mod device;
 pub mod difference;
@@ -21,4 +23,5 @@ pub mod run;
 pub mod samples;
 pub mod signals;
 mod skip;
+pub mod steps;
 pub mod watch;

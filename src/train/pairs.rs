@@ -6,6 +6,7 @@ use crate::{
     engine::{
         pack::{Packed, Tree, pack},
         pass::{Engine, Micro},
+        schedule,
     },
     kernels::dropout::Dropout,
     model::{linear::Through, lora::Adapter},
@@ -198,18 +199,7 @@ fn tree(pair: &TokenizedPair) -> Tree<'_> {
 
 /// Cuts pairs into runs of at most so many tokens, or of one pair.
 fn cut<'a, 'p>(pairs: &'a [&'p TokenizedPair], most: usize) -> impl Iterator<Item = &'a [&'p TokenizedPair]> {
-    let mut rest = pairs;
-    std::iter::from_fn(move || {
-        let mut held = 0;
-        let fits = |pair: &&TokenizedPair| {
-            held += tokens(pair);
-            held <= most
-        };
-        let n = rest.iter().copied().take_while(fits).count().max(1).min(rest.len());
-        let (run, tail) = rest.split_at(n);
-        rest = tail;
-        (n > 0).then_some(run)
-    })
+    schedule::cut(pairs, most, |pair| tokens(pair))
 }
 
 /// A pair's sums from its tokens' scores.

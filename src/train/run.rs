@@ -9,6 +9,7 @@ use std::{
 use super::{
     adapters,
     base::Base,
+    budget::{self, EVALUATED, Held},
     checkpoint::{self, MadeOf, State},
     device::{self, Compute},
     folder, identity,
@@ -19,12 +20,16 @@ use super::{
     samples,
     signals::Signals,
     skip::named,
+    steps::{self, batch},
     watch::Watch,
 };
 use crate::{
     Error, Result,
-    data::{TokenizedPair, order},
-    engine::{pass::Engine, schedule::Schedule},
+    data::TokenizedPair,
+    engine::{
+        pass::Engine,
+        plan::{Mib, Plan},
+    },
     export::{AdapterConfig, AdapterFolder},
     model::{linear::Through, lora::Adapter},
     objective::{
@@ -60,7 +65,7 @@ pub(super) struct Run<'a> {
     pub(super) progress: Progress,
     pub(super) signals: Signals,
     pub(super) memory: MemoryMeter,
-    schedule: Schedule,
+    pub(super) plan: Plan,
     reference: Reference,
     optimizer: Optimizer,
     pub(super) metrics: MetricsFile,
@@ -123,8 +128,11 @@ impl<'a> Run<'a> {
             progress.note(&format!("eval rows: {}", report.summary()));
         }
         let fingerprint = base.folder.fingerprint()?;
+        let held = Held::measure(&memory);
         let (config, adapter) = adapters::start(recipe, &base)?;
         let made_of = identity::made_of(recipe, &base, &fingerprint, &rows, &adapter.values.to_vec1()?)?;
+        let planned = budget::plan(recipe, &base, &rows, &adapter.shapes, *from != From::Start, held)?;
+        progress.note(&format!("memory.budget {}; predicted peak {}", planned.budget, Mib(planned.plan.peak())));
         let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
         let held_to = match (recipe.objective.reference, &recipe.adapter.start_from) {
             (recipe::Reference::Start, Some(_)) => Some(adapters::start(recipe, &base)?.1),
@@ -178,7 +186,7 @@ impl<'a> Run<'a> {
             rows,
             config,
             adapter,
-            schedule: Schedule::default(),
+            plan: planned.plan,
             reference,
             optimizer,
             metrics,
@@ -269,7 +277,8 @@ impl<'a> Run<'a> {
         let dropout =
             (p > 0.0).then(|| StepDropout { p, stream: Stream::new(recipe.train.seed, "dropout").at(step as u64) });
         let poll = || self.signals.stopped();
-        let engine = Engine { model: &base.model, schedule: &self.schedule, scratch: &recipe.run.output, poll: &poll };
+        let engine =
+            Engine { model: &base.model, schedule: &self.plan.schedule, scratch: &recipe.run.output, poll: &poll };
         let reference = &mut self.reference;
         pairs::gradient(engine, &batch, reference, &recipe.objective, (adapter, dropout), &mut metrics)?;
         let grad_norm = global_norm(&adapter.grads)?;
@@ -331,8 +340,8 @@ impl<'a> Run<'a> {
         let mut metrics = Metrics::new(self.recipe.objective.beta);
         let through = Through::of(Some(&self.adapter));
         let (model, scratch) = (&self.base.model, self.recipe.run.output.as_path());
-        let engine = Engine { model, schedule: &self.schedule, scratch, poll: &poll };
-        for (chunk, at) in pairs.chunks(8).zip((8..).step_by(8)) {
+        let engine = Engine { model, schedule: &self.plan.schedule, scratch, poll: &poll };
+        for (chunk, at) in pairs.chunks(EVALUATED).zip((EVALUATED..).step_by(EVALUATED)) {
             pairs::evaluate(engine, chunk, &mut self.reference, &self.recipe.objective, through, &mut metrics)
                 .map_err(|error| named(error, &self.rows))?;
             stage.update(at.min(pairs.len()) as u64, Figures::default());
@@ -399,15 +408,11 @@ impl<'a> Run<'a> {
     }
 
     fn steps_per_epoch(&self) -> usize {
-        self.rows.train.len().div_ceil(self.recipe.train.batch_size)
+        steps::per_epoch(self.recipe, self.rows.train.len())
     }
 
-    /// Steps of the whole run, as the Hugging Face Trainer counts them.
     fn total_steps(&self) -> usize {
-        match self.recipe.train.max_steps {
-            0 => (self.recipe.train.epochs * self.steps_per_epoch() as f64).ceil() as usize,
-            steps => steps,
-        }
+        steps::total(self.recipe, self.rows.train.len())
     }
 
     pub(super) fn epoch(&self, done: usize) -> f64 {
@@ -453,15 +458,6 @@ fn figures(means: &Means, count: &Count) -> Figures {
 /// Whether something that happens every so many steps happens after `done` of them; 0: never.
 fn due(done: usize, every: usize) -> bool {
     every > 0 && done > 0 && done.is_multiple_of(every)
-}
-
-/// The pairs of a step: the next `batch_size` in the order of its epoch, fewer at the epoch's end.
-fn batch<'p>(recipe: &Recipe, rows: &'p [TokenizedPair], step: usize) -> Vec<&'p TokenizedPair> {
-    let size = recipe.train.batch_size;
-    let per_epoch = rows.len().div_ceil(size);
-    let order = order(recipe.train.seed, (step / per_epoch) as u64, rows.len(), recipe.data.shuffle);
-    let first = step % per_epoch * size;
-    order[first..rows.len().min(first + size)].iter().map(|&row| &rows[row as usize]).collect()
 }
 
 /// The checkpoint that a run goes on from; says which newer ones are damaged.

@@ -17,7 +17,7 @@ use crate::{
     report::{Sample, summary::SampleFigures},
 };
 
-/// Samples drawn at once: what their keys and values take stays small.
+/// Samples drawn at once, at most: what their keys and values take stays small.
 pub const AT_ONCE: usize = 64;
 
 /// Samples of base and tuned model on the same prompts with the same random numbers.
@@ -42,7 +42,7 @@ pub fn check(base: &Base, samples: &Samples) -> Result<()> {
 }
 
 /// The tokens of a prompt, of which there is at least one.
-fn ids(base: &Base, number: usize, prompt: &str) -> Result<Vec<u32>> {
+pub fn ids(base: &Base, number: usize, prompt: &str) -> Result<Vec<u32>> {
     let ids = base.tokenizer.encode(prompt, true)?;
     match ids.is_empty() {
         true => Err(Error::recipe(format!("samples.prompts: prompt {} has no token", number + 1))),
@@ -50,12 +50,14 @@ fn ids(base: &Base, number: usize, prompt: &str) -> Result<Vec<u32>> {
     }
 }
 
-/// Draws samples as the recipe says; `poll` is looked at on the way, `shown` hears how many are done.
+/// Draws samples as the recipe says, `at_once` of them together; `poll` is looked at on the way, `shown` hears how many are
+/// done.
 pub fn draw(
     base: &Base,
     adapter: &Adapter,
     samples: &Samples,
     seed: u64,
+    at_once: usize,
     poll: Poll,
     mut shown: impl FnMut(u64),
 ) -> Result<Drawn> {
@@ -65,12 +67,13 @@ pub fn draw(
     let (mut drawn, mut ratios) = (Vec::new(), Vec::new());
     for (number, prompt) in samples.prompts.iter().enumerate() {
         let ids = ids(base, number, prompt)?;
-        for first in (0..per_prompt).step_by(AT_ONCE) {
+        for first in (0..per_prompt).step_by(at_once) {
             let sampling = Sampling {
-                per_prompt: AT_ONCE.min(per_prompt - first),
+                per_prompt: at_once.min(per_prompt - first),
+                first,
                 max_new_tokens: samples.max_new_tokens,
                 temperature: samples.temperature,
-                seed: seed.wrapping_add((number * per_prompt + first) as u64),
+                seed: seed.wrapping_add((number * per_prompt) as u64),
                 stop: base.tokenizer.stop_ids().to_vec(),
             };
             let answers = |through| generate(&base.model, &[&ids], through, &sampling, poll);

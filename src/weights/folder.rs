@@ -107,9 +107,9 @@ impl ModelFolder {
         &self.path
     }
 
-    /// The files that are mapped.
+    /// The files that make the model: its config, where that is a file of its own, and its weights.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.files.iter().map(SafetensorsFile::path)
+        self.files.iter().map(PathBuf::as_path)
     }
 
     /// The names of all tensors, sorted.

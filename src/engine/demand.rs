@@ -1,0 +1,262 @@
+//! What a run holds under a schedule, phase by phase: the sums behind the plan.
+//!
+//! The parts that a layer and the head hold are in [`crate::model::footprint`], beside the code that holds them; here they
+//! are put together as [`super::pass`] goes through a sweep. All sizes are bytes.
+
+use serde::Serialize;
+
+use super::schedule::{Schedule, cut};
+use crate::{
+    kernels::attention,
+    model::footprint::{HeadWidths, Widths},
+};
+
+/// Bytes of an f32 number.
+const F32: usize = 4;
+/// A thread's buffers for products: packed panels of the right-hand side and what decodes into them.
+const THREAD: usize = 768 << 10;
+/// Steps of k in a packed block of the left-hand side.
+const BLOCK: usize = 512;
+
+/// A pair as a schedule sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PairSize {
+    /// Tokens that its run holds.
+    pub tokens: usize,
+    /// Answer tokens, which are predicted.
+    pub rows: usize,
+    /// The most keys that a token of it sees.
+    pub keys: usize,
+}
+
+/// The most of everything that a run's pairs come to under one cut into sweeps and micro-batches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Tokens of a sweep.
+    pub sweep_tokens: usize,
+    /// Answer tokens of a sweep.
+    pub sweep_rows: usize,
+    /// Tokens of a micro-batch.
+    pub tokens: usize,
+    /// Answer tokens of a micro-batch.
+    pub rows: usize,
+    /// Keys that a token sees.
+    pub keys: usize,
+    /// Sweeps, over the whole run.
+    pub sweeps: usize,
+    /// Micro-batches, over the whole run.
+    pub micros: usize,
+}
+
+impl Load {
+    /// Takes in the pairs of a step, cut as a schedule would cut them.
+    pub fn add(&mut self, pairs: &[PairSize], sweep: usize, micro: usize) {
+        let tokens = |pair: &PairSize| pair.tokens;
+        for sweep in cut(pairs, sweep, tokens) {
+            let sum = |pairs: &[PairSize], of: fn(&PairSize) -> usize| pairs.iter().map(of).sum::<usize>();
+            self.sweeps += 1;
+            self.sweep_tokens = self.sweep_tokens.max(sum(sweep, tokens));
+            self.sweep_rows = self.sweep_rows.max(sum(sweep, |pair| pair.rows));
+            for micro in cut(sweep, micro, tokens) {
+                self.micros += 1;
+                self.tokens = self.tokens.max(sum(micro, tokens));
+                self.rows = self.rows.max(sum(micro, |pair| pair.rows));
+                self.keys = self.keys.max(micro.iter().map(|pair| pair.keys).max().unwrap_or(0));
+            }
+        }
+    }
+}
+
+/// The samples of a run's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampleSize {
+    /// Tokens of the longest prompt.
+    pub prompt: usize,
+    /// Samples of a prompt.
+    pub per_prompt: usize,
+    /// Most tokens of a sample.
+    pub new: usize,
+}
+
+/// All that decides what a run holds, but for its schedule and the load under it.
+#[derive(Debug, Clone)]
+pub struct Demand {
+    /// Held before the first adapter is made: the program, the tokenizer, the rows.
+    pub start: u64,
+    /// The most that was held until then.
+    pub loading: u64,
+    /// Of the largest layer.
+    pub widths: Widths,
+    /// How many layers there are.
+    pub layers: usize,
+    /// Of the head.
+    pub head: HeadWidths,
+    /// Numbers that learn.
+    pub learning: usize,
+    /// Moments that the optimizer keeps of each.
+    pub moments: usize,
+    /// Whether the reference has an adapter of its own.
+    pub held_to: bool,
+    /// Whether a checkpoint is read.
+    pub resumes: bool,
+    /// Samples at the end.
+    pub samples: Option<SampleSize>,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Inputs or outputs of the widest linear layer.
+    pub widest: usize,
+}
+
+/// Something that is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Part {
+    /// What it is.
+    pub what: &'static str,
+    /// How large it is.
+    pub bytes: u64,
+}
+
+/// A time of the run and what is held then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Phase {
+    /// Its name.
+    pub name: &'static str,
+    /// What is held at its highest point.
+    pub parts: Vec<Part>,
+}
+
+impl Phase {
+    fn new(name: &'static str, parts: impl IntoIterator<Item = (&'static str, usize)>) -> Self {
+        let part = |(what, bytes): (&'static str, usize)| Part { what, bytes: bytes as u64 };
+        Self { name, parts: parts.into_iter().filter(|(_, bytes)| *bytes > 0).map(part).collect() }
+    }
+
+    /// The sum of its parts.
+    pub fn total(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes).sum()
+    }
+}
+
+impl Demand {
+    /// Every phase of a run under `schedule`, whose cut gives these loads, `at_once` samples being drawn together.
+    pub fn phases(&self, schedule: &Schedule, training: &Load, evaluation: &Load, at_once: usize) -> Vec<Phase> {
+        let mut phases = vec![Phase::new("loading", [("program, tokenizer, rows", self.loading as usize)])];
+        phases.extend(self.training(schedule, training));
+        phases.extend((evaluation.sweeps > 0).then(|| self.evaluation(schedule, evaluation)));
+        phases.push(self.saving());
+        phases.extend(self.samples.map(|samples| self.sampling(samples, at_once)));
+        for phase in &mut phases {
+            // small blocks, ends of pages, and what the system's allocator does not give back
+            let bytes = phase.total() / 64 + (1 << 20);
+            phase.parts.push(Part { what: "small things", bytes });
+        }
+        phases
+    }
+
+    /// What is held from the first step to the last.
+    fn always(&self) -> [(&'static str, usize); 4] {
+        let vector = self.learning * F32;
+        [
+            ("program, tokenizer, rows", self.start as usize),
+            ("adapter and its gradients", 2 * vector),
+            ("optimizer's moments", self.moments * vector),
+            ("the reference's adapter", if self.held_to { 2 * vector } else { 0 }),
+        ]
+    }
+
+    /// Buffers that threads keep for products, and scores of attention while they exist.
+    fn buffers(&self, load: &Load, backward: bool) -> (&'static str, usize) {
+        let left = load.tokens.max(if backward { self.widest } else { 0 }) * BLOCK * F32;
+        let scores = attention::scores(load.keys, backward) * F32;
+        ("threads' buffers", left + self.threads * (THREAD + scores))
+    }
+
+    /// The three high points of a sweep: the last layer's forward pass, the head, the last layer's backward pass.
+    fn training(&self, schedule: &Schedule, load: &Load) -> [Phase; 3] {
+        let (widths, hidden) = (&self.widths, self.widths.hidden);
+        let keep = schedule.keep.min(self.layers);
+        let state = load.sweep_tokens * hidden;
+        let micro = load.tokens * hidden;
+        let saved = |layers: usize| if schedule.scratch { micro } else { layers * state };
+        let kept = widths.kept() * load.sweep_tokens * keep;
+        // a layer that keeps holds what it keeps of its own micro-batch as it works
+        let own = if keep > 0 { widths.kept() * load.tokens } else { 0 };
+        let working = load.tokens * if keep > 0 { widths.forward_keeping() } else { widths.forward() };
+        let phase = |name, saved: usize, states: usize, kept: usize, working: (&'static str, usize), backward: bool| {
+            let parts = [
+                ("the sweep's tokens", self.packed(load)),
+                ("saved inputs of layers", saved * F32),
+                ("states between layers", states * F32),
+                ("what kept layers hold", kept * F32),
+                (working.0, working.1 * F32),
+                self.buffers(load, backward),
+            ];
+            Phase::new(name, self.always().into_iter().chain(parts))
+        };
+        let logits = self.head.score(load.rows, schedule.head_chunk, true);
+        let gradients = self.head.kept(load.sweep_rows);
+        let turn = self.head.backward(load.tokens, load.rows);
+        let layer = ("a layer at work", load.tokens * widths.backward());
+        let ends = if layer.1 > turn { layer } else { ("the head's gradient", turn) };
+        [
+            phase("forward", saved(self.layers), 2 * state, kept - own, ("a layer at work", working), false),
+            phase(
+                "head",
+                saved(self.layers),
+                2 * state,
+                kept,
+                ("logits and their gradient", logits + gradients),
+                false,
+            ),
+            phase("backward", saved(self.layers), state, kept - own, ends, true),
+        ]
+    }
+
+    fn evaluation(&self, schedule: &Schedule, load: &Load) -> Phase {
+        let hidden = self.widths.hidden;
+        let layer = ("a layer at work", load.tokens * self.widths.forward() * F32);
+        let head = ("logits", self.head.score(load.rows, schedule.head_chunk, false) * F32);
+        let parts = [
+            ("the sweep's tokens", self.packed(load)),
+            ("states between layers", 2 * load.sweep_tokens * hidden * F32),
+            if layer.1 > head.1 { layer } else { head },
+            self.buffers(load, false),
+        ];
+        Phase::new("evaluation", self.always().into_iter().chain(parts))
+    }
+
+    /// A checkpoint: the adapter's numbers as a vector and as matrices, then the moments as bytes. Reading one holds them
+    /// as a file, as tensors and as the optimizer's own.
+    fn saving(&self) -> Phase {
+        let vector = self.learning * F32;
+        let writing = (2 * vector).max(self.moments * vector);
+        let reading = if self.resumes { 2 * self.moments * vector } else { 0 };
+        Phase::new("saving", self.always().into_iter().chain([("a checkpoint on its way", writing.max(reading))]))
+    }
+
+    fn sampling(&self, samples: SampleSize, at_once: usize) -> Phase {
+        let (widths, n) = (&self.widths, samples.per_prompt.min(at_once));
+        let cache = self.layers * widths.cached() * (samples.prompt + n * samples.new);
+        let logits = 2 * n * self.head.vocabulary();
+        let reading = samples.prompt * (widths.kept() + widths.hidden);
+        let growing = cache + logits.max(reading);
+        // all answers to a prompt are scored together
+        let tokens = samples.prompt + n * samples.new;
+        let schedule = Schedule::default();
+        let scoring =
+            tokens * (widths.forward() + widths.hidden) + self.head.score(n * samples.new, schedule.head_chunk, false);
+        let work = match growing > scoring {
+            true => ("samples' keys, values, logits", growing),
+            false => ("samples as they are scored", scoring),
+        };
+        let keys = samples.prompt + samples.new;
+        let load = Load { tokens, rows: n * samples.new, keys, ..Load::default() };
+        let parts = [(work.0, work.1 * F32), self.buffers(&load, false)];
+        Phase::new("samples", self.always().into_iter().chain(parts))
+    }
+
+    /// Angles, ids, positions and places of a sweep's tokens.
+    fn packed(&self, load: &Load) -> usize {
+        load.sweep_tokens * (self.widths.angles() * F32 + 16)
+    }
+}

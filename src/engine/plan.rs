@@ -1,0 +1,247 @@
+//! The plan: of all schedules whose highest phase fits the budget, the one that should take the least time.
+//!
+//! Whatever is chosen, results are the same to the bit; a plan decides on memory and time alone.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{
+    demand::{Demand, Load, PairSize, Phase},
+    schedule::Schedule,
+};
+use crate::{Error, Result};
+
+/// Tokens of a micro-batch that are tried; beyond the first, products gain nothing (measured on SmolLM2). 1: a pair at a
+/// time.
+const MICRO: [usize; 8] = [768, 512, 384, 256, 192, 128, 64, 1];
+/// Micro-batches of a sweep that are tried, besides a whole step. More than one pays where weights come from the disk.
+const SWEEP: [usize; 3] = [1, 4, 16];
+/// Positions at the head that are tried.
+const HEAD: [usize; 4] = [128, 64, 32, 16];
+/// Samples drawn at once that are tried.
+const AT_ONCE: [usize; 7] = [64, 32, 16, 8, 4, 2, 1];
+
+/// Operations a second and thread, by which parts of a step are weighed against each other: two Zen 4 cores in f32.
+pub const RATE: f64 = 6e10;
+/// Tokens whose work costs as much as decoding and packing a layer's matrices once for a micro-batch (Zen 4).
+const PACKING: f64 = 64.0;
+/// The same of a chunk of positions at the head.
+const HEAD_PACKING: f64 = 16.0;
+/// Share of a forward pass that computing a layer again takes: all but its last product.
+const AGAIN: f64 = 0.75;
+/// Bytes a second from a disk.
+const DISK: f64 = 1e9;
+
+/// The pairs of a run under every cut that is tried.
+#[derive(Debug, Clone)]
+pub struct Loads {
+    cuts: Vec<Cut>,
+    steps: usize,
+    tokens: usize,
+    rows: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Cut {
+    sweep: usize,
+    micro: usize,
+    training: Load,
+    evaluation: Load,
+}
+
+impl Default for Loads {
+    fn default() -> Self {
+        let cut =
+            |micro: usize, sweep: usize| Cut { sweep, micro, training: Load::default(), evaluation: Load::default() };
+        let cuts = MICRO.iter().flat_map(|&micro| {
+            let sweeps = SWEEP.iter().map(move |times| micro.saturating_mul(*times)).chain([usize::MAX]);
+            sweeps.map(move |sweep| cut(micro, sweep))
+        });
+        Self { cuts: cuts.collect(), steps: 0, tokens: 0, rows: 0 }
+    }
+}
+
+impl Loads {
+    /// Takes in the pairs of an optimizer step.
+    pub fn step(&mut self, pairs: &[PairSize]) {
+        self.steps += 1;
+        self.tokens += pairs.iter().map(|pair| pair.tokens).sum::<usize>();
+        self.rows += pairs.iter().map(|pair| pair.rows).sum::<usize>();
+        self.cuts.iter_mut().for_each(|cut| cut.training.add(pairs, cut.sweep, cut.micro));
+    }
+
+    /// Takes in pairs that are evaluated together.
+    pub fn evaluation(&mut self, pairs: &[PairSize]) {
+        self.cuts.iter_mut().for_each(|cut| cut.evaluation.add(pairs, cut.sweep, cut.micro));
+    }
+
+    /// Tokens and answer tokens of a step, on average.
+    fn of_a_step(&self) -> (f64, f64) {
+        let steps = self.steps.max(1) as f64;
+        (self.tokens as f64 / steps, self.rows as f64 / steps)
+    }
+}
+
+/// What a plan must keep to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The most anonymous memory.
+    pub budget: u64,
+    /// The most with the base's pages; where it is more, they are let go of after use.
+    pub with_base: u64,
+    /// What this machine has for this process, pages of files included: a base beyond it is read from the disk anew in
+    /// every pass.
+    pub machine: u64,
+    /// The base's weights.
+    pub weights: u64,
+    /// Numbers in a layer's matrices, all layers together.
+    pub matrices: usize,
+}
+
+/// A schedule, and what it comes to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// What is held where.
+    pub schedule: Schedule,
+    /// Samples drawn at once.
+    pub at_once: usize,
+    /// Whether the base is larger than what the machine has for it, so that every sweep reads it twice.
+    pub from_disk: bool,
+    /// What is held when.
+    pub phases: Vec<Phase>,
+    /// A guess at a step's seconds; good for comparing plans alone.
+    #[serde(skip)]
+    pub cost: f64,
+}
+
+impl Plan {
+    /// The phase that holds the most.
+    pub fn highest(&self) -> &Phase {
+        self.phases.iter().max_by_key(|phase| phase.total()).expect("a run loads its rows")
+    }
+
+    /// The predicted peak, in bytes.
+    pub fn peak(&self) -> u64 {
+        self.highest().total()
+    }
+}
+
+/// The schedule that should take the least time within `limits`.
+///
+/// # Errors
+/// [`Error::Resource`] that names the least budget that works.
+pub fn choose(demand: &Demand, loads: &Loads, limits: &Limits) -> Result<Plan> {
+    let best = candidates(demand, loads, limits)
+        .filter(|plan| plan.peak() <= limits.budget)
+        .min_by(|a, b| a.cost.total_cmp(&b.cost).then(a.peak().cmp(&b.peak())));
+    best.ok_or_else(|| {
+        let least = least(demand, loads, limits);
+        let highest = least.highest();
+        Error::Resource(format!(
+            "memory.budget is {}, but this run needs at least {} ({}: {}); set memory.budget to that or more, or lower \
+             data.max_length, adapter.r or samples.max_new_tokens",
+            Mib(limits.budget),
+            Mib::up(least.peak()),
+            highest.name,
+            highest
+                .parts
+                .iter()
+                .map(|part| format!("{} {}", part.what, Mib(part.bytes)))
+                .collect::<Vec<_>>()
+                .join(", ")
+        ))
+    })
+}
+
+/// The schedule that holds the least.
+pub fn least(demand: &Demand, loads: &Loads, limits: &Limits) -> Plan {
+    let tight = Limits { budget: 0, ..*limits };
+    candidates(demand, loads, &tight).min_by_key(Plan::peak).expect("there are schedules to try")
+}
+
+/// Plans for other budgets, from the least that works to the one beyond which nothing gets faster, each clearly faster
+/// than the one before.
+pub fn ladder(demand: &Demand, loads: &Loads, limits: &Limits) -> Vec<Plan> {
+    let lowest = least(demand, loads, limits);
+    let at = |budget: u64| choose(demand, loads, &Limits { budget, ..*limits }).ok();
+    let Some(fastest) = at(u64::MAX) else { return vec![lowest] };
+    const RUNGS: u32 = 6;
+    let ratio = fastest.peak() as f64 / lowest.peak() as f64;
+    let budget = |rung: u32| (lowest.peak() as f64 * ratio.powf(f64::from(rung) / f64::from(RUNGS))).ceil() as u64;
+    let mut plans: Vec<Plan> = Vec::new();
+    for plan in (0..RUNGS).filter_map(|rung| at(budget(rung))).chain([fastest]) {
+        match plans.last() {
+            Some(last) if plan.cost > 0.97 * last.cost => {}
+            _ => plans.push(plan),
+        }
+    }
+    plans
+}
+
+/// A plan for every cut, head and place of saved inputs, with as many layers kept as fit.
+fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<Item = Plan> {
+    let fitting = AT_ONCE.into_iter().find(|&at_once| {
+        let sampling = demand.phases(&Schedule::default(), &Load::default(), &Load::default(), at_once);
+        sampling.last().is_none_or(|phase| phase.total() <= limits.budget)
+    });
+    let at_once = fitting.unwrap_or(1);
+    loads.cuts.iter().flat_map(move |cut| {
+        HEAD.into_iter().flat_map(move |head_chunk| {
+            [false, true].into_iter().map(move |scratch| {
+                let plan = |keep: usize| {
+                    // what a step has at most is as good a number as any larger one
+                    let sweep = cut.sweep.min(cut.training.sweep_tokens.max(cut.micro));
+                    let schedule = Schedule { sweep, micro: cut.micro, keep, head_chunk, scratch, stream: false };
+                    let phases = demand.phases(&schedule, &cut.training, &cut.evaluation, at_once);
+                    Plan { schedule, at_once, from_disk: false, phases, cost: 0.0 }
+                };
+                let fits = (1..=demand.layers).rev().map(plan).find(|plan| plan.peak() <= limits.budget);
+                let mut chosen = fits.unwrap_or_else(|| plan(0));
+                let with_base = chosen.peak().saturating_add(limits.weights);
+                chosen.schedule.stream = with_base > limits.with_base;
+                chosen.from_disk = with_base > limits.machine;
+                chosen.cost = cost(demand, loads, limits, &chosen, &cut.training);
+                chosen
+            })
+        })
+    })
+}
+
+/// Seconds of a step, as guessed: products, packing for each micro-batch, the head, the disk.
+fn cost(demand: &Demand, loads: &Loads, limits: &Limits, plan: &Plan, load: &Load) -> f64 {
+    let Schedule { keep, head_chunk, scratch, .. } = plan.schedule;
+    let (tokens, rows) = loads.of_a_step();
+    let steps = loads.steps.max(1) as f64;
+    let (micros, sweeps) = (load.micros as f64 / steps, load.sweeps as f64 / steps);
+    let again = AGAIN * (1.0 - keep.min(demand.layers) as f64 / demand.layers.max(1) as f64);
+    // the reference, forward, backward
+    let passes = 3.0 + again;
+    let rate = RATE * demand.threads as f64;
+    let layers = 2.0 * limits.matrices as f64 * passes * (tokens + PACKING * micros);
+    let hidden = demand.widths.hidden as f64;
+    let head = 4.0 * rows * hidden * demand.head.vocabulary() as f64 * (1.0 + HEAD_PACKING / head_chunk as f64);
+    let saved = if scratch { 2.0 * tokens * hidden * 4.0 * demand.layers as f64 } else { 0.0 };
+    let read = if plan.from_disk { 2.0 * sweeps * limits.weights as f64 } else { 0.0 };
+    (layers + head) / rate + (saved + read) / DISK
+}
+
+/// A size in MiB.
+#[derive(Debug, Clone, Copy)]
+pub struct Mib(pub u64);
+
+impl Mib {
+    /// Rounded up to whole MiB, so that a budget of that size is enough.
+    pub fn up(bytes: u64) -> Self {
+        Self(bytes.next_multiple_of(1 << 20))
+    }
+}
+
+impl fmt::Display for Mib {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 as f64 / f64::from(1 << 20) {
+            mib @ ..10.0 => write!(out, "{mib:.1} MiB"),
+            mib => write!(out, "{mib:.0} MiB"),
+        }
+    }
+}

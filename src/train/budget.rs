@@ -1,0 +1,195 @@
+//! What a run asks of memory, and the plan that keeps it to its budget.
+
+use std::time::Instant;
+
+use super::{base::Base, pairs, rows::Rows, samples, steps};
+use crate::{
+    Error, Result,
+    data::TokenizedPair,
+    engine::{
+        demand::{Demand, PairSize, SampleSize},
+        plan::{self, Limits, Loads, Plan},
+    },
+    heap,
+    kernels::gemm::{Dense, Lhs, Out, Threads, gemm},
+    model::{
+        footprint::{HeadWidths, Widths},
+        lora::Shape,
+    },
+    recipe::{Budget, Optimizer, Recipe, Reference},
+    report::{MemoryMeter, available::available},
+};
+
+/// Pairs that are evaluated together.
+pub const EVALUATED: usize = 8;
+
+/// Pairs that are looked at one step after the other; of a longer run the longest pairs are taken for one step more.
+const LOOKED_AT: usize = 1 << 22;
+
+/// Anonymous memory as a run's plan begins, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Held now.
+    now: u64,
+    /// The most so far.
+    most: u64,
+}
+
+impl Held {
+    /// Gives back what loading left over, and measures. 0 where it cannot be measured.
+    pub fn measure(meter: &MemoryMeter) -> Self {
+        meter.sample();
+        heap::settle();
+        Self { now: meter.sample().unwrap_or(0), most: meter.peak().unwrap_or(0) }
+    }
+}
+
+/// A plan and what it was made from.
+#[derive(Debug)]
+pub struct Planned {
+    /// What was chosen.
+    pub plan: Plan,
+    /// What it keeps to.
+    pub limits: Limits,
+    /// Where the budget comes from, in words.
+    pub budget: String,
+    demand: Demand,
+    loads: Loads,
+}
+
+impl Planned {
+    /// How many layers the model has.
+    pub fn layers(&self) -> usize {
+        self.demand.layers
+    }
+
+    /// Plans for other budgets, from the least that works to the one beyond which nothing gets faster.
+    pub fn ladder(&self) -> Vec<Plan> {
+        plan::ladder(&self.demand, &self.loads, &self.limits)
+    }
+}
+
+/// Plans a run; nothing of the base but its shapes is looked at.
+///
+/// # Errors
+/// [`Error::Resource`] where the budget is too small, with the least that works; [`Error::Recipe`] for a budget on a
+/// device for which none is kept.
+pub fn plan(recipe: &Recipe, base: &Base, rows: &Rows, shapes: &[Shape], resumes: bool, held: Held) -> Result<Planned> {
+    if !base.model.device.is_cpu() && recipe.memory.budget != Budget::Auto {
+        return Err(Error::recipe(
+            "memory.budget is kept on the CPU only; leave it \"auto\" on this device, or set run.device to \"cpu\"",
+        ));
+    }
+    let demand = demand(recipe, base, shapes, resumes, held)?;
+    let loads = loads(recipe, rows);
+    let matrices = base.model.linears().map(|linear| linear.weight.inputs * linear.weight.outputs).sum();
+    let (limits, budget) = limits(recipe.memory.budget, held, base.folder.total_bytes(), matrices);
+    let plan = plan::choose(&demand, &loads, &limits)?;
+    Ok(Planned { plan, limits, budget, demand, loads })
+}
+
+fn demand(recipe: &Recipe, base: &Base, shapes: &[Shape], resumes: bool, held: Held) -> Result<Demand> {
+    let dropout = recipe.adapter.lora_dropout > 0.0;
+    let widths = base.model.blocks.iter().map(|block| Widths::of(block, shapes, dropout));
+    let widths = widths.max_by_key(Widths::backward).ok_or_else(|| Error::input("the model has no layers"))?;
+    let held_to = recipe.objective.reference == Reference::Start && recipe.adapter.start_from.is_some();
+    Ok(Demand {
+        start: held.now,
+        loading: held.most,
+        widths,
+        layers: base.model.blocks.len(),
+        head: HeadWidths::of(&base.model.head),
+        learning: shapes.iter().map(|shape| shape.r * (shape.inputs + shape.outputs)).sum(),
+        moments: match recipe.train.optimizer {
+            Optimizer::Adamw => 2,
+            Optimizer::Rmsprop => 1,
+        },
+        held_to,
+        resumes,
+        samples: sample_size(recipe, base)?,
+        threads: rayon::current_num_threads(),
+        widest: base.model.linears().map(|linear| linear.weight.inputs.max(linear.weight.outputs)).max().unwrap_or(0),
+    })
+}
+
+fn sample_size(recipe: &Recipe, base: &Base) -> Result<Option<SampleSize>> {
+    let prompts = &recipe.samples.prompts;
+    let mut longest = 0;
+    for (number, prompt) in prompts.iter().enumerate() {
+        longest = longest.max(samples::ids(base, number, prompt)?.len());
+    }
+    let per_prompt = recipe.samples.count.div_ceil(prompts.len().max(1));
+    let size = SampleSize { prompt: longest, per_prompt, new: recipe.samples.max_new_tokens };
+    Ok((!prompts.is_empty()).then_some(size))
+}
+
+fn loads(recipe: &Recipe, rows: &Rows) -> Loads {
+    let mut loads = Loads::default();
+    let sizes = |pairs: &[&TokenizedPair]| pairs.iter().map(|pair| size(pair)).collect::<Vec<_>>();
+    let looked_at = LOOKED_AT.div_ceil(recipe.train.batch_size);
+    steps::batches(recipe, &rows.train).take(looked_at).for_each(|batch| loads.step(&sizes(&batch)));
+    if steps::total(recipe, rows.train.len()) > looked_at {
+        let mut longest: Vec<_> = rows.train.iter().map(size).collect();
+        longest.sort_by_key(|pair| std::cmp::Reverse(pair.tokens));
+        longest.truncate(recipe.train.batch_size);
+        loads.step(&longest);
+    }
+    let held_out: Vec<_> = rows.eval.iter().collect();
+    held_out.chunks(EVALUATED).for_each(|chunk| loads.evaluation(&sizes(chunk)));
+    loads
+}
+
+fn size(pair: &TokenizedPair) -> PairSize {
+    let answers = [pair.chosen.len(), pair.rejected.len()];
+    PairSize {
+        tokens: pairs::tokens(pair),
+        rows: answers.iter().sum(),
+        keys: pair.prompt.len() + answers.into_iter().max().unwrap_or(0),
+    }
+}
+
+/// The budget and what else limits a run, and where that comes from.
+fn limits(budget: Budget, held: Held, weights: u64, matrices: usize) -> (Limits, String) {
+    let available = available();
+    let machine = available.as_ref().map_or(u64::MAX, |available| held.now + available.bytes);
+    let at_most = |budget: u64, with_base: u64| Limits { budget, with_base, machine, weights, matrices };
+    match (budget, available) {
+        (Budget::Bytes(bytes), _) => (at_most(bytes, bytes), format!("{budget}, as the recipe says")),
+        (Budget::Auto, None) => (at_most(u64::MAX, u64::MAX), "auto: this system does not say what is free".into()),
+        (Budget::Auto, Some(available)) => {
+            // a tenth stays for others; a base that takes more than half shares what is left
+            let free = machine - machine / 10;
+            let bytes = free - weights.min(free / 2);
+            let mib = |bytes: u64| plan::Mib(bytes);
+            let said = format!(
+                "auto: {}, of {} that {} has free, less a tenth and room for the base's pages",
+                mib(bytes),
+                mib(available.bytes),
+                available.by
+            );
+            (at_most(bytes, free), said)
+        }
+    }
+}
+
+/// How long this machine takes for a second of a plan's `cost`, from products measured for a moment: what else a step
+/// does is taken to slow down with them.
+pub fn pace(planned: &Planned) -> f64 {
+    plan::RATE * planned.demand.threads as f64 / rate()
+}
+
+/// Operations a second of an f32 product on all threads.
+fn rate() -> f64 {
+    const SIZE: usize = 768;
+    let numbers = vec![1f32; SIZE * SIZE];
+    let mut product = vec![0f32; SIZE * SIZE];
+    let (mut rounds, began) = (0, Instant::now());
+    while rounds < 3 || began.elapsed().as_millis() < 200 {
+        let left = Lhs { data: &numbers, row: SIZE, col: 1 };
+        let right = Dense { data: &numbers, row: SIZE, col: 1 };
+        let out = Out { data: &mut product, ld: SIZE, add: false };
+        gemm([SIZE; 3], 1.0, left, &right, out, Threads::All);
+        rounds += 1;
+    }
+    (2 * SIZE.pow(3) * rounds) as f64 / began.elapsed().as_secs_f64()
+}

@@ -3,7 +3,11 @@
 use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::host::{operand, operand_mut};
+use super::{
+    host::{operand, operand_mut},
+    profile::{Part, Timed},
+    simd::multiversion,
+};
 
 /// Turns every head of `x[tokens, heads · head_dim]` in place by the angles whose cosines and sines
 /// `cos`, `sin` `[tokens, head_dim / 2]` give. With `back` it turns the other way, which is the backward pass.
@@ -46,6 +50,7 @@ impl InplaceOp3 for Turn {
         sin: &CpuStorage,
         sin_layout: &Layout,
     ) -> Result<()> {
+        let _timed = Timed::start(Part::Elementwise);
         let (tokens, width) = x_layout.shape().dims2()?;
         let half = cos_layout.shape().dims2()?.1;
         if cos_layout.dims() != sin_layout.dims() || cos_layout.dims()[0] != tokens || width % (2 * half) != 0 {
@@ -53,20 +58,31 @@ impl InplaceOp3 for Turn {
         }
         let (cos, sin) = (operand(cos, cos_layout)?, operand(sin, sin_layout)?);
         let sign = if self.back { -1.0 } else { 1.0 };
-        let angles = cos.par_chunks_exact(half).zip(sin.par_chunks_exact(half));
-        operand_mut(x, x_layout)?.par_chunks_exact_mut(width).zip(angles).with_min_len(8).for_each(
-            |(row, (cos, sin))| {
-                for head in row.chunks_exact_mut(2 * half) {
-                    let (first, second) = head.split_at_mut(half);
-                    for i in 0..half {
-                        let (a, b, sin) = (first[i], second[i], sign * sin[i]);
-                        first[i] = a * cos[i] - b * sin;
-                        second[i] = b * cos[i] + a * sin;
-                    }
-                }
-            },
-        );
+        let angles = cos.par_chunks(ROWS * half).zip(sin.par_chunks(ROWS * half));
+        operand_mut(x, x_layout)?
+            .par_chunks_mut(ROWS * width)
+            .zip(angles)
+            .for_each(|(rows, (cos, sin))| turn(rows, width, cos, sin, half, sign));
         Ok(())
+    }
+}
+
+/// Rows that a task takes at once.
+const ROWS: usize = 16;
+
+multiversion! {
+    fn turn(rows: &mut [f32], width: usize, cos: &[f32], sin: &[f32], half: usize, sign: f32) {
+        let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+        for (row, (cos, sin)) in rows.chunks_exact_mut(width).zip(angles) {
+            for head in row.chunks_exact_mut(2 * half) {
+                let (first, second) = head.split_at_mut(half);
+                for ((first, second), (cos, sin)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
+                    let (a, b, sin) = (*first, *second, sign * sin);
+                    *first = a * cos - b * sin;
+                    *second = b * cos + a * sin;
+                }
+            }
+        }
     }
 }
 

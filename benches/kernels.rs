@@ -15,6 +15,7 @@ use dpo_lora::{
         norm::{rms_norm, rms_norm_backward},
         product::{add_product, product},
     },
+    model::head::Head,
     objective::logps::score,
     weights::{ModelFolder, matrix::FrozenMatrix},
 };
@@ -123,11 +124,11 @@ fn head(c: &mut Criterion) {
     let mut group = c.benchmark_group("head");
     let targets: Vec<u32> = (0..128).collect();
     for compute in types() {
-        let (w, h) = (frozen(49_152, 576, compute), random(128, 576));
+        let (head, h) = (Head::plain(frozen(49_152, 576, compute)), random(128, 576));
         for (name, gradient, products) in [("score", false, 1), ("score-and-slope", true, 2)] {
             group.throughput(Throughput::Elements(products * 2 * 128 * 576 * 49_152));
             group.bench_function(format!("{name}/smollm2/{}", compute.name()), |b| {
-                b.iter(|| score(&w, &h, &targets, gradient).expect("scores"))
+                b.iter(|| score(&head, &h, &targets, 128, gradient).expect("scores"))
             });
         }
     }

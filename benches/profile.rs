@@ -16,12 +16,12 @@ use std::{
 
 use dpo_lora::{
     data::TokenizedPair,
+    engine::{pass::Engine, schedule::Schedule},
     kernels::{compute::Compute, micro::Micro, profile},
-    model::linear::Through,
     objective::Metrics,
     optim::{Optimizer, clip_scale, global_norm},
     recipe::Recipe,
-    train::{adapters, base::Base, device, pairs, rows::Rows},
+    train::{adapters, base::Base, device, pairs, reference::Reference, rows::Rows},
 };
 
 /// Steps that are counted, after one that is not.
@@ -52,13 +52,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (_, adapter) = adapters::start(&recipe, &base)?;
     let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
 
+    let schedule = Schedule::default();
+    let scratch = env::temp_dir();
+    let engine = Engine { model: &base.model, schedule: &schedule, scratch: &scratch, poll: &|| Ok(()) };
     let mut step = |pairs: &[TokenizedPair]| -> Result<Duration, dpo_lora::Error> {
         let pairs: Vec<_> = pairs.iter().collect();
-        let reference = pairs::score(&base.model, &pairs, Through::default(), &|| Ok(()))?;
-        let reference: Vec<_> = reference.iter().map(|scored| scored.sums).collect();
-        let mut metrics = Metrics::new(recipe.objective.beta);
-        let learns = (&adapter, None);
-        pairs::gradient(&base.model, &pairs, &reference, &recipe.objective, learns, &mut metrics, &|| Ok(()))?;
+        // a fresh reference knows no row yet, so its pass is within the step
+        let (mut reference, mut metrics) = (Reference::new(None), Metrics::new(recipe.objective.beta));
+        pairs::gradient(engine, &pairs, &mut reference, &recipe.objective, (&adapter, None), &mut metrics)?;
         let began = Instant::now();
         let scale = clip_scale(global_norm(&adapter.grads)?, 1.0);
         optimizer.step(&adapter.values, &adapter.grads, 5e-5, scale)?;
@@ -111,7 +112,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// The floor's operations for a pair.
 fn operations(base: &Base, pair: &TokenizedPair) -> f64 {
     let frozen: usize = base.model.linears().map(|linear| linear.weight.inputs * linear.weight.outputs).sum();
-    let head = base.model.head.inputs * base.model.head.outputs;
+    let head = base.model.head.weight.inputs * base.model.head.weight.outputs;
     let answers = pair.chosen.len() + pair.rejected.len();
     2.0 * (4.0 * frozen as f64 * pairs::tokens(pair) as f64 + 3.0 * head as f64 * answers as f64)
 }
@@ -120,7 +121,7 @@ fn operations(base: &Base, pair: &TokenizedPair) -> f64 {
 fn peak(compute: Compute, threads: usize) -> f64 {
     const STEPS: usize = 128;
     let Micro { mr, nr, tile } = Micro::choose(64, 64, compute);
-    let each = |_| {
+    let each = |_: rayon::BroadcastContext| {
         // 1.0 in both types
         let (left, right) = (vec![0x3f80_3f80; mr * STEPS], vec![0x3f80_3f80; nr * STEPS]);
         let mut sums = vec![0f32; mr * nr];

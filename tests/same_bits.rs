@@ -15,7 +15,9 @@ use dpo_lora::{
 #[path = "support/numbers.rs"]
 mod numbers;
 
-use numbers::{adapter, dpo, engine, fixture, fresh, gradient, gradient_by, open, open_in, pair, policy, sums, token_logps};
+use numbers::{
+    adapter, dpo, engine, fixture, fresh, gradient, gradient_by, open, open_in, pair, policy, sums, token_logps,
+};
 
 const VOCABULARY: usize = 64;
 

@@ -273,9 +273,9 @@ impl Product<'_> {
             let mut whole = [0f32; MAX_TILE];
             tile(k, left.as_ptr(), right.as_ptr(), whole.as_mut_ptr(), nr, false);
             for (r, sums) in whole.chunks_exact(nr).take(rows).enumerate() {
-                let c = std::slice::from_raw_parts_mut(c.add(r * ld), columns);
-                for (c, sum) in c.iter_mut().zip(sums) {
-                    *c = if self.add { *c + sum } else { *sum };
+                for (j, sum) in sums.iter().take(columns).enumerate() {
+                    let at = c.add(r * ld + j);
+                    at.write(if self.add { *at + sum } else { *sum });
                 }
             }
         }

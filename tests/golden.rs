@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use dpo_lora::{
     data::TokenizedPair,
     export::AdapterFolder,
+    kernels::compute::Compute,
     model::linear::Through,
     objective::{Means, PairLogps, loss},
     optim::{AdamW, Optimizer, global_norm},
@@ -19,7 +20,9 @@ use serde_json::Value;
 mod numbers;
 mod support;
 
-use numbers::{Most, adapter, by_name, dpo, gradient, json, open, policy, relative_l2, tensors, token_logps, worst};
+use numbers::{
+    Most, adapter, by_name, dpo, gradient, json, open, open_in, policy, relative_l2, tensors, token_logps, worst,
+};
 
 const BETA: f64 = 0.1;
 const BATCH: usize = 2;
@@ -93,6 +96,38 @@ fn log_probs_and_losses_are_trl_s() {
     tokens.at_most(1e-4);
     summed.at_most(3e-3);
     losses.at_most(2e-5);
+}
+
+/// What rounding the products' operands to bf16 changes; docs/performance.md quotes the figures that this prints.
+#[test]
+fn bf16_products_change_log_probs_a_little() {
+    let Some((folder, golden, rows, pairs)) = inputs() else { return };
+    if Compute::bf16_or_f32() != Compute::Bf16 {
+        println!("skipped: this processor has no bf16 products");
+        return;
+    }
+    let model = open_in(&folder, Compute::Bf16);
+    let start = adapter(&golden.join("init_adapter"), &model);
+    let [mut tokens, mut summed, mut margins] =
+        ["bf16, log-prob of a token", "bf16, log-prob of an answer", "bf16, margin of a pair"].map(Most::of);
+    let (mut total, mut count) = (0.0, 0);
+    let sum = |tokens: &[f32]| tokens.iter().map(|logp| f64::from(*logp)).sum::<f64>();
+    for (i, (row, pair)) in rows.iter().zip(&pairs).enumerate() {
+        let [of_policy, of_reference] = [policy(&start), Through::default()]
+            .map(|through| token_logps(&model, std::slice::from_ref(pair), through).remove(0));
+        for (ours, theirs) in of_policy.iter().zip([&row.policy_chosen_token_logps, &row.policy_rejected_token_logps]) {
+            tokens.see(worst(ours, theirs), format!("row {i}"));
+            summed.see((sum(ours) - sum(theirs)).abs(), format!("row {i}"));
+            total += ours.iter().zip(theirs).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>();
+            count += ours.len();
+        }
+        let reward = |answer: usize| BETA * (sum(&of_policy[answer]) - sum(&of_reference[answer]));
+        margins.see((reward(0) - reward(1) - row.margin).abs(), format!("row {i}"));
+    }
+    println!("measured: bf16, log-prob of a token, mean: {:.2e} of {count} tokens", total / f64::from(count as u32));
+    tokens.at_most(0.25);
+    summed.at_most(0.5);
+    margins.at_most(0.1);
 }
 
 #[test]

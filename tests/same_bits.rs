@@ -15,7 +15,9 @@ use dpo_lora::{
 #[path = "support/numbers.rs"]
 mod numbers;
 
-use numbers::{adapter, dpo, engine, fixture, fresh, gradient, gradient_by, open, pair, policy, sums, token_logps};
+use numbers::{
+    adapter, dpo, engine, fixture, fresh, gradient, gradient_by, open, open_in, pair, policy, sums, token_logps,
+};
 
 const VOCABULARY: usize = 64;
 
@@ -35,6 +37,11 @@ fn batch() -> Vec<TokenizedPair> {
     lengths.into_iter().enumerate().map(|(i, lengths)| pair(i as u64, lengths, VOCABULARY)).collect()
 }
 
+/// The types in which products multiply; on a processor without bf16 the second is the first again.
+fn types() -> [Compute; 2] {
+    [Compute::F32, Compute::bf16_or_f32()]
+}
+
 fn at<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool").install(work)
 }
@@ -45,8 +52,9 @@ fn bits(logps: &[[Vec<f32>; 2]]) -> Vec<Vec<u32>> {
 
 #[test]
 fn log_probs_depend_on_the_pair_alone() {
-    for name in ["llama", "mistral", "llama-tied-bf16"] {
-        let model = open(&fixture(name));
+    let all = ["llama", "mistral", "llama-tied-bf16"];
+    for (name, compute) in all.into_iter().flat_map(|name| types().map(move |compute| (name, compute))) {
+        let model = open_in(&fixture(name), compute);
         let adapter = adapter(&fixture(name).join("adapter"), &model);
         let pairs = batch();
         for through in [Through::default(), policy(&adapter)] {
@@ -54,7 +62,7 @@ fn log_probs_depend_on_the_pair_alone() {
                 pairs.chunks(1).map(|pair| at(1, || token_logps(&model, pair, through)).remove(0)).collect();
             for threads in [1, 2, 3] {
                 let together = at(threads, || token_logps(&model, &pairs, through));
-                assert_eq!(bits(&together), bits(&alone), "{name}, {threads} threads");
+                assert_eq!(bits(&together), bits(&alone), "{name}, {compute:?}, {threads} threads");
             }
             let turned: Vec<_> = pairs.iter().rev().cloned().collect();
             let mut turned = at(2, || token_logps(&model, &turned, through));
@@ -66,16 +74,18 @@ fn log_probs_depend_on_the_pair_alone() {
 
 #[test]
 fn gradients_do_not_depend_on_the_number_of_threads() {
-    let model = open(&fixture("llama"));
-    let adapter = adapter(&fixture("llama").join("adapter"), &model);
-    let pairs = batch();
-    let refs: Vec<_> = pairs.iter().collect();
-    let grads = [1, 2, 3].map(|threads| {
-        at(threads, || gradient(&model, &adapter, &refs, &dpo(0.1)));
-        adapter.grads.to_vec1::<f32>().expect("f32").into_iter().map(f32::to_bits).collect::<Vec<_>>()
-    });
-    assert!(grads[0].iter().any(|bits| *bits != 0));
-    assert!(grads[1] == grads[0] && grads[2] == grads[0]);
+    for compute in types() {
+        let model = open_in(&fixture("llama"), compute);
+        let adapter = adapter(&fixture("llama").join("adapter"), &model);
+        let pairs = batch();
+        let refs: Vec<_> = pairs.iter().collect();
+        let grads = [1, 2, 3].map(|threads| {
+            at(threads, || gradient(&model, &adapter, &refs, &dpo(0.1)));
+            adapter.grads.to_vec1::<f32>().expect("f32").into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        });
+        assert!(grads[0].iter().any(|bits| *bits != 0));
+        assert!(grads[1] == grads[0] && grads[2] == grads[0], "{compute:?}");
+    }
 }
 
 #[test]
@@ -109,8 +119,9 @@ fn gradients_do_not_depend_on_the_schedule() {
 
 #[test]
 fn at_step_0_margins_are_0_and_the_loss_is_ln_2() {
-    for name in ["llama", "mistral", "llama-bias"] {
-        let model = open(&fixture(name));
+    let all = ["llama", "mistral", "llama-bias"];
+    for (name, compute) in all.into_iter().flat_map(|name| types().map(move |compute| (name, compute))) {
+        let model = open_in(&fixture(name), compute);
         let adapter = fresh(&model, 4);
         let pairs = batch();
         // the reference meets each pair in another company, cut into other micro-batches, at another number of threads

@@ -1,12 +1,13 @@
 //! Causal attention over segments that share prompts, forward and backward, without a score matrix in memory.
 //!
 //! A [`Span`] is a run of queries that sees a prefix of keys whole (the shared prompt) and its own keys causally. A
-//! block of queries at a time meets all its keys, so the scores held are `block × keys`; the backward pass computes them
-//! again from the logarithm of each row's sum (Dao et al. 2022).
+//! block of queries at a time meets the keys that one of its queries sees, so the scores held are `block × keys`; the
+//! backward pass computes them again from the logarithm of each row's sum (Dao et al. 2022). Every head is a task of its
+//! own, both ways: few key heads keep all cores busy.
 
 mod plain;
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -15,6 +16,8 @@ use super::{
     gate::exp,
     gemm::{Dense, Lhs, Out, Threads, gemm},
     host::{dot, floats, matrix},
+    profile::{Part, Timed},
+    simd::multiversion,
     soft_cap::{capped, slope_at},
 };
 
@@ -56,6 +59,22 @@ impl Span {
         window.map_or(0, |window| end.saturating_sub(window))..end
     }
 
+    /// The keys, counted in the same way, that some query of `block` sees.
+    fn met(&self, block: &Range<usize>, window: Option<usize>) -> Range<usize> {
+        self.visible(block.start, window).start..self.visible(block.end - 1, window).end
+    }
+
+    /// Where keys counted in that way lie: rows of the prefix and of own, each with its first one's place among `met`.
+    fn parts(&self, met: &Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> + use<> {
+        let cut = self.prefix.len();
+        let in_prefix = met.start.min(cut)..met.end.min(cut);
+        let in_own = met.start.max(cut)..met.end.max(cut);
+        let prefix = self.prefix.start + in_prefix.start..self.prefix.start + in_prefix.end;
+        let own = self.own.start + in_own.start - cut..self.own.start + in_own.end - cut;
+        let parts = [(prefix, 0), (own, in_own.start - met.start)];
+        parts.into_iter().filter(|(rows, _)| !rows.is_empty())
+    }
+
     /// Blocks of queries, as offsets into the span.
     fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let n = self.queries.len();
@@ -78,6 +97,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Head
     if !q.device().is_cpu() {
         return plain::attention(q, k, v, spans, heads);
     }
+    let _timed = Timed::start(Part::Attention);
     let rows = q.dim(0)?;
     let (q, k, v) = (floats(q)?, floats(k)?, floats(v)?);
     let side = Side { q: &q, k: &k, v: &v, heads };
@@ -89,20 +109,21 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Head
         .collect();
     tasks.into_par_iter().for_each(|(span, block, head)| {
         let (values, lse) = (out.0.get(), out.1.get());
-        let keys = span.prefix.len() + span.own.len();
-        let mut scores = vec![0f32; block.len() * keys];
-        side.scores(span, block.clone(), head, &mut scores);
-        for (i, row) in block.clone().zip(scores.chunks_exact_mut(keys)) {
-            let seen = span.visible(i, heads.window);
-            let log_sum = softmax(row, seen);
-            // SAFETY: spans do not share queries, and this task alone has this block and head.
-            unsafe { *lse.add((span.queries.start + i) * heads.n + head) = log_sum };
-        }
-        let first = (span.queries.start + block.start) * heads.width() + head * heads.dim;
-        let len = (block.len() - 1) * heads.width() + heads.dim;
-        // SAFETY: in bounds since the block's rows are; only columns of this head are written, by this task alone.
-        let mixed = unsafe { std::slice::from_raw_parts_mut(values.add(first), len) };
-        side.mix(span, block.len(), &scores, side.v, head, mixed);
+        let met = span.met(&block, heads.window);
+        with_scores(block.len() * met.len(), |scores| {
+            side.scores(span, &block, &met, head, scores);
+            for (i, row) in block.clone().zip(scores.chunks_exact_mut(met.len())) {
+                let seen = span.visible(i, heads.window);
+                let log_sum = softmax(row, seen.start - met.start, seen.end - met.start);
+                // SAFETY: spans do not share queries, and this task alone has this block and head.
+                unsafe { *lse.add((span.queries.start + i) * heads.n + head) = log_sum };
+            }
+            let first = (span.queries.start + block.start) * heads.width() + head * heads.dim;
+            let len = (block.len() - 1) * heads.width() + heads.dim;
+            // SAFETY: in bounds since the block's rows are; only columns of this head are written, by this task alone.
+            let mixed = unsafe { std::slice::from_raw_parts_mut(values.add(first), len) };
+            side.mix(span, &met, block.len(), scores, side.v, head, mixed);
+        });
     });
     Ok(Attended { values: matrix(values, rows, heads.width())?, lse: matrix(lse, rows, heads.n)? })
 }
@@ -127,25 +148,37 @@ pub fn attention_backward(
     if !q.device().is_cpu() {
         return plain::attention_backward([q, k, v], out, d_values, spans, heads);
     }
+    let _timed = Timed::start(Part::Attention);
     let (queries, keys) = (q.dim(0)?, k.dim(0)?);
     let (q, k, v) = (floats(q)?, floats(k)?, floats(v)?);
     let (values, lse, d_values) = (floats(&out.values)?, floats(&out.lse)?, floats(d_values)?);
     let side = Side { q: &q, k: &k, v: &v, heads };
-    let (mut dq, mut dk) = (vec![0f32; queries * heads.width()], vec![0f32; keys * heads.kv_width()]);
-    let mut dv = vec![0f32; keys * heads.kv_width()];
+    // a query head's share of dk and dv is its own, and the shares are added in the order of the heads: which thread came
+    // first does not show
+    let [mut dq, mut dk, mut dv] = [queries, keys, keys].map(|rows| vec![0f32; rows * heads.width()]);
     let grads = Grads { dq: Shared(dq.as_mut_ptr()), dk: Shared(dk.as_mut_ptr()), dv: Shared(dv.as_mut_ptr()) };
-    let tasks: Vec<_> = groups.iter().flat_map(|group| (0..heads.kv).map(move |kv| (group.clone(), kv))).collect();
-    tasks.into_par_iter().for_each(|(group, kv)| {
+    let tasks: Vec<_> = groups.iter().flat_map(|group| (0..heads.n).map(move |head| (group.clone(), head))).collect();
+    tasks.into_par_iter().with_max_len(1).for_each(|(group, head)| {
         for span in &spans[group] {
-            for head in kv * heads.group()..(kv + 1) * heads.group() {
-                for block in span.blocks() {
-                    side.block_backward(span, block, head, [&values, &lse, &d_values], &grads);
-                }
+            for block in span.blocks() {
+                side.block_backward(span, block, head, [&values, &lse, &d_values], &grads);
             }
+        }
+    });
+    let [dk, dv] = [dk, dv].map(|shares| match heads.group() {
+        1 => shares,
+        group => {
+            let mut sums = vec![0f32; keys * heads.kv_width()];
+            let rows = sums.par_chunks_mut(ROWS * heads.kv_width()).zip(shares.par_chunks(ROWS * heads.width()));
+            rows.for_each(|(sums, shares)| add_shares(shares, group, heads.dim, sums));
+            sums
         }
     });
     Ok([matrix(dq, queries, heads.width())?, matrix(dk, keys, heads.kv_width())?, matrix(dv, keys, heads.kv_width())?])
 }
+
+/// Rows of shares that a task adds at once.
+const ROWS: usize = 16;
 
 impl Heads {
     fn width(&self) -> usize {
@@ -176,6 +209,7 @@ impl Shared {
     }
 }
 
+/// Gradients `[rows, n · dim]`, of queries and of each query head's share in keys and values.
 struct Grads {
     dq: Shared,
     dk: Shared,
@@ -191,20 +225,21 @@ struct Side<'a> {
 }
 
 impl Side<'_> {
-    /// Scores `[block, prefix + own]`, scaled and capped.
-    fn scores(&self, span: &Span, block: Range<usize>, head: usize, scores: &mut [f32]) {
+    /// Scores `[block, met]`, scaled and capped.
+    fn scores(&self, span: &Span, block: &Range<usize>, met: &Range<usize>, head: usize, scores: &mut [f32]) {
         let first = (span.queries.start + block.start) * self.heads.width() + head * self.heads.dim;
-        self.against(span, &self.q[first..], block.len(), self.k, head, self.heads.scale as f32, scores);
+        self.against(span, met, &self.q[first..], block.len(), self.k, head, self.heads.scale as f32, scores);
         if let Some(cap) = self.heads.cap {
             scores.iter_mut().for_each(|score| *score = capped(*score, cap as f32));
         }
     }
 
-    /// `scores[rows, prefix + own] = alpha · left · keysᵀ` for the key head that serves `head`.
+    /// `scores[rows, met] = alpha · left · keysᵀ` for the key head that serves `head`.
     #[allow(clippy::too_many_arguments)]
     fn against(
         &self,
         span: &Span,
+        met: &Range<usize>,
         left: &[f32],
         rows: usize,
         keys: &[f32],
@@ -214,31 +249,31 @@ impl Side<'_> {
     ) {
         let heads = &self.heads;
         let left = Lhs { data: left, row: heads.width(), col: 1 };
-        let all = span.prefix.len() + span.own.len();
-        for (part, at) in [(&span.prefix, 0), (&span.own, span.prefix.len())] {
-            if part.is_empty() {
-                continue;
-            }
+        for (part, at) in span.parts(met) {
             let keys = Dense { data: &keys[self.key(part.start, head)..], row: 1, col: heads.kv_width() };
-            let out = Out { data: &mut scores[at..], ld: all, add: false };
+            let out = Out::new(&mut scores[at..], met.len(), false);
             gemm([rows, part.len(), heads.dim], alpha, left, &keys, out, Threads::One);
         }
     }
 
-    /// `out[rows, dim] = weights[rows, prefix + own] · values`, `out` being a head's columns of wider rows.
-    fn mix(&self, span: &Span, rows: usize, weights: &[f32], values: &[f32], head: usize, out: &mut [f32]) {
+    /// `out[rows, dim] = weights[rows, met] · values`, `out` being a head's columns of wider rows.
+    #[allow(clippy::too_many_arguments)]
+    fn mix(
+        &self,
+        span: &Span,
+        met: &Range<usize>,
+        rows: usize,
+        weights: &[f32],
+        values: &[f32],
+        head: usize,
+        out: &mut [f32],
+    ) {
         let heads = &self.heads;
-        let all = span.prefix.len() + span.own.len();
-        let mut add = false;
-        for (part, at) in [(&span.prefix, 0), (&span.own, span.prefix.len())] {
-            if part.is_empty() {
-                continue;
-            }
-            let left = Lhs { data: &weights[at..], row: all, col: 1 };
+        for (i, (part, at)) in span.parts(met).enumerate() {
+            let left = Lhs { data: &weights[at..], row: met.len(), col: 1 };
             let right = Dense { data: &values[self.key(part.start, head)..], row: heads.kv_width(), col: 1 };
-            let out = Out { data: &mut *out, ld: heads.width(), add };
+            let out = Out::new(&mut *out, heads.width(), i > 0);
             gemm([rows, heads.dim, part.len()], 1.0, left, &right, out, Threads::One);
-            add = true;
         }
     }
 
@@ -247,7 +282,7 @@ impl Side<'_> {
         row * self.heads.kv_width() + head / self.heads.group() * self.heads.dim
     }
 
-    /// One block of queries of one head: writes its `dq`, adds to `dk` and `dv`.
+    /// One block of queries of one head: writes its `dq`, adds to its shares of `dk` and `dv`.
     ///
     /// With `P = exp(S − lse)`, `D = Σ values · d_values` a row: `dS = P · (d_values · Vᵀ − D)`, times the cap's derivative
     /// where scores are capped.
@@ -260,69 +295,130 @@ impl Side<'_> {
         grads: &Grads,
     ) {
         let heads = &self.heads;
-        let (rows, all) = (block.len(), span.prefix.len() + span.own.len());
+        let met = span.met(&block, heads.window);
+        let (rows, all) = (block.len(), met.len());
         let first = (span.queries.start + block.start) * heads.width() + head * heads.dim;
-        let mut weights = vec![0f32; rows * all];
-        self.scores(span, block.clone(), head, &mut weights);
-        let slopes: Option<Vec<f32>> =
-            heads.cap.map(|cap| weights.iter().map(|score| slope_at(*score, cap as f32)).collect());
-        let mut d_scores = vec![0f32; rows * all];
-        self.against(span, &d_values[first..], rows, self.v, head, 1.0, &mut d_scores);
-        for (r, i) in block.clone().enumerate() {
-            let seen = span.visible(i, heads.window);
-            let (weights, d_scores) = (&mut weights[r * all..][..all], &mut d_scores[r * all..][..all]);
-            let lse = lse[(span.queries.start + i) * heads.n + head];
-            let at = first + r * heads.width();
-            let delta = dot(&values[at..at + heads.dim], &d_values[at..at + heads.dim]);
-            for (j, (weight, d_score)) in weights.iter_mut().zip(d_scores).enumerate() {
-                *weight = if seen.contains(&j) { exp(*weight - lse) } else { 0.0 };
-                *d_score = *weight * (*d_score - delta);
+        with_scores(2 * rows * all, |scores| {
+            let (weights, d_scores) = scores.split_at_mut(rows * all);
+            self.scores(span, &block, &met, head, weights);
+            let slopes_of_cap: Option<Vec<f32>> =
+                heads.cap.map(|cap| weights.iter().map(|score| slope_at(*score, cap as f32)).collect());
+            self.against(span, &met, &d_values[first..], rows, self.v, head, 1.0, d_scores);
+            let both = weights.chunks_exact_mut(all).zip(d_scores.chunks_exact_mut(all));
+            for ((r, i), (weights, d_scores)) in block.clone().enumerate().zip(both) {
+                let seen = span.visible(i, heads.window);
+                let lse = lse[(span.queries.start + i) * heads.n + head];
+                let at = first + r * heads.width();
+                let delta = dot(&values[at..at + heads.dim], &d_values[at..at + heads.dim]);
+                let (start, end) = (seen.start - met.start, seen.end - met.start);
+                slopes(weights, d_scores, start, end, lse, delta, heads.scale as f32);
             }
-        }
-        let scale = heads.scale as f32;
-        for d_score in &mut d_scores {
-            *d_score *= scale;
-        }
-        for (d_score, slope) in d_scores.iter_mut().zip(slopes.iter().flatten()) {
-            *d_score *= slope;
-        }
-        let len = (rows - 1) * heads.width() + heads.dim;
-        // SAFETY: in bounds since the block's rows are; a block of a head belongs to one task.
-        let dq = unsafe { std::slice::from_raw_parts_mut(grads.dq.get().add(first), len) };
-        self.mix(span, rows, &d_scores, self.k, head, dq);
-        for (part, at) in [(&span.prefix, 0), (&span.own, span.prefix.len())] {
-            if part.is_empty() {
-                continue;
+            for (d_score, slope) in d_scores.iter_mut().zip(slopes_of_cap.iter().flatten()) {
+                *d_score *= slope;
             }
-            let len = (part.len() - 1) * heads.kv_width() + heads.dim;
-            for (left, right, grad) in
-                [(&d_scores, &self.q[first..], grads.dk), (&weights, &d_values[first..], grads.dv)]
-            {
-                // SAFETY: in bounds since the keys are; a task has this key head's columns of its group's keys to itself.
-                let grad = unsafe { std::slice::from_raw_parts_mut(grad.get().add(self.key(part.start, head)), len) };
-                let left = Lhs { data: &left[at..], row: 1, col: all };
-                let right = Dense { data: right, row: heads.width(), col: 1 };
-                let out = Out { data: grad, ld: heads.kv_width(), add: true };
-                gemm([part.len(), heads.dim, rows], 1.0, left, &right, out, Threads::One);
+            let len = (rows - 1) * heads.width() + heads.dim;
+            // SAFETY: in bounds since the block's rows are; a block of a head belongs to one task.
+            let dq = unsafe { std::slice::from_raw_parts_mut(grads.dq.get().add(first), len) };
+            self.mix(span, &met, rows, d_scores, self.k, head, dq);
+            for (part, at) in span.parts(&met) {
+                let to = part.start * heads.width() + head * heads.dim;
+                let len = (part.len() - 1) * heads.width() + heads.dim;
+                for (left, right, grad) in
+                    [(&*d_scores, &self.q[first..], grads.dk), (&*weights, &d_values[first..], grads.dv)]
+                {
+                    // SAFETY: in bounds since the keys are; a task has its head's columns of its group's keys to itself.
+                    let grad = unsafe { std::slice::from_raw_parts_mut(grad.get().add(to), len) };
+                    let left = Lhs { data: &left[at..], row: 1, col: all };
+                    let right = Dense { data: right, row: heads.width(), col: 1 };
+                    let out = Out::new(grad, heads.width(), true);
+                    gemm([part.len(), heads.dim, rows], 1.0, left, &right, out, Threads::One);
+                }
             }
-        }
+        });
     }
 }
 
-/// Softmax of the seen scores in place, 0 elsewhere; returns the logarithm of the sum.
-fn softmax(row: &mut [f32], seen: Range<usize>) -> f32 {
-    let max = row[seen.clone()].iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    row[..seen.start].fill(0.0);
-    row[seen.end..].fill(0.0);
-    for score in &mut row[seen.clone()] {
-        *score = exp(*score - max);
+thread_local! {
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Gives `work` scratch of `n` floats, whatever they hold.
+fn with_scores(n: usize, work: impl FnOnce(&mut [f32])) {
+    SCORES.with_borrow_mut(|scores| {
+        if scores.len() < n {
+            scores.resize(n, 0.0);
+        }
+        work(&mut scores[..n]);
+    });
+}
+
+/// Sums and maxima of a row that run side by side.
+const LANES: usize = 16;
+
+multiversion! {
+    /// Softmax of the scores `start..end` in place, 0 elsewhere; returns the logarithm of the sum.
+    fn softmax(row: &mut [f32], start: usize, end: usize) -> f32 {
+        row[..start].fill(0.0);
+        row[end..].fill(0.0);
+        let row = &mut row[start..end];
+        let mut max = [f32::NEG_INFINITY; LANES];
+        let larger = |max: &mut f32, score: f32| *max = if score > *max { score } else { *max };
+        let (groups, rest) = row.as_chunks::<LANES>();
+        for group in groups {
+            max.iter_mut().zip(group).for_each(|(max, score)| larger(max, *score));
+        }
+        max.iter_mut().zip(rest).for_each(|(max, score)| larger(max, *score));
+        let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let mut sums = [0f32; LANES];
+        let (groups, rest) = row.as_chunks_mut::<LANES>();
+        for group in groups {
+            for (sum, score) in sums.iter_mut().zip(group) {
+                *score = exp(*score - max);
+                *sum += *score;
+            }
+        }
+        for (sum, score) in sums.iter_mut().zip(rest) {
+            *score = exp(*score - max);
+            *sum += *score;
+        }
+        let sum: f32 = sums.iter().sum();
+        let inverse = 1.0 / sum;
+        for weight in row {
+            *weight *= inverse;
+        }
+        max + sum.ln()
     }
-    let sum: f32 = row[seen.clone()].iter().sum();
-    let inverse = 1.0 / sum;
-    for weight in &mut row[seen] {
-        *weight *= inverse;
+
+    /// Scores become weights, and slopes by the weights become slopes by the raw scores; both 0 but for `start..end`.
+    fn slopes(
+        weights: &mut [f32],
+        d_scores: &mut [f32],
+        start: usize,
+        end: usize,
+        lse: f32,
+        delta: f32,
+        scale: f32,
+    ) {
+        for row in [&mut *weights, &mut *d_scores] {
+            row[..start].fill(0.0);
+            row[end..].fill(0.0);
+        }
+        for (weight, d_score) in weights[start..end].iter_mut().zip(&mut d_scores[start..end]) {
+            *weight = exp(*weight - lse);
+            *d_score = *weight * (*d_score - delta) * scale;
+        }
     }
-    max + sum.ln()
+
+    /// Adds the shares of the query heads, `[rows, kv, group, dim]`, up in their key heads, `[rows, kv, dim]`.
+    fn add_shares(shares: &[f32], group: usize, dim: usize, sums: &mut [f32]) {
+        for (sums, shares) in sums.chunks_exact_mut(dim).zip(shares.chunks_exact(group * dim)) {
+            for share in shares.chunks_exact(dim) {
+                for (sum, share) in sums.iter_mut().zip(share) {
+                    *sum += share;
+                }
+            }
+        }
+    }
 }
 
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Heads) -> Result<()> {

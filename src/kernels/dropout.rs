@@ -3,7 +3,10 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::host::matrix;
+use super::{
+    host::matrix,
+    profile::{Part, Timed},
+};
 use crate::random::Stream;
 
 /// What decides which elements of `x[tokens, width]` are dropped.
@@ -22,6 +25,7 @@ impl Dropout {
     ///
     /// The gradient goes through the same function.
     pub fn apply(&self, x: &Tensor, linear: usize) -> Result<Tensor> {
+        let _timed = Timed::start(Part::Elementwise);
         x * self.mask(x, linear)?
     }
 

@@ -3,7 +3,11 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::host::{floats, matrix};
+use super::{
+    host::{floats, matrix},
+    profile::{Part, Timed},
+    simd::multiversion,
+};
 
 /// Elements that a task takes at once.
 const BLOCK: usize = 1 << 13;
@@ -13,14 +17,14 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if !gate.device().is_cpu() {
         return plain::swiglu(gate, up);
     }
+    let _timed = Timed::start(Part::Elementwise);
     let (rows, columns) = gate.dims2()?;
     let (gate, up) = (floats(gate)?, floats(up)?);
     let mut y = vec![0f32; rows * columns];
-    y.par_chunks_mut(BLOCK).zip(gate.par_chunks(BLOCK)).zip(up.par_chunks(BLOCK)).for_each(|((y, gate), up)| {
-        for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-            *y = gate * sigmoid(*gate) * up;
-        }
-    });
+    y.par_chunks_mut(BLOCK)
+        .zip(gate.par_chunks(BLOCK))
+        .zip(up.par_chunks(BLOCK))
+        .for_each(|((y, gate), up)| block(gate, up, y));
     matrix(y, rows, columns)
 }
 
@@ -31,28 +35,44 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
     if !gate.device().is_cpu() {
         return plain::swiglu_backward(gate, up, dy);
     }
+    let _timed = Timed::start(Part::Elementwise);
     let (rows, columns) = gate.dims2()?;
     let (gate, up, dy) = (floats(gate)?, floats(up)?, floats(dy)?);
     let (mut dgate, mut dup) = (vec![0f32; rows * columns], vec![0f32; rows * columns]);
     let inputs = gate.par_chunks(BLOCK).zip(up.par_chunks(BLOCK)).zip(dy.par_chunks(BLOCK));
-    dgate.par_chunks_mut(BLOCK).zip(dup.par_chunks_mut(BLOCK)).zip(inputs).for_each(
-        |((dgate, dup), ((gate, up), dy))| {
-            for i in 0..gate.len() {
-                let s = sigmoid(gate[i]);
-                dup[i] = dy[i] * gate[i] * s;
-                dgate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
-            }
-        },
-    );
+    dgate
+        .par_chunks_mut(BLOCK)
+        .zip(dup.par_chunks_mut(BLOCK))
+        .zip(inputs)
+        .for_each(|((dgate, dup), ((gate, up), dy))| block_backward(gate, up, dy, dgate, dup));
     Ok((matrix(dgate, rows, columns)?, matrix(dup, rows, columns)?))
 }
 
+multiversion! {
+    fn block(gate: &[f32], up: &[f32], y: &mut [f32]) {
+        for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+            *y = gate * sigmoid(*gate) * up;
+        }
+    }
+
+    fn block_backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+        let inputs = gate.iter().zip(up).zip(dy);
+        for ((dgate, dup), ((gate, up), dy)) in dgate.iter_mut().zip(dup).zip(inputs) {
+            let s = sigmoid(*gate);
+            *dup = dy * gate * s;
+            *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
+        }
+    }
+}
+
+#[inline(always)]
 fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
 /// e^x to within two units in the last place, in a form that vectorises: a power of two times a polynomial on
 /// `[-ln 2 / 2, ln 2 / 2]`. The standard library's is a scalar call.
+#[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // beyond these f32 overflows or vanishes
     let x = x.clamp(-87.33654, 88.37626);

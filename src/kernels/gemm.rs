@@ -6,7 +6,7 @@
 //! The cut of k into blocks depends on k alone and every sum runs in the order of k, so an element's value is the same
 //! at any number of threads and whatever other rows stand in the batch. Zero margins at step 0 rest on this.
 
-use std::{cell::RefCell, ops::Range};
+use std::{cell::RefCell, mem::MaybeUninit, ops::Range};
 
 use rayon::prelude::*;
 
@@ -47,14 +47,25 @@ pub trait Rhs: Sync {
     fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [u32]);
 }
 
-/// Where the result goes: element `(i, j)` is `data[i·ld + j]`.
+/// Where the result goes: element `(i, j)` lies at `i·ld + j`.
 pub struct Out<'a> {
-    /// The elements.
-    pub data: &'a mut [f32],
-    /// Stride between rows.
-    pub ld: usize,
-    /// Whether the product is added to what is there.
-    pub add: bool,
+    data: &'a mut [MaybeUninit<f32>],
+    ld: usize,
+    add: bool,
+}
+
+impl<'a> Out<'a> {
+    /// Rows `ld` apart, written over, or added to where `add` says so.
+    pub fn new(data: &'a mut [f32], ld: usize, add: bool) -> Self {
+        // SAFETY: the types have one layout, and a product writes nothing but floats.
+        let data = unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), data.len()) };
+        Self { data, ld, add }
+    }
+
+    /// Fresh memory for `ld` columns a row; the product writes every element of its shape.
+    pub fn fresh(data: &'a mut [MaybeUninit<f32>], ld: usize) -> Self {
+        Self { data, ld, add: false }
+    }
 }
 
 /// A dense f32 right-hand side with any strides: element `(p, j)` is `data[p·row + j·col]`.
@@ -116,7 +127,7 @@ pub fn gemm([m, n, k]: [usize; 3], alpha: f32, a: Lhs, b: &dyn Rhs, out: Out, th
     assert!(out.ld >= n && out.data.len() >= (m - 1) * out.ld + n, "the result is too small");
     if k == 0 {
         if !out.add {
-            (0..m).for_each(|i| out.data[i * out.ld..][..n].fill(0.0));
+            (0..m).for_each(|i| out.data[i * out.ld..][..n].fill(MaybeUninit::new(0.0)));
         }
         return;
     }
@@ -127,7 +138,7 @@ pub fn gemm([m, n, k]: [usize; 3], alpha: f32, a: Lhs, b: &dyn Rhs, out: Out, th
     let blocks = k.div_ceil(K_BLOCK * compute.per_step());
     // equal blocks in multiples of 32: block-quantised rows are cut between their blocks
     let step = k.div_ceil(blocks).next_multiple_of(32);
-    let target = Target { data: out.data.as_mut_ptr(), ld: out.ld };
+    let target = Target { data: out.data.as_mut_ptr().cast(), ld: out.ld };
     // taken, not borrowed: while it waits for others, this thread may be given another product to work on
     let mut left = LEFT.take();
     for start in (0..k).step_by(step) {
@@ -262,9 +273,9 @@ impl Product<'_> {
             let mut whole = [0f32; MAX_TILE];
             tile(k, left.as_ptr(), right.as_ptr(), whole.as_mut_ptr(), nr, false);
             for (r, sums) in whole.chunks_exact(nr).take(rows).enumerate() {
-                let c = std::slice::from_raw_parts_mut(c.add(r * ld), columns);
-                for (c, sum) in c.iter_mut().zip(sums) {
-                    *c = if self.add { *c + sum } else { *sum };
+                for (j, sum) in sums.iter().take(columns).enumerate() {
+                    let at = c.add(r * ld + j);
+                    at.write(if self.add { *at + sum } else { *sum });
                 }
             }
         }
@@ -299,8 +310,8 @@ mod tests {
             for threads in [Threads::One, Threads::All] {
                 let mut c = vec![f32::NAN; m * n];
                 let (lhs, rhs) = (Lhs { data: &a, row: k, col: 1 }, Dense { data: &b, row: n, col: 1 });
-                gemm([m, n, k], 0.5, lhs, &rhs, Out { data: &mut c, ld: n, add: false }, threads);
-                gemm([m, n, k], 1.0, lhs, &rhs, Out { data: &mut c, ld: n, add: true }, threads);
+                gemm([m, n, k], 0.5, lhs, &rhs, Out::new(&mut c, n, false), threads);
+                gemm([m, n, k], 1.0, lhs, &rhs, Out::new(&mut c, n, true), threads);
                 for (c, exact) in c.iter().zip(&exact) {
                     assert!((f64::from(*c) - 1.5 * exact).abs() < 2e-6 * k as f64, "{c} {exact}");
                 }
@@ -318,9 +329,9 @@ mod tests {
         let (at, bt) = (transpose(&a, m, k), transpose(&b, k, n));
         let (mut c, mut ct) = (vec![0f32; m * n], vec![0f32; m * n]);
         let (lhs, rhs) = (Lhs { data: &a, row: k, col: 1 }, Dense { data: &b, row: n, col: 1 });
-        gemm([m, n, k], 1.0, lhs, &rhs, Out { data: &mut c, ld: n, add: false }, Threads::All);
+        gemm([m, n, k], 1.0, lhs, &rhs, Out::new(&mut c, n, false), Threads::All);
         let (lhs, rhs) = (Lhs { data: &at, row: 1, col: m }, Dense { data: &bt, row: 1, col: k });
-        gemm([m, n, k], 1.0, lhs, &rhs, Out { data: &mut ct, ld: n, add: false }, Threads::One);
+        gemm([m, n, k], 1.0, lhs, &rhs, Out::new(&mut ct, n, false), Threads::One);
         assert_eq!(c, ct);
     }
 
@@ -343,7 +354,7 @@ mod tests {
         let product = |_| {
             let mut c = vec![0f32; m * n];
             let (lhs, rhs) = (Lhs { data: &a, row: k, col: 1 }, Slow(Dense { data: &b, row: n, col: 1 }));
-            gemm([m, n, k], 1.0, lhs, &rhs, Out { data: &mut c, ld: n, add: false }, Threads::All);
+            gemm([m, n, k], 1.0, lhs, &rhs, Out::new(&mut c, n, false), Threads::All);
             c
         };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
@@ -357,18 +368,11 @@ mod tests {
         let (a, b) = (numbers(m * k, 5), numbers(k * n, 6));
         let rhs = Dense { data: &b, row: n, col: 1 };
         let mut all = vec![0f32; m * n];
-        gemm(
-            [m, n, k],
-            1.0,
-            Lhs { data: &a, row: k, col: 1 },
-            &rhs,
-            Out { data: &mut all, ld: n, add: false },
-            Threads::All,
-        );
+        gemm([m, n, k], 1.0, Lhs { data: &a, row: k, col: 1 }, &rhs, Out::new(&mut all, n, false), Threads::All);
         for i in 0..m {
             let mut one = vec![0f32; n];
             let lhs = Lhs { data: &a[i * k..], row: k, col: 1 };
-            gemm([1, n, k], 1.0, lhs, &rhs, Out { data: &mut one, ld: n, add: false }, Threads::One);
+            gemm([1, n, k], 1.0, lhs, &rhs, Out::new(&mut one, n, false), Threads::One);
             assert_eq!(one, all[i * n..(i + 1) * n]);
         }
     }

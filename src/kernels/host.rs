@@ -61,6 +61,7 @@ pub fn matrix(elements: Vec<f32>, rows: usize, columns: usize) -> Result<Tensor>
 }
 
 /// Σ a·b in sixteen interleaved sums: vectorises, and depends on nothing but the row.
+#[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0f32; 16];
     let (a_blocks, b_blocks) = (a.chunks_exact(16), b.chunks_exact(16));

@@ -17,6 +17,7 @@ pub mod norm;
 pub(crate) mod oracle;
 pub mod pack;
 pub mod product;
+pub mod profile;
 pub mod rope;
 pub(crate) mod simd;
 pub mod soft_cap;

@@ -3,7 +3,11 @@
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
-use super::host::{dot, floats, matrix};
+use super::{
+    host::{dot, floats, matrix},
+    profile::{Part, Timed},
+    simd::multiversion,
+};
 
 /// Rows that a task takes at once.
 const ROWS: usize = 8;
@@ -13,17 +17,11 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return plain::rms_norm(x, w, eps);
     }
+    let _timed = Timed::start(Part::Elementwise);
     let (rows, hidden) = x.dims2()?;
     let (x, w) = (floats(x)?, floats(w)?);
     let mut y = vec![0f32; rows * hidden];
-    y.par_chunks_mut(ROWS * hidden).zip(x.par_chunks(ROWS * hidden)).for_each(|(y, x)| {
-        for (y, x) in y.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden)) {
-            let scale = inverse_rms(x, eps);
-            for ((y, x), w) in y.iter_mut().zip(x).zip(&*w) {
-                *y = x * scale * w;
-            }
-        }
-    });
+    y.par_chunks_mut(ROWS * hidden).zip(x.par_chunks(ROWS * hidden)).for_each(|(y, x)| norm_rows(x, &w, eps, y));
     matrix(y, rows, hidden)
 }
 
@@ -34,24 +32,44 @@ pub fn rms_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor, residual
     if !x.device().is_cpu() {
         return plain::rms_norm_backward(x, w, eps, dy, residual);
     }
+    let _timed = Timed::start(Part::Elementwise);
     let (rows, hidden) = x.dims2()?;
     let (x, w, dy, residual) = (floats(x)?, floats(w)?, floats(dy)?, floats(residual)?);
     let mut dx = vec![0f32; rows * hidden];
-    dx.par_chunks_mut(hidden).enumerate().with_min_len(ROWS).for_each(|(row, dx)| {
-        let at = row * hidden..(row + 1) * hidden;
-        let (x, dy, residual) = (&x[at.clone()], &dy[at.clone()], &residual[at]);
-        let s = inverse_rms(x, eps);
-        for ((g, dy), w) in dx.iter_mut().zip(dy).zip(&*w) {
-            *g = dy * w;
-        }
-        let mean = dot(dx, x) / hidden as f32 * s * s * s;
-        for ((dx, x), residual) in dx.iter_mut().zip(x).zip(residual) {
-            *dx = *dx * s - x * mean + residual;
-        }
+    dx.par_chunks_mut(ROWS * hidden).enumerate().for_each(|(block, dx)| {
+        let at = block * ROWS * hidden..block * ROWS * hidden + dx.len();
+        norm_rows_backward(&x[at.clone()], &w, eps, &dy[at.clone()], &residual[at], dx);
     });
     matrix(dx, rows, hidden)
 }
 
+multiversion! {
+    fn norm_rows(x: &[f32], w: &[f32], eps: f64, y: &mut [f32]) {
+        for (y, x) in y.chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len())) {
+            let scale = inverse_rms(x, eps);
+            for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                *y = x * scale * w;
+            }
+        }
+    }
+
+    fn norm_rows_backward(x: &[f32], w: &[f32], eps: f64, dy: &[f32], residual: &[f32], dx: &mut [f32]) {
+        let hidden = w.len();
+        let rows = x.chunks_exact(hidden).zip(dy.chunks_exact(hidden)).zip(residual.chunks_exact(hidden));
+        for (dx, ((x, dy), residual)) in dx.chunks_exact_mut(hidden).zip(rows) {
+            let s = inverse_rms(x, eps);
+            for ((g, dy), w) in dx.iter_mut().zip(dy).zip(w) {
+                *g = dy * w;
+            }
+            let mean = dot(dx, x) / hidden as f32 * s * s * s;
+            for ((dx, x), residual) in dx.iter_mut().zip(x).zip(residual) {
+                *dx = *dx * s - x * mean + residual;
+            }
+        }
+    }
+}
+
+#[inline(always)]
 fn inverse_rms(x: &[f32], eps: f64) -> f32 {
     1.0 / (dot(x, x) / x.len() as f32 + eps as f32).sqrt()
 }

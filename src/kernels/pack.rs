@@ -26,6 +26,9 @@ pub trait Rows: Copy {
     /// what rounds).
     #[cfg(target_arch = "x86_64")]
     unsafe fn words(&self, row: usize, step: usize) -> std::arch::x86_64::__m512i;
+
+    /// Where word `step` of row `row` lies, if there is such a row: to be fetched ahead.
+    fn at(&self, row: usize, step: usize) -> *const u8;
 }
 
 /// Rows of `k` floats `stride` apart, multiplied with `alpha`.
@@ -69,6 +72,10 @@ impl Rows for Floats<'_> {
         rows == 0 || self.data.len() >= (rows - 1) * self.stride + self.k
     }
 
+    fn at(&self, row: usize, step: usize) -> *const u8 {
+        self.data.as_ptr().wrapping_add(row * self.stride + step).cast()
+    }
+
     fn word(&self, row: usize, step: usize) -> u32 {
         (self.alpha * self.data[row * self.stride + step]).to_bits()
     }
@@ -95,6 +102,10 @@ impl Rows for Rounded<'_> {
 
     fn holds(&self, rows: usize) -> bool {
         self.0.holds(rows)
+    }
+
+    fn at(&self, row: usize, step: usize) -> *const u8 {
+        self.0.at(row, 2 * step)
     }
 
     fn word(&self, row: usize, step: usize) -> u32 {
@@ -136,6 +147,10 @@ impl Rows for Widened<'_> {
         rows == 0 || self.bytes.len() / 2 >= (rows - 1) * self.stride + self.k
     }
 
+    fn at(&self, row: usize, step: usize) -> *const u8 {
+        self.bytes.as_ptr().wrapping_add(2 * (row * self.stride + step))
+    }
+
     fn word(&self, row: usize, step: usize) -> u32 {
         u32::from(self.bits(row, step)) << 16
     }
@@ -160,6 +175,10 @@ impl Rows for Pairs<'_> {
 
     fn holds(&self, rows: usize) -> bool {
         self.0.holds(rows) && self.0.k.is_multiple_of(2)
+    }
+
+    fn at(&self, row: usize, step: usize) -> *const u8 {
+        self.0.at(row, 2 * step)
     }
 
     fn word(&self, row: usize, step: usize) -> u32 {
@@ -266,6 +285,8 @@ mod x86 {
                     let mut v = [_mm512_setzero_si512(); 16];
                     if there == 16 {
                         for (i, v) in v.iter_mut().enumerate() {
+                            // the rows that come next: too many streams for the processor to foresee them all
+                            _mm_prefetch::<_MM_HINT_T0>(rows.at(first + i + 16, start).cast());
                             *v = rows.words(first + i, start);
                         }
                     } else {
@@ -348,6 +369,36 @@ pub struct Step {
 /// Puts `word(first[j], second[j])` for every column j into the panels of `out`, zero beyond the last column.
 #[inline(always)]
 fn across<T>(first: &[T], second: &[T], to: Step, out: &mut [u32], word: impl Fn(&T, &T) -> u32) {
+    match to.nr {
+        32 => across_whole::<T, 32>(first, second, to, out, word),
+        16 => across_whole::<T, 16>(first, second, to, out, word),
+        _ => across_rest(first, second, to, out, word),
+    }
+}
+
+/// [`across`] for panels of a known width, whose loops need no ends.
+#[inline(always)]
+fn across_whole<T, const NR: usize>(
+    first: &[T],
+    second: &[T],
+    to: Step,
+    out: &mut [u32],
+    word: impl Fn(&T, &T) -> u32,
+) {
+    let ((whole, rest), (whole_second, rest_second)) = (first.as_chunks::<NR>(), second.as_chunks::<NR>());
+    for (i, (first, second)) in whole.iter().zip(whole_second).enumerate() {
+        let Some(words) = out[i * to.size + to.step * NR..].first_chunk_mut::<NR>() else { return };
+        for (out, (first, second)) in words.iter_mut().zip(first.iter().zip(second)) {
+            *out = word(first, second);
+        }
+    }
+    if !rest.is_empty() {
+        across_rest(rest, rest_second, to, &mut out[whole.len() * to.size..], word);
+    }
+}
+
+#[inline(always)]
+fn across_rest<T>(first: &[T], second: &[T], to: Step, out: &mut [u32], word: impl Fn(&T, &T) -> u32) {
     let rows = first.chunks(to.nr).zip(second.chunks(to.nr));
     for (panel, (first, second)) in out.chunks_exact_mut(to.size).zip(rows) {
         let words = &mut panel[to.step * to.nr..][..to.nr];

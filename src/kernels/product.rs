@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
 use super::{
     gemm::{Dense, Lhs, Out, Threads, gemm},
     host::operand_mut,
+    profile::{Part, Timed},
 };
 
 /// `c[m, n] += alpha · a[m, k] · b[k, n]` in place; `c` is contiguous and may be a view, `a` and `b` may be transposed.
@@ -49,6 +50,7 @@ impl InplaceOp3 for Product {
         b: &CpuStorage,
         b_layout: &Layout,
     ) -> Result<()> {
+        let _timed = Timed::start(Part::Lora);
         let ((m, n), (rows, k), (depth, columns)) =
             (c_layout.shape().dims2()?, a_layout.shape().dims2()?, b_layout.shape().dims2()?);
         if (rows, depth, columns) != (m, k, n) {
@@ -57,7 +59,7 @@ impl InplaceOp3 for Product {
         let (CpuStorage::F32(a), CpuStorage::F32(b)) = (a, b) else { bail!("product: f32 operands are expected") };
         let a = Lhs { data: &a[a_layout.start_offset()..], row: a_layout.stride()[0], col: a_layout.stride()[1] };
         let b = Dense { data: &b[b_layout.start_offset()..], row: b_layout.stride()[0], col: b_layout.stride()[1] };
-        let out = Out { data: operand_mut(c, c_layout)?, ld: n, add: self.add };
+        let out = Out::new(operand_mut(c, c_layout)?, n, self.add);
         gemm([m, n, k], self.alpha, a, &b, out, Threads::All);
         Ok(())
     }

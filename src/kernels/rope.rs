@@ -3,7 +3,11 @@
 use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::host::{operand, operand_mut};
+use super::{
+    host::{operand, operand_mut},
+    profile::{Part, Timed},
+    simd::multiversion,
+};
 
 /// Which coordinates of a head turn together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +81,7 @@ impl InplaceOp3 for Rope {
         sin: &CpuStorage,
         sin_layout: &Layout,
     ) -> Result<()> {
+        let _timed = Timed::start(Part::Elementwise);
         let (tokens, width) = x_layout.shape().dims2()?;
         let half = cos_layout.shape().dims2()?.1;
         let Turn { dim, pairing } = self.turn;
@@ -86,30 +91,46 @@ impl InplaceOp3 for Rope {
         }
         let (cos, sin) = (operand(cos, cos_layout)?, operand(sin, sin_layout)?);
         let sign = if self.back { -1.0 } else { 1.0 };
-        let angles = cos.par_chunks_exact(half).zip(sin.par_chunks_exact(half));
-        operand_mut(x, x_layout)?.par_chunks_exact_mut(width).zip(angles).with_min_len(8).for_each(
-            |(row, (cos, sin))| {
-                for head in row.chunks_exact_mut(dim) {
-                    match pairing {
-                        Pairing::Halves => {
-                            let (first, second) = head[..2 * half].split_at_mut(half);
-                            for i in 0..half {
-                                (first[i], second[i]) = turned(first[i], second[i], cos[i], sign * sin[i]);
-                            }
-                        }
-                        Pairing::Neighbours => {
-                            for (i, pair) in head[..2 * half].chunks_exact_mut(2).enumerate() {
-                                (pair[0], pair[1]) = turned(pair[0], pair[1], cos[i], sign * sin[i]);
-                            }
-                        }
-                    }
-                }
-            },
-        );
+        let angles = cos.par_chunks(ROWS * half).zip(sin.par_chunks(ROWS * half));
+        let rows = operand_mut(x, x_layout)?.par_chunks_mut(ROWS * width).zip(angles);
+        let turn_rows = match pairing {
+            Pairing::Halves => turn_halves,
+            Pairing::Neighbours => turn_neighbours,
+        };
+        rows.for_each(|(rows, (cos, sin))| turn_rows(rows, width, dim, half, cos, sin, sign));
         Ok(())
     }
 }
 
+/// Rows that a task takes at once.
+const ROWS: usize = 16;
+
+multiversion! {
+    fn turn_halves(rows: &mut [f32], width: usize, dim: usize, half: usize, cos: &[f32], sin: &[f32], sign: f32) {
+        let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+        for (row, (cos, sin)) in rows.chunks_exact_mut(width).zip(angles) {
+            for head in row.chunks_exact_mut(dim) {
+                let (first, second) = head[..2 * half].split_at_mut(half);
+                for ((first, second), (cos, sin)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
+                    (*first, *second) = turned(*first, *second, *cos, sign * sin);
+                }
+            }
+        }
+    }
+
+    fn turn_neighbours(rows: &mut [f32], width: usize, dim: usize, half: usize, cos: &[f32], sin: &[f32], sign: f32) {
+        let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+        for (row, (cos, sin)) in rows.chunks_exact_mut(width).zip(angles) {
+            for head in row.chunks_exact_mut(dim) {
+                for (pair, (cos, sin)) in head[..2 * half].chunks_exact_mut(2).zip(cos.iter().zip(sin)) {
+                    (pair[0], pair[1]) = turned(pair[0], pair[1], *cos, sign * sin);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
 fn turned(a: f32, b: f32, cos: f32, sin: f32) -> (f32, f32) {
     (a * cos - b * sin, b * cos + a * sin)
 }

@@ -183,7 +183,7 @@ impl Widths {
         at.take(self.queries);
         self.back(&mut at, self.queries, self.output);
         at.free(d_output + if self.side_by_side { self.hidden } else { 0 });
-        at.take(self.queries + 2 * self.keys);
+        self.attend_back(&mut at);
         at.free(3 * self.queries + 2 * self.keys + self.heads);
         if self.query_norms {
             at.briefly(2 * self.queries);
@@ -193,6 +193,18 @@ impl Widths {
         self.fan_back(&mut at, self.hidden, &self.qkv);
         at.take(self.hidden);
         at.most
+    }
+
+    /// The gradients of queries, keys and values; each query head has shares of its own in the latter two, until they are
+    /// added up.
+    fn attend_back(&self, at: &mut Ledger) {
+        at.take(3 * self.queries);
+        if self.queries > self.keys {
+            for _ in 0..2 {
+                at.take(self.keys);
+                at.free(self.queries);
+            }
+        }
     }
 
     /// The ledger after everything that a backward pass needs was computed from the layer's input.

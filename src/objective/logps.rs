@@ -10,6 +10,8 @@ use crate::{
     kernels::{
         gate::exp,
         host::{floats, operand_mut},
+        profile::{Part, Timed},
+        simd::multiversion,
     },
     model::head::Head,
 };
@@ -36,6 +38,7 @@ pub fn score(
     positions: usize,
     gradient: bool,
 ) -> Result<(Vec<TokenScore>, Option<Tensor>)> {
+    let _timed = Timed::start(Part::Head);
     let mut scores = Vec::with_capacity(targets.len());
     let d_h = gradient.then(|| h.zeros_like()).transpose()?;
     for (chunk, targets) in targets.chunks(positions).enumerate() {
@@ -60,14 +63,14 @@ fn rows(logits: &Tensor, targets: &[u32]) -> Result<(Vec<TokenScore>, Vec<f32>)>
     let vocabulary = logits.dim(1)?;
     let logits = floats(logits)?;
     let score = |(row, &target): (&[f32], &u32)| {
-        let (max, argmax) = maximum(row);
-        let Sums { exp: sum, exp_times_logit, logit } = Sums::of(row, max);
+        let max = maximum(row);
+        let Sums { exp: sum, exp_times_logit, logit } = sums(row, max);
         let lse = max + sum.ln() as f32;
         let score = TokenScore {
             logp: row[target as usize] - lse,
             entropy: lse - (exp_times_logit / sum) as f32,
             mean_logit: (logit / vocabulary as f64) as f32,
-            likeliest: argmax == target as usize,
+            likeliest: row.iter().position(|logit| *logit == max) == Some(target as usize),
         };
         (score, lse)
     };
@@ -121,18 +124,11 @@ impl InplaceOp1 for Slope<'_> {
         let vocabulary = layout.shape().dims2()?.1;
         let rows = operand_mut(logits, layout)?.par_chunks_exact_mut(vocabulary);
         rows.zip(self.targets).zip(&self.lse).for_each(|((row, &target), &lse)| {
-            for logit in row.iter_mut() {
-                *logit = -exp(*logit - lse);
-            }
+            minus_softmax(row, lse);
             row[target as usize] += 1.0;
         });
         Ok(())
     }
-}
-
-fn maximum(row: &[f32]) -> (f32, usize) {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    (max, row.iter().position(|logit| *logit == max).unwrap_or(0))
 }
 
 /// Sums over a row of logits.
@@ -145,30 +141,52 @@ struct Sums {
     logit: f64,
 }
 
-impl Sums {
+/// Sums and maxima that run side by side, so that a row's loop vectorises.
+const LANES: usize = 16;
+
+multiversion! {
+    fn maximum(row: &[f32]) -> f32 {
+        let larger = |a: f32, b: f32| if a > b { a } else { b };
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (groups, rest) = row.as_chunks::<LANES>();
+        for group in groups {
+            for (lane, logit) in lanes.iter_mut().zip(group) {
+                *lane = larger(*logit, *lane);
+            }
+        }
+        lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, logit| larger(*logit, max))
+    }
+
+    fn minus_softmax(row: &mut [f32], lse: f32) {
+        for logit in row {
+            *logit = -exp(*logit - lse);
+        }
+    }
+
     /// In f32 over blocks that vectorise, in f64 over the blocks.
-    fn of(row: &[f32], max: f32) -> Self {
-        const LANES: usize = 8;
-        let mut total = Self { exp: 0.0, exp_times_logit: 0.0, logit: 0.0 };
-        for block in row.chunks(512) {
-            let mut lanes = [[0f32; LANES]; 3];
-            let mut add = |lane: usize, logit: f32| {
-                let e = exp(logit - max);
-                lanes[0][lane] += e;
-                lanes[1][lane] += e * logit;
-                lanes[2][lane] += logit;
-            };
-            let groups = block.chunks_exact(LANES);
-            groups.remainder().iter().for_each(|&logit| add(0, logit));
+    fn sums(row: &[f32], max: f32) -> Sums {
+        let mut total = Sums { exp: 0.0, exp_times_logit: 0.0, logit: 0.0 };
+        for block in row.chunks(32 * LANES) {
+            let (mut exps, mut products, mut logits) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+            let (groups, rest) = block.as_chunks::<LANES>();
             for group in groups {
-                for (lane, &logit) in group.iter().enumerate() {
-                    add(lane, logit);
+                for lane in 0..LANES {
+                    let e = exp(group[lane] - max);
+                    exps[lane] += e;
+                    products[lane] += e * group[lane];
+                    logits[lane] += group[lane];
                 }
             }
-            let sum = |lanes: &[f32; LANES]| f64::from(lanes.iter().sum::<f32>());
-            total.exp += sum(&lanes[0]);
-            total.exp_times_logit += sum(&lanes[1]);
-            total.logit += sum(&lanes[2]);
+            for logit in rest {
+                let e = exp(logit - max);
+                exps[0] += e;
+                products[0] += e * logit;
+                logits[0] += logit;
+            }
+            let sum = |lanes: [f32; LANES]| f64::from(lanes.iter().sum::<f32>());
+            total.exp += sum(exps);
+            total.exp_times_logit += sum(products);
+            total.logit += sum(logits);
         }
         total
     }

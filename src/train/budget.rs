@@ -187,7 +187,7 @@ fn rate() -> f64 {
     while rounds < 3 || began.elapsed().as_millis() < 200 {
         let left = Lhs { data: &numbers, row: SIZE, col: 1 };
         let right = Dense { data: &numbers, row: SIZE, col: 1 };
-        let out = Out { data: &mut product, ld: SIZE, add: false };
+        let out = Out::new(&mut product, SIZE, false);
         gemm([SIZE; 3], 1.0, left, &right, out, Threads::All);
         rounds += 1;
     }

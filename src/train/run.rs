@@ -95,7 +95,8 @@ pub(super) struct Count {
 pub fn train(recipe: &Recipe, from: &From, extend: bool) -> Result<Summary> {
     let started = Instant::now();
     let (mut run, first) = Run::open(recipe, from, extend)?;
-    let outcome = run.train(first);
+    // from within the pool: a product that another thread begins costs that thread's sleep and its waking
+    let outcome = rayon::scope(|_| run.train(first));
     run.reference.flush()?;
     let (before, after, count) = outcome?;
     let summary = run.leave(before, after, &count, started)?;

@@ -13,6 +13,7 @@ use crate::{
         gemm::{Lhs, Out, Rhs, Threads, gemm},
         host::{floats, matrix, operand, operand_mut},
         pack::{self, Floats, Pairs, Rounded, Step, Widened, transpose},
+        profile::{Part, Timed},
     },
 };
 
@@ -68,6 +69,7 @@ impl FrozenMatrix {
 
     /// `x[tokens, inputs] · Wᵀ`: `[tokens, outputs]`.
     pub fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let _timed = Timed::start(Part::Products);
         match &self.place {
             Place::Device(w) => x.matmul(&w.to_dtype(x.dtype())?.t()?),
             Place::Mapped(w, compute) => {
@@ -76,11 +78,13 @@ impl FrozenMatrix {
                     bail!("x {:?} does not fit a matrix of {} inputs", x.shape(), self.inputs);
                 }
                 let x = floats(x)?;
-                let mut y = vec![0f32; tokens * self.outputs];
+                let mut y = Vec::with_capacity(tokens * self.outputs);
                 let side = Transposed { w: &**w, inputs, compute: *compute };
-                let out = Out { data: &mut y, ld: self.outputs, add: false };
+                let out = Out::fresh(&mut y.spare_capacity_mut()[..tokens * self.outputs], self.outputs);
                 let x = Lhs { data: &x, row: inputs, col: 1 };
                 gemm([tokens, self.outputs, inputs], 1.0, x, &side, out, Threads::All);
+                // SAFETY: the product wrote every element.
+                unsafe { y.set_len(tokens * self.outputs) };
                 matrix(y, tokens, self.outputs)
             }
         }
@@ -88,6 +92,7 @@ impl FrozenMatrix {
 
     /// `dx[tokens, inputs] += dy[tokens, outputs] · W`, in place.
     pub fn add_backward(&self, dx: &Tensor, dy: &Tensor) -> candle_core::Result<()> {
+        let _timed = Timed::start(Part::Products);
         match &self.place {
             Place::Device(w) => dx.slice_set(&(dx + dy.matmul(&w.to_dtype(dy.dtype())?)?)?, 0, 0),
             Place::Mapped(w, compute) => {
@@ -238,7 +243,7 @@ impl InplaceOp2 for Straight<'_> {
             bail!("dx {:?} and dy {:?} do not fit the matrix", dx_at.shape(), dy_at.shape());
         }
         let dy = Lhs { data: operand(dy, dy_at)?, row: outputs, col: 1 };
-        let out = Out { data: operand_mut(dx, dx_at)?, ld: inputs, add: true };
+        let out = Out::new(operand_mut(dx, dx_at)?, inputs, true);
         gemm([tokens, inputs, outputs], 1.0, dy, self, out, Threads::All);
         Ok(())
     }

@@ -1,0 +1,148 @@
+//! Where the time of real training steps goes, and which share of the machine's matrix peak they reach.
+//!
+//!     DPO_LORA_SMOLLM2=BASE DPO_LORA_HH=ROWS.jsonl cargo bench --bench profile --features profile -- [f32|bf16] [BATCH]
+//!
+//! Steps of the reference, the policy's gradient and AdamW on the first rows, r 8, max_length 512, as `compare.py` has
+//! them. The floor is arithmetic: for a pair of T distinct tokens and C answer tokens, 2·P·T operations each for the
+//! reference, the forward pass, the recomputation and the backward pass (P: elements of the frozen layers), and for the
+//! head 2·V·H·C each for the reference, the forward pass and its derivative.
+
+use std::{
+    env,
+    hint::black_box,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use dpo_lora::{
+    data::TokenizedPair,
+    engine::{pass::Engine, schedule::Schedule},
+    kernels::{compute::Compute, micro::Micro, profile},
+    objective::Metrics,
+    optim::{Optimizer, clip_scale, global_norm},
+    recipe::Recipe,
+    train::{adapters, base::Base, device, pairs, reference::Reference, rows::Rows},
+};
+
+/// Steps that are counted, after one that is not.
+const STEPS: usize = 4;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let kind = arguments.first().map_or("f32", String::as_str);
+    let batch: usize = arguments.get(1).map_or(Ok(2), |n| n.parse())?;
+    let quoted = |name: &str| env::var(name).map(|value| format!("{value:?}")).map_err(|_| format!("set {name}"));
+    let set = [
+        format!("model.base={}", quoted("DPO_LORA_SMOLLM2")?),
+        format!("data.train=[{}]", quoted("DPO_LORA_HH")?),
+        "data.eval=[]".into(),
+        "data.format=text".into(),
+        format!("data.limit={}", (STEPS + 1) * batch),
+        "data.shuffle=false".into(),
+        "adapter.r=8".into(),
+        "adapter.lora_alpha=16".into(),
+        "run.device=cpu".into(),
+        format!("memory.compute={kind}"),
+    ];
+    let recipe = Recipe::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/hh.toml"), &set)?;
+    let cpu = device::choose(&recipe.run.device)?;
+    let compute = device::compute(recipe.memory.compute, &cpu)?;
+    let base = Base::open(&recipe.model.base, &recipe.model.revision, &cpu, compute)?;
+    let rows = Rows::load(&recipe, &base)?.train;
+    let (_, adapter) = adapters::start(&recipe, &base)?;
+    let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
+
+    let schedule = Schedule::default();
+    let scratch = env::temp_dir();
+    let engine = Engine { model: &base.model, schedule: &schedule, scratch: &scratch, poll: &|| Ok(()) };
+    let mut step = |pairs: &[TokenizedPair]| -> Result<Duration, dpo_lora::Error> {
+        let pairs: Vec<_> = pairs.iter().collect();
+        // a fresh reference knows no row yet, so its pass is within the step
+        let (mut reference, mut metrics) = (Reference::new(None), Metrics::new(recipe.objective.beta));
+        pairs::gradient(engine, &pairs, &mut reference, &recipe.objective, (&adapter, None), &mut metrics)?;
+        let began = Instant::now();
+        let scale = clip_scale(global_norm(&adapter.grads)?, 1.0);
+        optimizer.step(&adapter.values, &adapter.grads, 5e-5, scale)?;
+        Ok(began.elapsed())
+    };
+    let mut steps = rows.chunks_exact(batch);
+    step(steps.next().ok_or("too few rows")?)?;
+    profile::take();
+    let (began, busy) = (Instant::now(), cpu_time());
+    let (mut optimizing, mut floor, mut count) = (Duration::ZERO, 0.0, 0);
+    for pairs in steps {
+        optimizing += step(pairs)?;
+        floor += pairs.iter().map(|pair| operations(&base, pair)).sum::<f64>();
+        count += pairs.len();
+    }
+    let wall = began.elapsed().as_secs_f64();
+    let busy = cpu_time().zip(busy).map(|(after, before)| after - before);
+
+    let threads = rayon::current_num_threads();
+    let [f32_peak, own_peak] = [Compute::F32, compute].map(|compute| peak(compute, threads));
+    println!("{count} pairs in steps of {batch}, {} products, {threads} threads", compute.name());
+    println!("{:.2} pairs/s, {:.1} GFLOP/s of the floor's operations", count as f64 / wall, floor / wall * 1e-9);
+    println!("{:.0} % of the f32 matrix peak ({:.0} GFLOP/s)", 100.0 * floor / wall / f32_peak, f32_peak * 1e-9);
+    if compute != Compute::F32 {
+        println!(
+            "{:.0} % of the {} peak ({:.0} GFLOP/s)",
+            100.0 * floor / wall / own_peak,
+            compute.name(),
+            own_peak * 1e-9
+        );
+    }
+    let times = profile::take().map(|time| time.as_secs_f64());
+    let mut rest = wall - optimizing.as_secs_f64();
+    for (part, time) in profile::Part::ALL.iter().zip(times) {
+        println!("{:12} {:5.1} %", format!("{part:?}").to_lowercase(), 100.0 * time / wall);
+        rest -= time;
+    }
+    println!("{:12} {:5.1} %", "optimizer", 100.0 * optimizing.as_secs_f64() / wall);
+    println!("{:12} {:5.1} %  (sums of tensors, allocation, what lies between)", "rest", 100.0 * rest / wall);
+    if let Some(busy) = busy {
+        println!(
+            "{:12} {:5.1} %  of the threads' time, within all of these",
+            "waiting",
+            100.0 - 100.0 * busy / wall / threads as f64
+        );
+    }
+    Ok(())
+}
+
+/// The floor's operations for a pair.
+fn operations(base: &Base, pair: &TokenizedPair) -> f64 {
+    let frozen: usize = base.model.linears().map(|linear| linear.weight.inputs * linear.weight.outputs).sum();
+    let head = base.model.head.weight.inputs * base.model.head.weight.outputs;
+    let answers = pair.chosen.len() + pair.rejected.len();
+    2.0 * (4.0 * frozen as f64 * pairs::tokens(pair) as f64 + 3.0 * head as f64 * answers as f64)
+}
+
+/// Operations a second of the micro-kernel on panels that stay in the first-level cache, on all threads at once.
+fn peak(compute: Compute, threads: usize) -> f64 {
+    const STEPS: usize = 128;
+    let Micro { mr, nr, tile } = Micro::choose(64, 64, compute);
+    let each = |_: rayon::BroadcastContext| {
+        // 1.0 in both types
+        let (left, right) = (vec![0x3f80_3f80; mr * STEPS], vec![0x3f80_3f80; nr * STEPS]);
+        let mut sums = vec![0f32; mr * nr];
+        let (began, mut tiles) = (Instant::now(), 0);
+        while began.elapsed() < Duration::from_millis(500) {
+            for _ in 0..1000 {
+                // SAFETY: the panels hold as many steps and the tile is whole; the kernel was chosen on this processor.
+                unsafe { tile(STEPS, left.as_ptr(), right.as_ptr(), black_box(sums.as_mut_ptr()), nr, false) };
+            }
+            tiles += 1000;
+        }
+        (2 * mr * nr * STEPS * compute.per_step() * tiles) as f64 / began.elapsed().as_secs_f64()
+    };
+    rayon::broadcast(each).into_iter().take(threads).sum()
+}
+
+/// Seconds that this process has had of the processors, where the system says.
+fn cpu_time() -> Option<f64> {
+    // after the name in parentheses: state is field 3, utime and stime are 14 and 15, in hundredths of a second
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |field: usize| fields.get(field - 3)?.parse::<f64>().ok();
+    Some((ticks(14)? + ticks(15)?) / 100.0)
+}

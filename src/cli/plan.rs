@@ -132,7 +132,11 @@ fn words(plan: &Plan, layers: usize) -> String {
         words += ", layers' inputs in a file";
     }
     if schedule.stream {
-        words += if plan.from_disk { ", the base read from the disk layer by layer" } else { ", the base's pages let go of" };
+        words += if plan.from_disk {
+            ", the base read from the disk layer by layer"
+        } else {
+            ", the base's pages let go of"
+        };
     }
     words
 }

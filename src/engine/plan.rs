@@ -52,12 +52,8 @@ struct Cut {
 
 impl Default for Loads {
     fn default() -> Self {
-        let cut = |micro: usize, sweep: usize| Cut {
-            sweep,
-            micro,
-            training: Load::default(),
-            evaluation: Load::default(),
-        };
+        let cut =
+            |micro: usize, sweep: usize| Cut { sweep, micro, training: Load::default(), evaluation: Load::default() };
         let cuts = MICRO.iter().flat_map(|&micro| {
             let sweeps = SWEEP.iter().map(move |times| micro.saturating_mul(*times)).chain([usize::MAX]);
             sweeps.map(move |sweep| cut(micro, sweep))
@@ -148,7 +144,12 @@ pub fn choose(demand: &Demand, loads: &Loads, limits: &Limits) -> Result<Plan> {
             Mib(limits.budget),
             Mib::up(least.peak()),
             highest.name,
-            highest.parts.iter().map(|part| format!("{} {}", part.what, Mib(part.bytes))).collect::<Vec<_>>().join(", ")
+            highest
+                .parts
+                .iter()
+                .map(|part| format!("{} {}", part.what, Mib(part.bytes)))
+                .collect::<Vec<_>>()
+                .join(", ")
         ))
     })
 }
@@ -163,7 +164,11 @@ pub fn least(demand: &Demand, loads: &Loads, limits: &Limits) -> Plan {
 /// than the one before.
 pub fn ladder(demand: &Demand, loads: &Loads, limits: &Limits) -> Vec<Plan> {
     let lowest = least(demand, loads, limits);
-    let at = |budget: u64| choose(demand, loads, &Limits { budget, ..*limits }).ok();
+    let at = |budget: u64| {
+        // a budget that a person names holds for the base's pages as well
+        let with_base = if limits.with_base == limits.budget { budget } else { limits.with_base };
+        choose(demand, loads, &Limits { budget, with_base, ..*limits }).ok()
+    };
     let Some(fastest) = at(u64::MAX) else { return vec![lowest] };
     const RUNGS: u32 = 6;
     let ratio = fastest.peak() as f64 / lowest.peak() as f64;

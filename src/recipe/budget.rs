@@ -96,7 +96,20 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_refused() {
-        for text in ["", "6", "GiB", "-1GiB", "1e3GiB", "nanGiB", "infGiB", "6gib", "6 Gi", "1KiB", "99999999999GiB", "1.2.3GiB"] {
+        for text in [
+            "",
+            "6",
+            "GiB",
+            "-1GiB",
+            "1e3GiB",
+            "nanGiB",
+            "infGiB",
+            "6gib",
+            "6 Gi",
+            "1KiB",
+            "99999999999GiB",
+            "1.2.3GiB",
+        ] {
             assert_eq!(text.parse::<Budget>(), Err(()), "{text}");
         }
     }

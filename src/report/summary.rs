@@ -84,7 +84,12 @@ impl fmt::Display for Summary {
         )?;
         match (self.peak_bytes, self.predicted_bytes) {
             (Some(peak), Some(predicted)) => {
-                writeln!(out, "Peak anonymous memory: {} ({} predicted).", units::bytes(peak), units::bytes(predicted))?;
+                writeln!(
+                    out,
+                    "Peak anonymous memory: {} ({} predicted).",
+                    units::bytes(peak),
+                    units::bytes(predicted)
+                )?;
             }
             (Some(peak), None) => writeln!(out, "Peak anonymous memory: {}.", units::bytes(peak))?,
             (None, _) => writeln!(out, "Peak anonymous memory: not measured on this system.")?,

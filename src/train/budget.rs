@@ -12,7 +12,10 @@ use crate::{
     },
     heap,
     kernels::gemm::{Dense, Lhs, Out, Threads, gemm},
-    model::{footprint::{HeadWidths, Widths}, lora::Shape},
+    model::{
+        footprint::{HeadWidths, Widths},
+        lora::Shape,
+    },
     recipe::{Budget, Optimizer, Recipe, Reference},
     report::{MemoryMeter, available::available},
 };
@@ -71,14 +74,7 @@ impl Planned {
 /// # Errors
 /// [`Error::Resource`] where the budget is too small, with the least that works; [`Error::Recipe`] for a budget on a
 /// device for which none is kept.
-pub fn plan(
-    recipe: &Recipe,
-    base: &Base,
-    rows: &Rows,
-    shapes: &[Shape],
-    resumes: bool,
-    held: Held,
-) -> Result<Planned> {
+pub fn plan(recipe: &Recipe, base: &Base, rows: &Rows, shapes: &[Shape], resumes: bool, held: Held) -> Result<Planned> {
     if !base.model.device.is_cpu() && recipe.memory.budget != Budget::Auto {
         return Err(Error::recipe(
             "memory.budget is kept on the CPU only; leave it \"auto\" on this device, or set run.device to \"cpu\"",

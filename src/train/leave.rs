@@ -63,7 +63,8 @@ impl Run<'_> {
             && predicted.abs_diff(measured) > predicted / 10
         {
             let (measured, predicted) = (Mib(measured), Mib(predicted));
-            self.progress.note(&format!("warning: the peak was {measured}, {predicted} were predicted; please report this"));
+            self.progress
+                .note(&format!("warning: the peak was {measured}, {predicted} were predicted; please report this"));
         }
 
         let made = |what: &str, path: &std::path::Path| Made { what: what.into(), path: path.display().to_string() };
@@ -98,10 +99,11 @@ impl Run<'_> {
             return Ok(None);
         }
         let mut stage = self.progress.start(Phase::Sampling, 0, samples.count as u64);
-        let drawn = samples::draw(&self.base, &self.adapter, samples, self.recipe.train.seed, self.plan.at_once, |done| {
-            stage.update(done, Figures::default());
-            self.signals.stopped()
-        });
+        let drawn =
+            samples::draw(&self.base, &self.adapter, samples, self.recipe.train.seed, self.plan.at_once, |done| {
+                stage.update(done, Figures::default());
+                self.signals.stopped()
+            });
         let drawn = drawn.map_err(|error| match error {
             Error::Stopped(signal) => {
                 self.progress.note("stopped while sampling; training is done and saved, --resume does the rest");

@@ -211,7 +211,8 @@ impl<'a> Run<'a> {
         let dropout =
             (p > 0.0).then(|| StepDropout { p, stream: Stream::new(recipe.train.seed, "dropout").at(step as u64) });
         let poll = || self.signals.stopped();
-        let engine = Engine { model: &base.model, schedule: &self.plan.schedule, scratch: &recipe.run.output, poll: &poll };
+        let engine =
+            Engine { model: &base.model, schedule: &self.plan.schedule, scratch: &recipe.run.output, poll: &poll };
         let reference = &mut self.reference;
         pairs::gradient(engine, &batch, reference, &recipe.objective, (adapter, dropout), &mut metrics)?;
         let grad_norm = global_norm(&adapter.grads)?;

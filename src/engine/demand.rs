@@ -13,9 +13,9 @@ use crate::{
 
 /// Bytes of an f32 number.
 const F32: usize = 4;
-/// A thread's buffers for products: packed panels of the right-hand side and what decodes into them.
-const THREAD: usize = 768 << 10;
-/// Steps of k in a packed block of the left-hand side.
+/// Columns of the right-hand side that a thread packs at once, and those that are decoded on the way there.
+const COLUMNS: usize = 8 * 32 + 32;
+/// Steps of k in a packed block of either side.
 const BLOCK: usize = 512;
 
 /// A pair as a schedule sees it.
@@ -145,9 +145,10 @@ impl Demand {
         phases.extend((evaluation.sweeps > 0).then(|| self.evaluation(schedule, evaluation)));
         phases.push(self.saving());
         phases.extend(self.samples.map(|samples| self.sampling(samples, at_once)));
-        for phase in &mut phases {
+        // what loading took is measured, not predicted
+        for phase in phases.iter_mut().skip(1) {
             // small blocks, ends of pages, and what the system's allocator does not give back
-            let bytes = phase.total() / 64 + (1 << 20);
+            let bytes = phase.total() / 64 + (1 << 19);
             phase.parts.push(Part { what: "small things", bytes });
         }
         phases
@@ -166,9 +167,11 @@ impl Demand {
 
     /// Buffers that threads keep for products, and scores of attention while they exist.
     fn buffers(&self, load: &Load, backward: bool) -> (&'static str, usize) {
-        let left = load.tokens.max(if backward { self.widest } else { 0 }) * BLOCK * F32;
-        let scores = attention::scores(load.keys, backward) * F32;
-        ("threads' buffers", left + self.threads * (THREAD + scores))
+        let (tokens, wide) = (load.tokens, self.widest.min(BLOCK));
+        // the left-hand side of the products with matrices, and of those that give the adapter's gradients
+        let left = (tokens * wide).max(if backward { self.widest * tokens.min(BLOCK) } else { 0 });
+        let right = COLUMNS * wide;
+        ("threads' buffers", (left + self.threads * (right + attention::scores(load.keys, backward))) * F32)
     }
 
     /// The three high points of a sweep: the last layer's forward pass, the head, the last layer's backward pass.

@@ -164,7 +164,11 @@ pub fn least(demand: &Demand, loads: &Loads, limits: &Limits) -> Plan {
 /// than the one before.
 pub fn ladder(demand: &Demand, loads: &Loads, limits: &Limits) -> Vec<Plan> {
     let lowest = least(demand, loads, limits);
-    let at = |budget: u64| choose(demand, loads, &Limits { budget, ..*limits }).ok();
+    let at = |budget: u64| {
+        // a budget that a person names holds for the base's pages as well
+        let with_base = if limits.with_base == limits.budget { budget } else { limits.with_base };
+        choose(demand, loads, &Limits { budget, with_base, ..*limits }).ok()
+    };
     let Some(fastest) = at(u64::MAX) else { return vec![lowest] };
     const RUNGS: u32 = 6;
     let ratio = fastest.peak() as f64 / lowest.peak() as f64;

@@ -128,9 +128,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Head
     Ok(Attended { values: matrix(values, rows, heads.width())?, lse: matrix(lse, rows, heads.n)? })
 }
 
-/// f32 numbers of scores that a thread holds while it works on queries that see so many keys.
+/// f32 numbers that a thread holds while it works on queries that see so many keys: scores, their gradients, and either
+/// packed for a product.
 pub fn scores(keys: usize, backward: bool) -> usize {
-    QUERIES * keys * if backward { 2 } else { 1 }
+    QUERIES * keys * if backward { 3 } else { 2 }
 }
 
 /// The gradients `(dq, dk, dv)` from the gradient `d_values` of the mixed values.

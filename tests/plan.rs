@@ -1,0 +1,146 @@
+//! The plan: it keeps to its budget, says what the least is, and changes no result.
+
+#[path = "support/numbers.rs"]
+mod numbers;
+#[path = "support/tiny.rs"]
+mod tiny;
+
+use dpo_lora::{
+    Error,
+    engine::{
+        demand::{Demand, PairSize, SampleSize},
+        plan::{self, Limits, Loads, Plan},
+    },
+    model::footprint::{HeadWidths, Widths},
+};
+use numbers::{fixture, fresh, open};
+use serde_json::Value;
+use tiny::{Tiny, arguments, stderr};
+
+const MIB: u64 = 1 << 20;
+
+/// A run on a model of many layers: pairs of 100 to 900 tokens, 16 a step.
+fn demand() -> (Demand, Loads, Limits) {
+    let model = open(&fixture("llama"));
+    let adapter = fresh(&model, 4);
+    let demand = Demand {
+        start: 20 * MIB,
+        loading: 30 * MIB,
+        widths: Widths::of(&model.blocks[0], &adapter.shapes, false),
+        layers: 40,
+        head: HeadWidths::of(&model.head),
+        learning: 1 << 20,
+        moments: 2,
+        held_to: false,
+        resumes: false,
+        samples: Some(SampleSize { prompt: 40, per_prompt: 50, new: 60 }),
+        threads: 2,
+        widest: 128,
+    };
+    let mut loads = Loads::default();
+    for step in 0..5 {
+        let pair = |i: usize| PairSize { tokens: 100 + 50 * i + step, rows: 40 + i, keys: 90 + 40 * i };
+        loads.step(&(0..16).map(pair).collect::<Vec<_>>());
+    }
+    let limits = Limits { budget: 0, with_base: u64::MAX, machine: u64::MAX, weights: 50 * MIB, matrices: 10_000_000 };
+    (demand, loads, limits)
+}
+
+fn at((demand, loads, limits): &(Demand, Loads, Limits), budget: u64) -> Result<Plan, Error> {
+    plan::choose(demand, loads, &Limits { budget, ..*limits })
+}
+
+#[test]
+fn a_plan_keeps_to_its_budget_and_more_memory_is_never_slower() {
+    let run = demand();
+    let least = plan::least(&run.0, &run.1, &run.2).peak();
+    let fastest = at(&run, u64::MAX).unwrap();
+    assert_eq!((fastest.schedule.keep, fastest.schedule.micro, fastest.schedule.scratch), (40, 768, false));
+    assert!(fastest.peak() > 2 * least, "{} and {least}: there is something to choose", fastest.peak());
+    let mut last = f64::INFINITY;
+    for budget in (0..=20).map(|i| least + (fastest.peak() - least) * i / 20) {
+        let plan = at(&run, budget).unwrap();
+        assert!(plan.peak() <= budget && plan.cost <= last, "{budget}: {plan:?}");
+        last = plan.cost;
+    }
+    assert_eq!(last, fastest.cost, "no more is taken than makes it faster");
+    let ladder = plan::ladder(&run.0, &run.1, &run.2);
+    assert!(ladder.len() > 2 && ladder[0].peak() == least && ladder[ladder.len() - 1].peak() <= fastest.peak());
+}
+
+#[test]
+fn less_than_the_least_is_refused_with_the_least() {
+    let run = demand();
+    let least = plan::least(&run.0, &run.1, &run.2).peak();
+    let error = at(&run, least - 1).unwrap_err();
+    assert_eq!(error.exit_code(), 4);
+    let said = error.to_string();
+    let enough = least.div_ceil(MIB);
+    assert!(said.contains("memory.budget") && said.contains(&format!("at least {enough} MiB")), "{said}");
+    assert!(at(&run, enough * MIB).is_ok());
+}
+
+#[test]
+fn a_base_beyond_the_machine_is_read_twice_a_step_at_most() {
+    let (demand, loads, limits) = demand();
+    let limits =
+        Limits { budget: 500 * MIB, with_base: 600 * MIB, machine: 600 * MIB, weights: 20_000 * MIB, ..limits };
+    let plan = plan::choose(&demand, &loads, &limits).unwrap();
+    assert!(plan.schedule.stream && plan.from_disk);
+    // the largest step has 7,664 tokens
+    assert!(plan.schedule.sweep >= 7_664 && plan.schedule.micro <= 768, "{:?}", plan.schedule);
+}
+
+fn planned(tiny: &Tiny, set: &[&str]) -> Value {
+    let sets = set.iter().flat_map(|set| ["--set", set]);
+    let arguments: Vec<&str> = ["plan", "recipe.toml", "--json"].into_iter().chain(sets).collect();
+    serde_json::from_str(&tiny.ok(&arguments)).unwrap()
+}
+
+#[test]
+fn a_budget_changes_no_bit_and_the_peak_is_as_predicted() {
+    let tiny = Tiny::new();
+    let set = ["data.eval_fraction=0.25", "samples.prompts=[\"1: what\"]"];
+    let told = planned(&tiny, &set);
+    let least = told["other_budgets"][0]["budget"].as_u64().unwrap();
+    // two plans of one recipe may differ by what loading left over
+    let least = format!("memory.budget={}MiB", least.div_ceil(MIB) + 1);
+    tiny.train("a", &set);
+    tiny.train("b", &[&set[..], &[least.as_str()]].concat());
+    assert_eq!(tiny.adapter("b"), tiny.adapter("a"));
+    assert_eq!(tiny.timeless_metrics("b"), tiny.timeless_metrics("a"));
+    #[cfg(target_os = "linux")]
+    for run in ["a", "b"] {
+        let summary: Value = serde_json::from_str(&tiny.read(&format!("runs/{run}/summary.json"))).unwrap();
+        let bytes = |name: &str| summary[name].as_u64().unwrap();
+        let (peak, predicted) = (bytes("peak_bytes"), bytes("predicted_bytes"));
+        // a run this small is made of what the plan calls small things
+        assert!(peak.abs_diff(predicted) <= predicted / 10 + MIB, "{run}: {peak} measured, {predicted} predicted");
+    }
+}
+
+#[test]
+fn a_budget_that_is_too_small_ends_with_4_before_anything_is_written() {
+    let tiny = Tiny::new();
+    for command in ["plan", "train"] {
+        let output = tiny.run(&[command, "recipe.toml", "--set", "memory.budget=1MiB"]);
+        assert_eq!(output.status.code(), Some(4));
+        let said = stderr(&output);
+        assert!(said.contains("memory.budget is 1.0 MiB, but this run needs at least "), "{said}");
+    }
+    assert!(!tiny.path("runs").exists());
+    let output = tiny.run(&["plan", "recipe.toml", "--memory", "6"]);
+    assert_eq!((output.status.code(), stderr(&output).contains("a size like `6GiB`")), (Some(2), true));
+}
+
+#[test]
+fn a_person_is_told_where_the_memory_goes() {
+    let tiny = Tiny::new();
+    let text = tiny.ok(&["plan", "recipe.toml", "--memory", "1GiB"]);
+    for part in ["memory.budget   1GiB", "predicted peak", "saved inputs of layers", "With a budget of", "a step"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    // a resumed run plans as well
+    assert!(tiny.run(&arguments("a", &["train.max_steps=2"], &[])).status.success());
+    assert!(tiny.run(&arguments("a", &["train.max_steps=2"], &["--resume"])).status.success());
+}

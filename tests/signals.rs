@@ -58,6 +58,7 @@ fn at_any_moment_a_run_is_saved_and_goes_on_as_the_same() {
         "samples.prompts=[\"1: what\"]",
         "samples.count=16",
         "samples.max_new_tokens=24",
+        "train.keep_checkpoints=1",
     ];
     let tiny = Tiny::new();
     tiny.write("held-out.jsonl", rows(20));

@@ -203,7 +203,6 @@ fn the_small_model_answers_within_two_seconds() {
     let data = format!("data.train=[\"{}\"]", rows.display());
     let set = [
         data.as_str(),
-        "data.format=hh",
         "data.limit=64",
         "data.eval_fraction=0.25",
         "train.batch_size=16",

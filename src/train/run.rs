@@ -171,6 +171,8 @@ impl<'a> Run<'a> {
                 progress.note(&format!("going on from {} after step {}", path.display(), state.step));
                 // first the checkpoints that count on rows of the metrics, then these rows
                 checkpoint::rewind(output, state.step)?;
+                // a process that died between saving and removing left one too many
+                checkpoint::prune(output, recipe.train.keep_checkpoints.max(1))?;
                 let metrics = MetricsFile::resume(&output.join(folder::METRICS), state.metrics_bytes)?;
                 write_recipe()?;
                 (lock, metrics, Some(state))

@@ -7,6 +7,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod inspect;
+pub mod quantize;
 pub mod stdout;
 pub mod train;
 
@@ -29,6 +30,7 @@ pub fn run(args: Args) -> Result<()> {
             export::run(args)
         }
         Command::Data { command: DataCommand::Check(args) } => data::run(args),
+        Command::Quantize(args) => quantize::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -86,7 +86,7 @@ impl DType {
 
     /// The nearest number that this format holds, ties to even; a number beyond its range becomes infinite.
     #[inline(always)]
-    pub(super) fn round(self, value: f32) -> f32 {
+    pub fn round(self, value: f32) -> f32 {
         match self {
             Self::F32 => value,
             Self::BF16 => {

@@ -71,6 +71,11 @@ impl GgmlType {
         })
     }
 
+    /// The number in the file of a format that is read.
+    pub fn number(self) -> u32 {
+        (0..64).find(|number| Self::of(*number) == Some(self)).unwrap_or_default()
+    }
+
     /// Elements and bytes of a block.
     pub fn block(self) -> (usize, usize) {
         match self {

@@ -21,7 +21,7 @@ pub fn write(model: &ModelFolder, out: &Path, told: &mut dyn FnMut(&Written) -> 
     let config = Config::read(model.path())?;
     let matrices: BTreeMap<String, [usize; 2]> = model
         .names()
-        .filter(|name| *name != config.family.embed && *name != config.family.head)
+        .filter(|name| name.starts_with(config.family.layers))
         .filter_map(|name| match model.info(name)?.shape[..] {
             [rows, columns] if name.ends_with(".weight") && columns.is_multiple_of(NF4_BLOCK) => {
                 Some((name.to_string(), [rows, columns]))

@@ -104,7 +104,7 @@ impl Gptq {
     fn group(&self, row: usize, group: usize) -> (f32, f32) {
         let (per_word, mask) = (32 / self.bits, (1u32 << self.bits) - 1);
         let packed = word(&self.zeros, group * self.outputs.div_ceil(per_word) + row / per_word);
-        let zero = (packed >> (row % per_word * self.bits)) + self.zero_offset & mask;
+        let zero = (packed >> (row % per_word * self.bits)).wrapping_add(self.zero_offset) & mask;
         (self.scales.at(group * self.outputs + row), zero as f32)
     }
 }

@@ -101,6 +101,32 @@ fn ggml_blocks_are_those_of_gguf_py() {
 }
 
 #[test]
-fn a_gguf_file_computes_what_transformers_does_on_its_numbers() {
-    model("gguf");
+fn bitsandbytes_matrices_are_its_own() {
+    matrices("bitsandbytes-matrices");
+}
+
+#[test]
+fn gptq_and_awq_matrices_are_those_of_gptqmodel() {
+    for name in ["gptq-4-v1", "gptq-8-v2", "gptq-8-v1-order", "awq-matrices"] {
+        matrices(name);
+    }
+}
+
+#[test]
+fn mlx_matrices_are_its_own() {
+    matrices("mlx-matrices");
+}
+
+#[test]
+fn fp8_and_packed_matrices_are_those_of_compressed_tensors() {
+    for name in ["fp8-matrices", "fp8-blocks", "packed-matrices"] {
+        matrices(name);
+    }
+}
+
+#[test]
+fn a_quantised_model_computes_what_transformers_does_on_its_numbers() {
+    for name in ["gguf", "nf4", "int8", "gptq", "awq", "mlx", "fp8", "packed"] {
+        model(name);
+    }
 }

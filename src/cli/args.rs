@@ -34,6 +34,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Write an adapter or a merged model for other programs
     Export(ExportArgs),
+    /// Make a small, quantised base of a large one
+    Quantize(QuantizeArgs),
     /// Look at preference rows
     Data {
         /// What to do with them.
@@ -274,6 +276,48 @@ pub enum ExportDtype {
     F16,
     /// IEEE single precision
     F32,
+}
+
+/// `quantize`
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  dpo-lora quantize HuggingFaceTB/SmolLM2-135M-Instruct --to q8_0 smollm2.gguf
+  dpo-lora quantize big-model --to nf4 big-model-nf4")]
+pub struct QuantizeArgs {
+    /// The unquantised model: a folder or a hub id
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub model: String,
+    /// What to write
+    #[arg(long, value_enum)]
+    pub to: QuantizeTo,
+    /// The folder (nf4) or file (q8_0, q4_k) to write
+    #[arg(value_name = "OUT", value_hint = ValueHint::AnyPath)]
+    pub out: PathBuf,
+}
+
+/// What `quantize` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QuantizeTo {
+    /// bitsandbytes' 4-bit folder, which transformers loads
+    Nf4,
+    /// A GGUF file with 8 bits a weight
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// A GGUF file with 4.5 bits a weight (5.5 where rows are no multiples of 256)
+    #[value(name = "q4_k")]
+    Q4K,
+}
+
+impl QuantizeTo {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nf4 => "nf4",
+            Self::Q8_0 => "q8_0",
+            Self::Q4K => "q4_k",
+        }
+    }
 }
 
 /// `data check`

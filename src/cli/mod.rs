@@ -8,6 +8,7 @@ pub mod export;
 pub mod generate;
 pub mod inspect;
 pub mod plan;
+pub mod quantize;
 pub mod stdout;
 pub mod train;
 
@@ -31,6 +32,7 @@ pub fn run(args: Args) -> Result<()> {
             export::run(args)
         }
         Command::Data { command: DataCommand::Check(args) } => data::run(args),
+        Command::Quantize(args) => quantize::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -233,7 +233,7 @@ fn add_turned(matrix: &AdapterMatrix, scale: f32, first: usize, rows: &mut [f32]
 }
 
 /// Config, tokenizer and templates; the config states the new format where there is one.
-fn copy_companions(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
+pub(super) fn copy_companions(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
     let mut config = config_object(from)?.1;
     // The new weights are plain, whatever the base's were.
     for key in ["quantization_config", "quantization"] {
@@ -261,7 +261,7 @@ fn copy_companions(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
     write_json(&to.join("config.json"), &Value::Object(config))
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_atomic(path, |file| std::io::Write::write_all(file, format!("{value:#}\n").as_bytes()))
 }
 

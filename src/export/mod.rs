@@ -7,6 +7,7 @@ pub mod adapter_config;
 pub mod card;
 pub mod merge;
 pub mod peft;
+pub mod quantize;
 pub mod targets;
 
 pub use adapter_config::AdapterConfig;

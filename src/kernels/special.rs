@@ -23,7 +23,9 @@ pub fn erf(x: f32) -> f32 {
     let size = x.abs();
     let z = size.min(1.0) * size.min(1.0);
     let mut near = 7.882_497_4e-5;
-    for c in [-8.018_855e-4, 5.189_312_3e-3, -2.685_432_9e-2, 0.112_835_97, -0.376_126_26, 1.128_379_1] {
+    for c in
+        [-8.018_855e-4, 5.189_312_3e-3, -2.685_432_9e-2, 0.112_835_97, -0.376_126_26, std::f32::consts::FRAC_2_SQRT_PI]
+    {
         near = near * z + c;
     }
     // the logarithm of 1 − erf on [1, 4]; beyond, erf is 1 in f32

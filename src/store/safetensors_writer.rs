@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::disk::File;
-use crate::weights::DType;
+use crate::weights::safetensors::Stored;
 use crate::{Error, Result};
 
 /// Writes one file. The same entries and bytes give the same file, byte for byte.
@@ -27,7 +27,11 @@ impl SafetensorsWriter {
     ///
     /// # Errors
     /// [`Error::Run`], or [`Error::Resource`] on a full disk.
-    pub fn create(path: &Path, entries: &[(String, DType, Vec<usize>)], metadata: &[(&str, &str)]) -> Result<Self> {
+    pub fn create<T: Copy + Into<Stored>>(
+        path: &Path,
+        entries: &[(String, T, Vec<usize>)],
+        metadata: &[(&str, &str)],
+    ) -> Result<Self> {
         let (header, entries) = header(entries, metadata);
         let writing = |e| Error::writing(path, e);
         let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(writing)?);
@@ -67,15 +71,18 @@ impl SafetensorsWriter {
 }
 
 /// The header, filled up with spaces so that the data start at a multiple of 8, and the size of each tensor.
-fn header(tensors: &[(String, DType, Vec<usize>)], metadata: &[(&str, &str)]) -> (String, Vec<(String, usize)>) {
+fn header<T: Copy + Into<Stored>>(
+    tensors: &[(String, T, Vec<usize>)],
+    metadata: &[(&str, &str)],
+) -> (String, Vec<(String, usize)>) {
     let quoted = |text: &str| Value::from(text).to_string();
     let metadata: Vec<String> = metadata.iter().map(|(k, v)| format!("{}:{}", quoted(k), quoted(v))).collect();
     let mut header = format!("{{\"__metadata__\":{{{}}}", metadata.join(","));
     let (mut entries, mut start) = (Vec::with_capacity(tensors.len()), 0);
     for (name, dtype, shape) in tensors {
-        let size = shape.iter().product::<usize>() * dtype.size();
-        let (name_json, dtype, shape, end) =
-            (quoted(name), dtype.safetensors_name(), Value::from(shape.clone()), start + size);
+        let (dtype, element) = (*dtype).into().name_and_size();
+        let size = shape.iter().product::<usize>() * element;
+        let (name_json, shape, end) = (quoted(name), Value::from(shape.clone()), start + size);
         // Writing to a String cannot fail.
         let _ =
             write!(header, ",{name_json}:{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":[{start},{end}]}}");
@@ -90,6 +97,7 @@ fn header(tensors: &[(String, DType, Vec<usize>)], metadata: &[(&str, &str)]) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::DType;
 
     fn entries() -> Vec<(String, DType, Vec<usize>)> {
         vec![

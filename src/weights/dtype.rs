@@ -71,6 +71,41 @@ impl DType {
         }
     }
 
+    /// The number that `bytes` begin with.
+    ///
+    /// # Panics
+    /// When they hold less than one.
+    #[inline(always)]
+    pub(super) fn one(self, bytes: &[u8]) -> f32 {
+        match self {
+            Self::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            Self::F16 => half_to_f32(u16::from_le_bytes([bytes[0], bytes[1]])),
+            Self::BF16 => f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16),
+        }
+    }
+
+    /// The nearest number that this format holds, ties to even; a number beyond its range becomes infinite.
+    #[inline(always)]
+    pub fn round(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::BF16 => {
+                let bits = value.to_bits();
+                let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+                f32::from_bits(if value.is_nan() { bits } else { rounded })
+            }
+            Self::F16 => {
+                let (size, sign) = (value.abs(), value.to_bits() & 0x8000_0000);
+                let bits = size.to_bits();
+                let rounded = f32::from_bits(bits.wrapping_add(0x0fff + (bits >> 13 & 1)) & 0xffff_e000);
+                // below 2^-14 numbers stand 2^-24 apart, which is what a sum with one half is rounded to
+                let rounded = if size < 0.5f32.powi(14) { (size + 0.5) - 0.5 } else { rounded };
+                let rounded = if rounded > 65504.0 { f32::INFINITY } else { rounded };
+                f32::from_bits(if value.is_nan() { value.to_bits() } else { rounded.to_bits() | sign })
+            }
+        }
+    }
+
     /// Appends `values` to `out`, rounded to the nearest representable value, ties to even. A value that the
     /// format does not hold becomes infinite: see [`DType::holds`].
     pub fn encode(self, values: &[f32], out: &mut Vec<u8>) {
@@ -146,6 +181,25 @@ mod tests {
         for bits in 0..=u16::MAX {
             let (ours, theirs) = (half_to_f32(bits), f16::from_bits(bits).to_f32());
             assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()), "{bits:#06x}");
+        }
+    }
+
+    #[test]
+    fn rounding_in_place_is_rounding_to_the_format_and_back() {
+        let halves =
+            (0..1u32 << 16).flat_map(|i| [0, 0x0fff, 0x1000, 0x1001, 0x8000, 0x7fff, 0x8001].map(|d| (i << 16) + d));
+        for value in halves.map(f32::from_bits) {
+            for (dtype, theirs) in [
+                (DType::F16, f16::from_f32(value).to_f32()),
+                (DType::BF16, bf16::from_f32(value).to_f32()),
+                (DType::F32, value),
+            ] {
+                let ours = dtype.round(value);
+                assert!(
+                    ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()),
+                    "{dtype} {value:e}: {ours:e}"
+                );
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::dtype::DType;
 use super::gguf::{self, GgufFile};
 use super::mapped::{MappedBytes, MappedTensor};
+use super::quantised;
 use super::safetensors::{SafetensorsFile, Stored};
 use super::stored::StoredTensor;
 use super::unique::UniqueMap;
@@ -40,8 +41,19 @@ pub(super) enum Held {
     Plain(MappedTensor),
     /// Numbers that have to be decoded.
     Quantised(StoredTensor),
-    /// What is in the file and not read: its format, shape, bytes and file.
-    Unread(&'static str, Vec<usize>, usize, PathBuf),
+    /// What is in the file and is no weight by itself.
+    Unread(Unread),
+}
+
+/// A tensor in a format that weights are not read from.
+#[derive(Debug)]
+pub(super) struct Unread {
+    /// The format's name in the file.
+    pub format: &'static str,
+    pub shape: Vec<usize>,
+    pub bytes: MappedBytes,
+    /// Where it lies.
+    pub file: PathBuf,
 }
 
 /// What a tensor is, without reading it.
@@ -86,7 +98,6 @@ impl ModelFolder {
         if !path.is_dir() {
             return Err(not_a_folder(path));
         }
-        refuse_quantised(path)?;
         let (single, index) = (path.join(SINGLE), path.join(INDEX));
         // Where a folder holds both, transformers reads the single file.
         let files = if single.exists() {
@@ -96,8 +107,11 @@ impl ModelFolder {
         } else {
             return Err(no_safetensors(path));
         };
-        let tensors = files.iter().flat_map(held).collect();
+        let mut tensors = files.iter().flat_map(held).collect();
         let config = Some(path.join(CONFIG)).filter(|config| config.exists());
+        if let Some(config) = &config {
+            quantised::gather(path, &object_file(config)?, &mut tensors)?;
+        }
         let files = config.into_iter().chain(files.iter().map(|file| file.path().to_path_buf())).collect();
         Ok(Self { path: path.to_path_buf(), files, tensors })
     }
@@ -131,8 +145,8 @@ impl ModelFolder {
             Held::Quantised(tensor) => {
                 Info { shape: tensor.shape.clone(), format: tensor.format.clone(), bytes: tensor.stored_bytes() }
             }
-            Held::Unread(format, shape, bytes, _) => {
-                Info { shape: shape.clone(), format: format.to_lowercase(), bytes: *bytes }
+            Held::Unread(Unread { format, shape, bytes, .. }) => {
+                Info { shape: shape.clone(), format: format.to_lowercase(), bytes: bytes.len() }
             }
         })
     }
@@ -145,7 +159,7 @@ impl ModelFolder {
         match self.tensors.get(name) {
             Some(Held::Plain(tensor)) => Ok(tensor.clone().into()),
             Some(Held::Quantised(tensor)) => Ok(tensor.clone()),
-            Some(Held::Unread(format, _, _, file)) => Err(Error::input(format!(
+            Some(Held::Unread(Unread { format, file, .. })) => Err(Error::input(format!(
                 "{}: tensor {name:?} is stored as {format}, which is not read; F32, F16, BF16 and, in GGUF, Q4_0, Q4_1, \
                  Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K are. Use another file of this model",
                 file.display()
@@ -212,8 +226,9 @@ fn held(file: &SafetensorsFile) -> impl Iterator<Item = (String, Held)> {
                 dtype,
                 shape: entry.shape.clone(),
             }),
-            Stored::Other(dtype) => {
-                Held::Unread(dtype, entry.shape.clone(), entry.range.len(), file.path().to_path_buf())
+            Stored::Other(format) => {
+                let bytes = MappedBytes::new(Arc::clone(file.map()), entry.range.clone());
+                Held::Unread(Unread { format, shape: entry.shape.clone(), bytes, file: file.path().to_path_buf() })
             }
         };
         (name.clone(), held)
@@ -302,27 +317,6 @@ fn open_gguf(path: &Path) -> Result<BTreeMap<String, Held>> {
 
 fn is_plain_file_name(name: &str) -> bool {
     !name.contains(['/', '\\']) && name != ".." && name != "." && Path::new(name).file_name() == Some(name.as_ref())
-}
-
-/// Quantised checkpoints hold tensors whose names and dtypes can look ordinary: they are told by their config.
-fn refuse_quantised(folder: &Path) -> Result<()> {
-    let path = folder.join("config.json");
-    if !path.exists() {
-        return Ok(());
-    }
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::reading(&path, e))?;
-    let config: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| Error::input(format!("{}: {e}", path.display())))?;
-    let stated = |key: &str| config.get(key).filter(|value| !value.is_null());
-    let Some(quantised) = stated("quantization_config").or(stated("quantization")) else {
-        return Ok(());
-    };
-    let method = quantised.get("quant_method").and_then(|m| m.as_str()).unwrap_or("unnamed");
-    Err(Error::input(format!(
-        "{}: the weights are quantised (method {method:?}), which is not read yet; use the unquantised checkpoint of \
-         this model",
-        path.display()
-    )))
 }
 
 fn not_a_folder(path: &Path) -> Error {
@@ -435,9 +429,6 @@ mod tests {
             ("adapter_config.json", "{}", "holds an adapter"),
             ("model-00001-of-00002.safetensors", "", "download the missing file"),
             ("notes.txt", "", "no weights here"),
-            ("config.json", r#"{"quantization_config":{"quant_method":"gptq"}}"#, "quantised (method \"gptq\")"),
-            ("config.json", r#"{"quantization":{"bits":4}}"#, "quantised"),
-            ("config.json", "{", "config.json: EOF"),
         ];
         for (name, text, reason) in cases {
             let folder = tempfile::tempdir().unwrap();
@@ -450,6 +441,26 @@ mod tests {
         assert!(ModelFolder::open(&file).unwrap_err().to_string().contains("no such folder"));
         std::fs::write(&file, "GGUF").unwrap();
         assert!(ModelFolder::open(&file).unwrap_err().to_string().contains("cut short"));
+    }
+
+    #[test]
+    fn methods_that_are_not_read_are_refused_by_name() {
+        let cases = [
+            (r#"{"quantization_config":{"quant_method":"aqlm"}}"#, "method \"aqlm\", which is not read"),
+            (r#"{"quantization_config":{"load_in_4bit":true}}"#, "method \"unnamed\""),
+            (r#"{"quantization_config":{"quant_method":"gptq","bits":3}}"#, "bits: 3 is not read"),
+            (r#"{"quantization_config":{"quant_method":"gptq","bits":4}}"#, "(gptq), but no tensor is stored"),
+            (r#"{"quantization_config":{"quant_method":"awq","version":"gemv"}}"#, "version: \"gemv\" is not read"),
+            (r#"{"quantization":{"bits":4,"group_size":64}}"#, "(MLX), but no tensor"),
+            ("{", "config.json: not a JSON object"),
+        ];
+        for (config, reason) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            write(&folder.path().join(SINGLE), &["a"]);
+            std::fs::write(folder.path().join(CONFIG), config).unwrap();
+            let error = ModelFolder::open(folder.path()).unwrap_err();
+            assert!(error.to_string().contains(reason) && error.exit_code() == 3, "{config}: said {error}");
+        }
     }
 
     #[test]

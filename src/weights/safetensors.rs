@@ -94,28 +94,44 @@ impl SafetensorsFile {
     }
 }
 
+/// Formats that are no weights by themselves, and their bytes.
+const OTHERS: [(&str, usize); 13] = [
+    ("BOOL", 1),
+    ("U8", 1),
+    ("I8", 1),
+    ("F8_E4M3", 1),
+    ("F8_E5M2", 1),
+    ("F8_E8M0", 1),
+    ("U16", 2),
+    ("I16", 2),
+    ("U32", 4),
+    ("I32", 4),
+    ("U64", 8),
+    ("I64", 8),
+    ("F64", 8),
+];
+
 impl Stored {
     /// The format of a name in the header, with its size in bytes. Formats under a byte are not known here.
     fn parse(name: &str) -> Option<(Self, usize)> {
-        const OTHERS: [(&str, usize); 13] = [
-            ("BOOL", 1),
-            ("U8", 1),
-            ("I8", 1),
-            ("F8_E4M3", 1),
-            ("F8_E5M2", 1),
-            ("F8_E8M0", 1),
-            ("U16", 2),
-            ("I16", 2),
-            ("U32", 4),
-            ("I32", 4),
-            ("U64", 8),
-            ("I64", 8),
-            ("F64", 8),
-        ];
         if let Some(dtype) = [DType::F32, DType::F16, DType::BF16].into_iter().find(|d| d.safetensors_name() == name) {
             return Some((Self::Float(dtype), dtype.size()));
         }
         OTHERS.into_iter().find(|(other, _)| *other == name).map(|(other, size)| (Self::Other(other), size))
+    }
+
+    /// The name in the header, and the bytes of an element.
+    pub fn name_and_size(self) -> (&'static str, usize) {
+        match self {
+            Self::Float(dtype) => (dtype.safetensors_name(), dtype.size()),
+            Self::Other(name) => (name, OTHERS.iter().find(|(other, _)| *other == name).map_or(1, |(_, size)| *size)),
+        }
+    }
+}
+
+impl From<DType> for Stored {
+    fn from(dtype: DType) -> Self {
+        Self::Float(dtype)
     }
 }
 

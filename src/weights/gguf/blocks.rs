@@ -71,6 +71,11 @@ impl GgmlType {
         })
     }
 
+    /// The number in the file of a format that is read.
+    pub fn number(self) -> u32 {
+        (0..64).find(|number| Self::of(*number) == Some(self)).unwrap_or_default()
+    }
+
     /// Elements and bytes of a block.
     pub fn block(self) -> (usize, usize) {
         match self {
@@ -191,13 +196,13 @@ fn fifth(block: &[u8], at: usize) -> u32 {
 #[inline(always)]
 fn q5_0(block: &[u8; 22], _: usize, out: &mut [f32; RUN]) {
     let (d, high) = (scale(block, 0), fifth(block, 2));
-    nibbles(&block[6..], out, |i, q| d * ((i32::from(q) | (high >> i & 1) as i32 * 16) as f32 - 16.0));
+    nibbles(&block[6..], out, |i, q| d * ((i32::from(q) | ((high >> i & 1) as i32 * 16)) as f32 - 16.0));
 }
 
 #[inline(always)]
 fn q5_1(block: &[u8; 24], _: usize, out: &mut [f32; RUN]) {
     let (d, m, high) = (scale(block, 0), scale(block, 2), fifth(block, 4));
-    nibbles(&block[8..], out, |i, q| d * (i32::from(q) | (high >> i & 1) as i32 * 16) as f32 + m);
+    nibbles(&block[8..], out, |i, q| d * (i32::from(q) | ((high >> i & 1) as i32 * 16)) as f32 + m);
 }
 
 #[inline(always)]

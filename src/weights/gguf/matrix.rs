@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::blocks::{GgmlType, RUN};
 use super::file::{GgufFile, GgufTensor};
 use crate::weights::dtype::DType;
-use crate::weights::folder::Held;
+use crate::weights::folder::{Held, Unread};
 use crate::weights::mapped::{MappedBytes, MappedTensor, StoredMatrix};
 use crate::weights::stored::StoredTensor;
 
@@ -20,7 +20,8 @@ pub(in crate::weights) fn held(file: &GgufFile, tensor: &GgufTensor, head_dim: O
         GgmlType::F16 => DType::F16,
         GgmlType::BF16 => DType::BF16,
         GgmlType::Other(name, ..) => {
-            return Held::Unread(name, shape, bytes.len(), file.metadata().path().to_path_buf());
+            let file = file.metadata().path().to_path_buf();
+            return Held::Unread(Unread { format: name, shape, bytes, file });
         }
         _ => {
             let (block, size) = kind.block();

@@ -22,6 +22,9 @@ const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
+/// Bytes of a SentencePiece token: all ways to cut it in two are looked at.
+const LONGEST_PIECE: usize = 1024;
+
 /// Words as Llama 3 cuts them: numbers by up to three digits.
 pub const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// The same with single digits.
@@ -232,6 +235,9 @@ impl Vocabulary<'_> {
         let scores = metadata.numbers(SCORES)?.ok_or_else(|| metadata.missing(SCORES))?;
         if scores.len() != self.tokens.len() || scores.iter().any(|score| score.is_nan()) {
             return Err(metadata.bad(SCORES, &format!("{} numbers for {} tokens", scores.len(), self.tokens.len())));
+        }
+        if let Some(id) = self.tokens.iter().position(|token| token.len() > LONGEST_PIECE) {
+            return Err(metadata.bad(TOKENS, &format!("token {id} has more than {LONGEST_PIECE} bytes")));
         }
         let prefix = metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
         let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});

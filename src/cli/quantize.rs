@@ -1,0 +1,35 @@
+//! `quantize`: a smaller base from a large one.
+
+use super::args::{QuantizeArgs, QuantizeTo};
+use super::stdout;
+use crate::export::quantize::{self, Loss, To};
+use crate::report::units;
+use crate::{Result, hub};
+
+/// Runs the command.
+///
+/// # Errors
+/// [`crate::Error::Recipe`] where OUT exists, [`crate::Error::Input`] where the model cannot be written so.
+pub fn run(args: QuantizeArgs) -> Result<()> {
+    let to = match args.to {
+        QuantizeTo::Nf4 => To::Nf4,
+        QuantizeTo::Q8_0 => To::Q8_0,
+        QuantizeTo::Q4K => To::Q4K,
+    };
+    let path = hub::model(&args.model, "main")?;
+    let (mut all, mut bytes) = (Loss::default(), 0);
+    quantize::quantize(&path, to, &args.out, &mut |written| {
+        all.add(written.error);
+        bytes += written.bytes;
+        let (error, most) = (written.error.relative(), written.error.most);
+        stdout::line(format!("{:<48} {:>6}  error {error:.5}  most {most:.5}", written.name, written.format))
+    })?;
+    stdout::line(format!(
+        "{} in {}: {}; error in all {:.5} (norm of the difference over norm of the source), {:.5} at most",
+        args.to.name(),
+        args.out.display(),
+        units::bytes(bytes),
+        all.relative(),
+        all.most
+    ))
+}

@@ -1,0 +1,154 @@
+//! One GGUF file with config, tokenizer and chat template in it, as llama.cpp's converter writes them.
+
+use std::path::Path;
+
+use super::{To, Written, each_block, gguf_tokenizer};
+use crate::model::Config;
+use crate::model::rope::{Rope, RopeScaling};
+use crate::weights::gguf::GgmlType;
+use crate::weights::gguf::config::ROPE_FREQS;
+use crate::weights::gguf::encode::encode;
+use crate::weights::gguf::names::{Architecture, Change};
+use crate::weights::gguf::writer::{Entry, GgufWriter, Keys};
+use crate::weights::{DType, ModelFolder};
+use crate::{Error, Result};
+
+pub fn write(model: &ModelFolder, to: To, out: &Path, told: &mut dyn FnMut(&Written) -> Result<()>) -> Result<()> {
+    let config = Config::read(model.path())?;
+    let refuse = |reason: &str| Error::input(format!("{}: {reason}", model.path().display()));
+    let architecture = Architecture::of_model_type(config.family.model_type)
+        .ok_or_else(|| refuse("models of this family are not written as GGUF; choose --to nf4"))?;
+    if config.qkv_bias || config.output_bias || config.mlp_bias {
+        return Err(refuse("a Llama with biases is not written as GGUF; choose --to nf4"));
+    }
+    let [rope] = config.ropes.as_slice() else {
+        return Err(refuse("layers that turn in several ways are not written as GGUF"));
+    };
+    let mut keys = Keys::default();
+    let name = architecture.name;
+    describe(&mut keys, name, &config, rope, to).map_err(|reason| refuse(&reason))?;
+    gguf_tokenizer::describe(&mut keys, model.path(), &config)?;
+
+    let mut planned: Vec<(Option<String>, bool, Entry)> = Vec::new();
+    if let RopeScaling::Llama3 { .. } = rope.scaling {
+        planned.push((None, false, (ROPE_FREQS.into(), GgmlType::F32, vec![rope.dim / 2])));
+    }
+    for folder_name in model.names() {
+        if config.tie_word_embeddings && folder_name.strip_suffix(".weight") == Some(config.family.head) {
+            continue;
+        }
+        let Some((gguf_name, change)) = architecture.gguf_name(folder_name) else {
+            return Err(refuse(&format!("tensor {folder_name:?} is no part of what is written as GGUF")));
+        };
+        let shape = model.info(folder_name).map(|info| info.shape).unwrap_or_default();
+        let inner = gguf_name.starts_with("blk.");
+        let entry = (gguf_name, format(&shape, to, inner), shape);
+        planned.push((Some(folder_name.to_string()), change == Change::HeadRows, entry));
+    }
+    let part = out.with_file_name(format!(
+        ".{}.incomplete",
+        out.file_name().map(|name| name.to_string_lossy()).unwrap_or_default()
+    ));
+    let written = write_tensors(model, (&config, rope), &keys, &planned, &part, told);
+    let renamed = written.and_then(|()| std::fs::rename(&part, out).map_err(|e| Error::writing(out, e)));
+    if renamed.is_err() {
+        // best effort: the error that matters is the first one
+        let _ = std::fs::remove_file(&part);
+    }
+    renamed
+}
+
+/// The format of a tensor: small ones stay whole, the embedding and the head keep eight bits.
+fn format(shape: &[usize], to: To, inner: bool) -> GgmlType {
+    match *shape {
+        [_, columns] if columns.is_multiple_of(256) && to == To::Q4K && inner => GgmlType::Q4_K,
+        [_, columns] if columns.is_multiple_of(32) && to == To::Q4K && inner => GgmlType::Q5_0,
+        [_, columns] if columns.is_multiple_of(32) => GgmlType::Q8_0,
+        _ => GgmlType::F32,
+    }
+}
+
+fn write_tensors(
+    model: &ModelFolder,
+    (config, rope): (&Config, &Rope),
+    keys: &Keys,
+    planned: &[(Option<String>, bool, Entry)],
+    part: &Path,
+    told: &mut dyn FnMut(&Written) -> Result<()>,
+) -> Result<()> {
+    let entries: Vec<Entry> = planned.iter().map(|(_, _, entry)| entry.clone()).collect();
+    let mut writer = GgufWriter::create(part, keys, &entries)?;
+    for (source, permuted, (_, kind, _)) in planned {
+        let Some(source) = source else {
+            writer.write(&divisors(rope).iter().flat_map(|divisor| divisor.to_le_bytes()).collect::<Vec<_>>())?;
+            writer.end_tensor()?;
+            continue;
+        };
+        let tensor = model.tensor(source)?;
+        let (dim, half) = (config.head_dim, config.head_dim / 2);
+        // the inverse of what a reader undoes: neighbours in the file are halves in the folder
+        let order = |place: usize| match permuted {
+            true => place / dim * dim + place % 2 * half + place % dim / 2,
+            false => place,
+        };
+        let row = |row: &[f32], bytes: &mut Vec<u8>, back: &mut [f32]| {
+            encode(*kind, row, bytes);
+            match kind {
+                GgmlType::F32 => DType::F32.decode(bytes, back),
+                _ => kind.decode(bytes, 0, back),
+            }
+        };
+        let mut size = 0;
+        let error = each_block(&tensor, order, row, |bytes| {
+            size += bytes.len() as u64;
+            writer.write(bytes)
+        })?;
+        writer.end_tensor()?;
+        told(&Written { name: source.clone(), format: kind.to_string(), bytes: size, error })?;
+    }
+    writer.finish()
+}
+
+/// Shapes and rope.
+fn describe(keys: &mut Keys, name: &str, config: &Config, rope: &Rope, to: To) -> std::result::Result<(), String> {
+    let key = |part: &str| format!("{name}.{part}");
+    keys.text("general.architecture", name);
+    keys.text("general.type", "model");
+    keys.size("general.quantization_version", 2);
+    // llama.cpp's numbers of mostly-Q8_0 and mostly-Q4_K (small) files
+    keys.size("general.file_type", if to == To::Q8_0 { 7 } else { 14 });
+    for (part, value) in [
+        ("block_count", config.num_hidden_layers),
+        ("context_length", config.max_position_embeddings),
+        ("embedding_length", config.hidden_size),
+        ("feed_forward_length", config.intermediate_size),
+        ("attention.head_count", config.num_attention_heads),
+        ("attention.head_count_kv", config.num_key_value_heads),
+        ("attention.key_length", config.head_dim),
+        ("attention.value_length", config.head_dim),
+        ("rope.dimension_count", rope.dim),
+        ("vocab_size", config.vocab_size),
+    ] {
+        keys.size(&key(part), value as u32);
+    }
+    keys.number(&key("attention.layer_norm_rms_epsilon"), config.norm_eps as f32);
+    keys.number(&key("rope.freq_base"), rope.theta as f32);
+    match rope.scaling {
+        RopeScaling::None | RopeScaling::Llama3 { .. } => Ok(()),
+        RopeScaling::Linear { factor } => {
+            keys.text(&key("rope.scaling.type"), "linear");
+            keys.number(&key("rope.scaling.factor"), factor as f32);
+            Ok(())
+        }
+        RopeScaling::Dynamic { .. } | RopeScaling::Yarn { .. } | RopeScaling::Long { .. } => {
+            Err("its rope scaling is not written as GGUF; choose --to nf4".into())
+        }
+    }
+}
+
+/// Llama 3's scaling as a divisor of each frequency.
+fn divisors(rope: &Rope) -> Vec<f32> {
+    let plain = Rope { scaling: RopeScaling::None, ..rope.clone() };
+    let ((plain, _), (scaled, _)) = (plain.inverse_frequencies(0), rope.inverse_frequencies(0));
+    plain.iter().zip(scaled).map(|(plain, scaled)| plain / scaled).collect()
+}

@@ -1,0 +1,182 @@
+//! A folder's tokenizer as GGUF metadata: the way back of [`crate::weights::gguf::tokenizer`].
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::keys::object_file;
+use crate::model::Config;
+use crate::weights::gguf::tokenizer::{GPT4O_WORDS, LLAMA3_WORDS, QWEN2_WORDS, Words, pre_name};
+use crate::weights::gguf::writer::Keys;
+use crate::{Error, Result};
+
+/// Types of tokens, by llama.cpp's numbers.
+const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+const UNUSED: i32 = 5;
+const BYTE: i32 = 6;
+
+/// Adds the tokenizer and the chat template of a folder.
+///
+/// # Errors
+/// [`Error::Input`] where the tokenizer is of a kind that GGUF has no name for.
+pub fn describe(keys: &mut Keys, folder: &Path, config: &Config) -> Result<()> {
+    let path = folder.join("tokenizer.json");
+    let tokenizer = object_file(&path)?;
+    let refuse = |reason: &str| {
+        Error::input(format!("{}: {reason}, which is not written as GGUF; choose --to nf4", path.display()))
+    };
+    let model = tokenizer.get("model").and_then(Value::as_object).ok_or_else(|| refuse("it has no model"))?;
+    if model.get("type").and_then(Value::as_str) != Some("BPE") {
+        return Err(refuse("its model is no BPE"));
+    }
+    let vocab = model.get("vocab").and_then(Value::as_object).ok_or_else(|| refuse("it has no vocabulary"))?;
+    let mut tokens: Vec<Option<String>> = vec![None; config.vocab_size];
+    let mut types = vec![NORMAL; config.vocab_size];
+    let mut place = |token: &str, id: Option<u64>| match id.and_then(|id| tokens.get_mut(id as usize)) {
+        Some(slot) => {
+            *slot = Some(token.to_string());
+            Ok(())
+        }
+        None => Err(refuse(&format!("its token {token:?} has no row in the model"))),
+    };
+    for (token, id) in vocab {
+        place(token, id.as_u64())?;
+    }
+    let no_tokens = Vec::new();
+    let added = tokenizer.get("added_tokens").and_then(Value::as_array).unwrap_or(&no_tokens);
+    for token in added {
+        let content = token["content"].as_str().unwrap_or_default();
+        place(content, token["id"].as_u64())?;
+        types[token["id"].as_u64().unwrap_or_default() as usize] =
+            if token["special"].as_bool() == Some(true) { CONTROL } else { USER_DEFINED };
+    }
+    let tokens: Vec<String> = tokens
+        .into_iter()
+        .enumerate()
+        .map(|(id, token)| {
+            token.unwrap_or_else(|| {
+                types[id] = UNUSED;
+                format!("[PAD{id}]")
+            })
+        })
+        .collect();
+    let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+    let merges = merges(model).ok_or_else(|| refuse("its merges are not pairs"))?;
+    if model.get("byte_fallback").and_then(Value::as_bool) == Some(true) {
+        for id in 0..256 {
+            if let Some(id) = ids.get(format!("<0x{id:02X}>").as_str()) {
+                types[*id] = BYTE;
+            }
+        }
+        if let Some(id) = model.get("unk_token").and_then(Value::as_str).and_then(|token| ids.get(token)) {
+            types[*id] = UNKNOWN;
+        }
+        keys.text("tokenizer.ggml.model", "llama");
+        keys.text("tokenizer.ggml.pre", "default");
+        keys.numbers("tokenizer.ggml.scores", &scores(&tokens, &merges));
+        let prefix = tokenizer.get("normalizer").is_some_and(|normalizer| normalizer.to_string().contains("Prepend"));
+        keys.flag("tokenizer.ggml.add_space_prefix", prefix);
+    } else {
+        let whole_words = model.get("ignore_merges").and_then(Value::as_bool).unwrap_or(false);
+        let pre = words(&tokenizer).and_then(|words| pre_name(words, whole_words));
+        keys.text("tokenizer.ggml.model", "gpt2");
+        keys.text(
+            "tokenizer.ggml.pre",
+            pre.ok_or_else(|| refuse("it cuts words in a way that llama.cpp has no name for"))?,
+        );
+        let joined: Vec<String> = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
+        keys.texts("tokenizer.ggml.merges", joined.iter().map(String::as_str));
+    }
+    keys.texts("tokenizer.ggml.tokens", tokens.iter().map(String::as_str));
+    keys.integers("tokenizer.ggml.token_type", &types);
+    keys.flag("tokenizer.ggml.add_bos_token", leads_with_special(tokenizer.get("post_processor")));
+    special(keys, folder, config, &ids)?;
+    Ok(())
+}
+
+fn merges(model: &Map<String, Value>) -> Option<Vec<(String, String)>> {
+    let pair = |merge: &Value| match merge {
+        Value::String(text) => text.split_once(' ').map(|(left, right)| (left.to_string(), right.to_string())),
+        Value::Array(pair) => Some((pair.first()?.as_str()?.to_string(), pair.get(1)?.as_str()?.to_string())),
+        _ => None,
+    };
+    model.get("merges")?.as_array()?.iter().map(pair).collect()
+}
+
+/// SentencePiece orders merges by the score of what they make: the earlier, the higher.
+fn scores(tokens: &[String], merges: &[(String, String)]) -> Vec<f32> {
+    let mut rank = HashMap::new();
+    for (at, (left, right)) in merges.iter().enumerate() {
+        rank.entry(format!("{left}{right}")).or_insert(at);
+    }
+    tokens.iter().map(|token| -(*rank.get(token).unwrap_or(&merges.len()) as f32)).collect()
+}
+
+/// How words are cut, where it is one of the known ways.
+fn words(tokenizer: &Map<String, Value>) -> Option<Words> {
+    let section = |name: &str| without_offsets(tokenizer.get(name).cloned().unwrap_or(Value::Null));
+    let ours = (section("normalizer"), section("pre_tokenizer"));
+    let split = [LLAMA3_WORDS, QWEN2_WORDS, GPT4O_WORDS]
+        .into_iter()
+        .flat_map(|e| [Words::Split(e, false), Words::Split(e, true)]);
+    [Words::Gpt2, Words::Digits].into_iter().chain(split).find(|words| {
+        let (normalizer, pre_tokenizer) = words.sections();
+        (without_offsets(normalizer), without_offsets(pre_tokenizer)) == ours
+    })
+}
+
+/// `trim_offsets` says nothing of the tokens.
+fn without_offsets(mut section: Value) -> Value {
+    match &mut section {
+        Value::Object(map) => {
+            map.shift_remove("trim_offsets");
+            map.values_mut().for_each(|value| *value = without_offsets(value.take()));
+        }
+        Value::Array(list) => list.iter_mut().for_each(|value| *value = without_offsets(value.take())),
+        _ => {}
+    }
+    section
+}
+
+/// Whether a post-processor puts a special token before a text.
+fn leads_with_special(processor: Option<&Value>) -> bool {
+    let Some(processor) = processor else { return false };
+    let inner = processor.get("processors").and_then(Value::as_array);
+    processor.pointer("/single/0/SpecialToken").is_some()
+        || inner.is_some_and(|inner| inner.iter().any(|one| leads_with_special(Some(one))))
+}
+
+/// The tokens with a part to play, and the chat template.
+fn special(keys: &mut Keys, folder: &Path, config: &Config, ids: &HashMap<&str, usize>) -> Result<()> {
+    let path = folder.join("tokenizer_config.json");
+    let stated = if path.exists() { object_file(&path)? } else { Map::new() };
+    let token = |name: &str| {
+        let value = stated.get(name)?;
+        ids.get(value.as_str().or_else(|| value.get("content")?.as_str())?).map(|id| *id as u32)
+    };
+    let eos = config.eos_token_ids.first().copied();
+    for (name, id) in [
+        ("bos", token("bos_token").or(config.bos_token_id)),
+        ("eos", token("eos_token").or(eos)),
+        ("unknown", token("unk_token")),
+        ("padding", token("pad_token")),
+    ] {
+        if let Some(id) = id {
+            keys.size(&format!("tokenizer.ggml.{name}_token_id"), id);
+        }
+    }
+    let file = folder.join("chat_template.jinja");
+    let template = match file.exists() {
+        true => Some(fs::read_to_string(&file).map_err(|e| Error::reading(&file, e))?),
+        false => stated.get("chat_template").and_then(Value::as_str).map(str::to_string),
+    };
+    if let Some(template) = template {
+        keys.text("tokenizer.chat_template", &template);
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! A folder in bitsandbytes' own serialised form: transformers loads it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::{Loss, Written, each_block};
+use crate::export::merge::{copy_companions, write_json};
+use crate::model::Config;
+use crate::store::{Folder, SafetensorsWriter};
+use crate::weights::quantised::{NF4, NF4_BLOCK};
+use crate::weights::safetensors::Stored;
+use crate::weights::{DType, ModelFolder};
+use crate::{Error, Result};
+
+const STATE: &str = "quant_state.bitsandbytes__nf4";
+const SHARD: &str = "model.safetensors";
+
+pub fn write(model: &ModelFolder, out: &Path, told: &mut dyn FnMut(&Written) -> Result<()>) -> Result<()> {
+    let config = Config::read(model.path())?;
+    let matrices: BTreeMap<String, [usize; 2]> = model
+        .names()
+        .filter(|name| name.starts_with(config.family.layers))
+        .filter_map(|name| match model.info(name)?.shape[..] {
+            [rows, columns] if name.ends_with(".weight") && columns.is_multiple_of(NF4_BLOCK) => {
+                Some((name.to_string(), [rows, columns]))
+            }
+            _ => None,
+        })
+        .collect();
+    if matrices.is_empty() {
+        return Err(Error::input(format!(
+            "{}: no linear layer has rows in whole blocks of {NF4_BLOCK}, which NF4 needs here; choose --to q8_0",
+            model.path().display()
+        )));
+    }
+    // What bitsandbytes rounds the numbers to again: the model's own type.
+    let dtype = matrices.keys().find_map(|name| model.plain(name)).map_or(DType::BF16, |plain| plain.dtype);
+
+    let folder = Folder::create_atomic(out)?;
+    let states: BTreeMap<&str, Vec<u8>> = matrices.iter().map(|(name, shape)| (&**name, state(shape, dtype))).collect();
+    let entries = entries(model, &matrices, &states)?;
+    let mut writer = SafetensorsWriter::create(&folder.path().join(SHARD), &entries, &[("format", "pt")])?;
+    let mut losses = BTreeMap::new();
+    for (name, ..) in &entries {
+        if let Some(plain) = model.plain(name).filter(|_| !matrices.contains_key(name)) {
+            writer.write(name, plain.bytes())?;
+            let format = plain.dtype.to_string();
+            told(&Written { name: name.clone(), format, bytes: plain.bytes().len() as u64, error: Loss::default() })?;
+        } else if let Some(matrix) = name.strip_suffix(".absmax") {
+            let row = |row: &[f32], bytes: &mut Vec<u8>, _: &mut [f32]| {
+                bytes.extend(row.chunks(NF4_BLOCK).flat_map(|block| absmax(block).to_le_bytes()));
+            };
+            each_block(&model.tensor(matrix)?, |row| row, row, |bytes| writer.write(name, bytes))?;
+        } else if let Some(matrix) = name.strip_suffix(".quant_map") {
+            debug_assert!(matrices.contains_key(matrix));
+            writer.write(name, &NF4.iter().flat_map(|code| code.to_le_bytes()).collect::<Vec<_>>())?;
+        } else if let Some(state) = name.strip_suffix(STATE).and_then(|stem| states.get(stem.trim_end_matches('.'))) {
+            writer.write(name, state)?;
+        } else {
+            let row = |row: &[f32], bytes: &mut Vec<u8>, back: &mut [f32]| encode(row, dtype, bytes, back);
+            let loss = each_block(&model.tensor(name)?, |row| row, row, |bytes| writer.write(name, bytes))?;
+            losses.insert(name.clone(), loss);
+            let elements: usize = matrices[name].iter().product();
+            let bytes = (elements / 2 + elements / NF4_BLOCK * 4) as u64;
+            told(&Written { name: name.clone(), format: "nf4".into(), bytes, error: loss })?;
+        }
+    }
+    writer.finish()?;
+    copy_companions(model.path(), folder.path(), None)?;
+    write_config(folder.path())?;
+    folder.finish()
+}
+
+/// What bitsandbytes keeps of a matrix as JSON.
+fn state(shape: &[usize; 2], dtype: DType) -> Vec<u8> {
+    let state = json!({"quant_type": "nf4", "blocksize": NF4_BLOCK, "dtype": dtype.torch_name(), "shape": shape});
+    state.to_string().into_bytes()
+}
+
+/// All tensors of the file, the widest numbers first, so that all are aligned.
+fn entries(
+    model: &ModelFolder,
+    matrices: &BTreeMap<String, [usize; 2]>,
+    states: &BTreeMap<&str, Vec<u8>>,
+) -> Result<Vec<(String, Stored, Vec<usize>)>> {
+    let mut entries = Vec::new();
+    for name in model.names() {
+        let Some([rows, columns]) = matrices.get(name) else {
+            let plain = model.plain(name).ok_or_else(|| {
+                Error::input(format!("{}: tensor {name:?} is in a form that is not written", model.path().display()))
+            })?;
+            entries.push((name.to_string(), Stored::Float(plain.dtype), plain.shape.clone()));
+            continue;
+        };
+        let elements = rows * columns;
+        let float = Stored::Float(DType::F32);
+        entries.push((format!("{name}.absmax"), float, vec![elements / NF4_BLOCK]));
+        entries.push((format!("{name}.quant_map"), float, vec![16]));
+        entries.push((name.to_string(), Stored::Other("U8"), vec![elements / 2, 1]));
+        entries.push((format!("{name}.{STATE}"), Stored::Other("U8"), vec![states[name].len()]));
+    }
+    entries.sort_by_key(|(_, stored, _)| std::cmp::Reverse(stored.name_and_size().1));
+    Ok(entries)
+}
+
+fn absmax(block: &[f32]) -> f32 {
+    block.iter().fold(0f32, |most, x| most.max(x.abs()))
+}
+
+/// Two codes a byte, the first in the high half, and the numbers that bitsandbytes reads back.
+fn encode(row: &[f32], dtype: DType, bytes: &mut Vec<u8>, back: &mut [f32]) {
+    for (block, back) in row.chunks(NF4_BLOCK).zip(back.chunks_mut(NF4_BLOCK)) {
+        let absmax = absmax(block);
+        let scale = if absmax == 0.0 { 0.0 } else { 1.0 / absmax };
+        let codes: Vec<u8> = block.iter().map(|x| nearest(x * scale)).collect();
+        bytes.extend(codes.chunks(2).map(|pair| pair[0] << 4 | pair[1]));
+        for (back, code) in back.iter_mut().zip(codes) {
+            *back = dtype.round(NF4[usize::from(code)] * absmax);
+        }
+    }
+}
+
+/// The code whose value is nearest, the borders half-way between two.
+fn nearest(x: f32) -> u8 {
+    let border = |pair: &[f32]| x > (pair[0] + pair[1]) / 2.0;
+    NF4.windows(2).take_while(|pair| border(pair)).count() as u8
+}
+
+fn write_config(folder: &Path) -> Result<()> {
+    let path = folder.join("config.json");
+    let mut config: Map<String, Value> = crate::keys::object_file(&path)?;
+    config.insert(
+        "quantization_config".into(),
+        json!({
+            "quant_method": "bitsandbytes", "load_in_4bit": true, "load_in_8bit": false, "_load_in_4bit": true,
+            "_load_in_8bit": false, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": false,
+            "bnb_4bit_compute_dtype": "float32", "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": ["lm_head"],
+            "llm_int8_threshold": 6.0, "llm_int8_has_fp16_weight": false, "llm_int8_enable_fp32_cpu_offload": false,
+        }),
+    );
+    write_json(&path, &Value::Object(config))
+}

@@ -1,0 +1,88 @@
+//! The real SmolLM2: its GGUF file says what its folder says.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dpo_lora::data::{ChatTemplate, Message, Tokenizer};
+use dpo_lora::model::Config;
+use support::required_env;
+
+/// SmolLM2's folder and the GGUF file beside it.
+fn smollm2() -> Option<(PathBuf, PathBuf)> {
+    let folder = required_env("DPO_LORA_SMOLLM2")?;
+    let file = folder.parent()?.join("model.gguf");
+    assert!(file.exists(), "{}", file.display());
+    Some((folder, file))
+}
+
+/// 1,000 texts of HH rows.
+fn texts(rows: &Path) -> Vec<String> {
+    let rows = fs::read_to_string(rows).expect("rows");
+    let texts = |line: &str| {
+        let row: serde_json::Value = serde_json::from_str(line).expect("a row");
+        ["chosen", "rejected"].map(|side| row[side].as_str().expect("a text").to_string())
+    };
+    rows.lines().take(500).flat_map(texts).collect()
+}
+
+/// Texts that are hard to cut.
+const HARD: [&str; 8] = [
+    "",
+    " ",
+    "a  12  345 6 x7y 1,000.50",
+    "\n\n\t x\r\n",
+    "naïve Ünïcode, 日本語 и русский 🙂🙃 e\u{301}",
+    "<|im_start|>user\nhi<|im_end|> <|endoftext|>",
+    "don't we'LL it's 's",
+    "\u{0}\u{7f}\u{200b}",
+];
+
+#[test]
+fn the_tokenizer_in_the_file_is_the_folder_s() {
+    let (Some((folder, file)), Some(rows)) = (smollm2(), required_env("DPO_LORA_HH")) else { return };
+    let (theirs, ours) = (Tokenizer::open(&folder).unwrap(), Tokenizer::open(&file).unwrap());
+    assert_eq!((ours.eos_id(), ours.stop_ids()), (theirs.eos_id(), theirs.stop_ids()));
+    assert_eq!((ours.vocab_size(), ours.leading_bos()), (theirs.vocab_size(), theirs.leading_bos()));
+    // The folder's tokenizer.json lacks the rule of the model's own, which the file names ("smollm"), that every digit is
+    // a word: with the rule put back they agree on every text.
+    let mended = tempfile::tempdir().unwrap();
+    for name in ["tokenizer_config.json", "config.json", "generation_config.json", "chat_template.jinja"] {
+        fs::copy(folder.join(name), mended.path().join(name)).unwrap();
+    }
+    let text = fs::read_to_string(folder.join("tokenizer.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let plain = json["pre_tokenizer"].take();
+    let digits = serde_json::json!({"type": "Digits", "individual_digits": true});
+    json["pre_tokenizer"] = serde_json::json!({"type": "Sequence", "pretokenizers": [digits, plain]});
+    fs::write(mended.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let mended = Tokenizer::open(mended.path()).unwrap();
+
+    let texts = texts(&rows);
+    assert_eq!(texts.len(), 1000);
+    let mut other = 0;
+    for text in texts.iter().map(String::as_str).chain(HARD) {
+        let ids = ours.encode(text, true).unwrap();
+        assert_eq!(ids, mended.encode(text, true).unwrap(), "{text:?}");
+        assert_eq!(ours.decode(&ids, false).unwrap(), mended.decode(&ids, false).unwrap());
+        other += usize::from(ids != theirs.encode(text, true).unwrap());
+    }
+    println!(
+        "measured: {other} of {} texts are cut otherwise by the folder's own tokenizer.json",
+        texts.len() + HARD.len()
+    );
+
+    let chat = |tokenizer: &Tokenizer| {
+        let template = ChatTemplate::choose("auto", tokenizer).unwrap().expect("a template");
+        let message = Message::from_iter([("role".into(), "user".into()), ("content".into(), "hi".into())]);
+        template.render(&[message], true).unwrap()
+    };
+    assert_eq!(chat(&ours), chat(&theirs));
+}
+
+#[test]
+fn the_config_in_the_file_is_the_folder_s() {
+    let Some((folder, file)) = smollm2() else { return };
+    assert_eq!(Config::read(&file).unwrap(), Config::read(&folder).unwrap());
+}

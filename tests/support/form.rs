@@ -208,8 +208,8 @@ impl Form {
         let normed = self.perhaps(x.clone(), layer, family.norms.attention)?;
         let [q, k, v] = self.heads(&normed, layer, learning)?;
         let q = self.turned(q, layer, positions)?;
-        let k = self.turned(k, layer, positions)?.index_select(&serving, 0)?;
-        let v = v.index_select(&serving, 0)?;
+        let k = self.turned(k, layer, positions)?.contiguous()?.index_select(&serving, 0)?;
+        let v = v.contiguous()?.index_select(&serving, 0)?;
         let scores = (q.matmul(&k.t()?.contiguous()?)? * config.layers[layer].scale)?;
         let scores = capped(scores, config.score_cap)?.broadcast_add(&mask)?;
         let values = softmax(&scores, D::Minus1)?.matmul(&v)?;

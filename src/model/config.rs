@@ -12,6 +12,9 @@ use crate::kernels::activation::Activation;
 use crate::keys::Keys;
 use crate::weights::config_object;
 
+/// Far more than any model has; what is held for each layer is bounded by it.
+const MAX_LAYERS: usize = 10_000;
+
 /// What a decoder looks like. One that exists is consistent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -158,6 +161,11 @@ impl Config {
         let names = family.keys;
         let hidden_size = keys.size(names.hidden)?;
         let num_hidden_layers = keys.size(names.layers)?;
+        if num_hidden_layers > MAX_LAYERS {
+            return Err(
+                keys.bad(names.layers, &format!("{num_hidden_layers} are more than the {MAX_LAYERS} that are read"))
+            );
+        }
         let num_attention_heads = keys.size(names.heads)?;
         let num_key_value_heads = match names.kv_heads {
             Some(key) => keys.optional_size(key)?.unwrap_or(num_attention_heads),
@@ -313,7 +321,7 @@ fn windows(keys: &Keys, family: &Family, turns: &[bool]) -> Result<Vec<Option<us
         Windows::None => return Ok(vec![None; count]),
         Windows::All(default) => return Ok(vec![stated(default)?; count]),
         Windows::From => {
-            let first = keys.raw("max_window_layers").and_then(Value::as_u64).map_or(28, |first| first as usize);
+            let first = keys.typed("max_window_layers", "a whole number", Value::as_u64)?.unwrap_or(28) as usize;
             (if used { stated(Some(4096))? } else { None }, (0..count).map(|layer| layer >= first).collect())
         }
         Windows::Between(every, by_key) => {
@@ -519,6 +527,11 @@ mod tests {
             (with("hidden_size", json!(66)), "hidden_size: it is no multiple"),
             (with("hidden_size", json!(12)), "head_dim: 3 is odd"),
             (with("num_hidden_layers", json!(2.5)), "num_hidden_layers: 2.5 is not"),
+            (
+                with("num_hidden_layers", json!(10_001)),
+                "num_hidden_layers: 10001 are more than the 10000 that are read",
+            ),
+            (family("qwen2", "max_window_layers", json!("1")), "max_window_layers: \"1\" is not a whole number"),
             (with("vocab_size", Value::Null), "vocab_size: it is missing"),
             (with("num_key_value_heads", json!(3)), "num_key_value_heads: 3 does not divide"),
             (with("rms_norm_eps", json!(0)), "rms_norm_eps: 0 is not a positive number"),

@@ -69,12 +69,13 @@ impl Base {
         }
     }
 
-    /// Refuses to write past the positions that the model knows; with it, what a sample can take of memory is bounded.
+    /// Refuses to write past the positions that the model knows and we compute exactly; with it, what a sample can take of memory is bounded.
     ///
     /// # Errors
     /// [`Error::Recipe`] with the number of new tokens that is possible.
     pub fn check_room(&self, prompt_tokens: usize, max_new_tokens: usize) -> Result<()> {
-        let positions = self.config.max_position_embeddings;
+        let most = self.config.max_position_embeddings;
+        let positions = self.config.longest_exact().map_or(most, |(longest, _)| longest.min(most));
         match prompt_tokens.saturating_add(max_new_tokens) <= positions {
             true => Ok(()),
             false => Err(Error::recipe(format!(

@@ -12,11 +12,13 @@ use super::{
 const BLOCK: usize = 1 << 13;
 
 /// The cap of one number.
+#[inline(always)]
 pub fn capped(x: f32, cap: f32) -> f32 {
     cap * tanh(x / cap)
 }
 
 /// The cap's derivative where its result is `y`: `1 − (y / cap)²`.
+#[inline(always)]
 pub fn slope_at(y: f32, cap: f32) -> f32 {
     let y = y / cap;
     1.0 - y * y

@@ -68,7 +68,10 @@ fn the_tokenizer_in_the_file_is_the_folder_s() {
         assert_eq!(ours.decode(&ids, false).unwrap(), mended.decode(&ids, false).unwrap());
         other += usize::from(ids != theirs.encode(text, true).unwrap());
     }
-    println!("measured: {other} of {} texts are cut otherwise by the folder's own tokenizer.json", texts.len() + HARD.len());
+    println!(
+        "measured: {other} of {} texts are cut otherwise by the folder's own tokenizer.json",
+        texts.len() + HARD.len()
+    );
 
     let chat = |tokenizer: &Tokenizer| {
         let template = ChatTemplate::choose("auto", tokenizer).unwrap().expect("a template");

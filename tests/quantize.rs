@@ -26,7 +26,10 @@ fn a_gguf_file_of_ours_is_a_base_like_any_other() {
 
     let refused = tiny.run(&["export", "runs/small", "--to", "merged", "merged"]);
     let said = stderr(&refused);
-    assert!(refused.status.code() == Some(2) && said.contains("--base MODEL") && said.contains("--dtype bf16"), "{said}");
+    assert!(
+        refused.status.code() == Some(2) && said.contains("--base MODEL") && said.contains("--dtype bf16"),
+        "{said}"
+    );
     let said = tiny.ok(&["export", "runs/small", "--to", "merged", "merged", "--dtype", "bf16"]);
     assert!(said.contains("merged and adapter differ by"), "{said}");
     tiny.ok(&["generate", "merged", "--prompt", "a", "--max-new-tokens", "3"]);

@@ -4,6 +4,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use dpo_lora::confined::Allocator;
+
+/// The system's, with a bound for chat templates and tokenizers.
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     // A usage error ends the process here, with exit code 2.

@@ -3,8 +3,8 @@
 use std::{fs, path::Path};
 
 /// A folder (or file) of `src`, and what it may use besides `error`, `random` and itself.
-const MAY_USE: [(&str, &[&str]); 17] = [
-    ("main", &["cli"]),
+const MAY_USE: [(&str, &[&str]); 19] = [
+    ("main", &["cli", "confined"]),
     (
         "cli",
         &["data", "engine", "export", "hub", "model", "objective", "recipe", "report", "store", "train", "weights"],
@@ -31,14 +31,16 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ("objective", &["data", "kernels", "recipe", "weights"]),
     ("optim", &["recipe"]),
     ("model", &["kernels", "keys", "weights"]),
-    ("weights", &["kernels", "keys"]),
+    ("weights", &["kernels", "keys", "outside"]),
     ("kernels", &[]),
-    ("data", &["recipe"]),
+    ("data", &["confined", "outside", "recipe"]),
     ("recipe", &[]),
-    ("hub", &[]),
+    ("hub", &["outside"]),
     ("report", &[]),
     ("store", &["weights"]),
-    ("keys", &[]),
+    ("keys", &["outside"]),
+    ("outside", &[]),
+    ("confined", &[]),
     ("random", &[]),
 ];
 

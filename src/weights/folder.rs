@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::mapped::{MappedBytes, MappedTensor};
 use super::safetensors::{Entry, SafetensorsFile, Stored};
 use super::unique::UniqueMap;
-use crate::{Error, Result};
+use crate::{Error, Result, outside};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -136,8 +136,7 @@ struct Index {
 fn open_shards(folder: &Path, index_path: &Path) -> Result<(Vec<SafetensorsFile>, BTreeMap<String, usize>)> {
     let bad =
         |reason: String| Error::input(format!("{}: {reason}; fetch the model's files again", index_path.display()));
-    let text = std::fs::read_to_string(index_path).map_err(|e| Error::reading(index_path, e))?;
-    let index: Index = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+    let index: Index = outside::json(&outside::read(index_path, outside::MAX_JSON)?).map_err(bad)?;
     let index = index.weight_map.0;
     let shards: BTreeSet<&str> = index.iter().map(|(_, shard)| shard.as_str()).collect();
     if shards.is_empty() {
@@ -190,9 +189,8 @@ fn refuse_quantised(folder: &Path) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::reading(&path, e))?;
-    let config: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| Error::input(format!("{}: {e}", path.display())))?;
+    let config: serde_json::Value = outside::json(&outside::read(&path, outside::MAX_JSON)?)
+        .map_err(|e| Error::input(format!("{}: not a JSON object: {e}; fetch the file again", path.display())))?;
     let stated = |key: &str| config.get(key).filter(|value| !value.is_null());
     let Some(quantised) = stated("quantization_config").or(stated("quantization")) else {
         return Ok(());
@@ -319,7 +317,7 @@ mod tests {
             ("notes.txt", "", "no weights here"),
             ("config.json", r#"{"quantization_config":{"quant_method":"gptq"}}"#, "quantised (method \"gptq\")"),
             ("config.json", r#"{"quantization":{"bits":4}}"#, "quantised"),
-            ("config.json", "{", "config.json: EOF"),
+            ("config.json", "{", "config.json: not a JSON object: EOF"),
         ];
         for (name, text, reason) in cases {
             let folder = tempfile::tempdir().unwrap();

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 const MAX_LINE: u64 = 16 << 20;
 /// A packed file may unpack to so many bytes, and beyond them to so many times its size: rows of text reach 10 times,
 /// gzip at most 1032.
-const MAX_UNPACKED: u64 = 64 << 20;
+const MAX_UNPACKED: u64 = 32 << 20;
 const MAX_RATIO: u64 = 100;
 
 /// The files that `patterns` name, in the order given; those of one glob in the order of their names. A name that

@@ -28,7 +28,7 @@ pub const TODAY: (u32, u32, u32) = (2024, 7, 26);
 /// Largest template, in bytes. Those of published models have some 20 kB at most.
 pub(super) const MAX_SOURCE: u64 = 256 << 10;
 /// Most bytes a template may write for one chat.
-const MAX_OUTPUT: usize = 64 << 20;
+const MAX_OUTPUT: usize = 32 << 20;
 /// Steps of minijinja's machine: for a chat as such, for each of its messages, and at most. The templates in
 /// tests/fixtures take at most 70 a message.
 const STEPS: u64 = 100_000;

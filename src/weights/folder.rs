@@ -138,7 +138,7 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<(Vec<SafetensorsFile>
         |reason: String| Error::input(format!("{}: {reason}; fetch the model's files again", index_path.display()));
     let index: Index = outside::json(&outside::read(index_path, outside::MAX_JSON)?).map_err(bad)?;
     let index = index.weight_map.0;
-    let shards: BTreeSet<&str> = index.iter().map(|(_, shard)| shard.as_str()).collect();
+    let shards: BTreeSet<&str> = index.values().map(String::as_str).collect();
     if shards.is_empty() {
         return Err(bad("it names no tensor".into()));
     }
@@ -171,16 +171,21 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<(Vec<SafetensorsFile>
         }
     }
     if place.len() != index.len() {
-        let named: BTreeSet<&str> = index.iter().map(|(name, _)| name.as_str()).collect();
-        if let Some((name, number)) = place.iter().find(|(name, _)| !named.contains(name.as_str())) {
+        if let Some((name, number)) = place.iter().find(|(name, _)| !index.contains_key(*name)) {
             return Err(bad(format!("tensor {name:?} of {:?} is not in the index", shards[*number])));
         }
     }
     Ok((files, place))
 }
 
+/// Whether a name is that of a file in the folder it is joined to, by the rules of every system: no path, no drive and
+/// no stream, no device of Windows, nothing that Windows takes off the end.
 fn is_plain_file_name(name: &str) -> bool {
-    !name.contains(['/', '\\']) && name != ".." && name != "." && Path::new(name).file_name() == Some(name.as_ref())
+    const DEVICES: [&str; 6] = ["con", "prn", "aux", "nul", "com", "lpt"];
+    let stem = name.split('.').next().unwrap_or_default().trim_end().to_ascii_lowercase();
+    let device = DEVICES.contains(&stem.trim_end_matches(|c: char| c.is_ascii_digit()));
+    let odd = |c: char| c.is_control() || "/\\:*?\"<>|".contains(c);
+    !(name.is_empty() || device || name.contains(odd) || name.ends_with(['.', ' ']))
 }
 
 /// Quantised checkpoints hold tensors whose names and dtypes can look ordinary: they are told by their config.
@@ -224,7 +229,7 @@ fn no_safetensors(folder: &Path) -> Error {
     let ending = |endings: &[&str]| names.iter().find(|name| endings.iter().any(|e| name.to_lowercase().ends_with(e)));
     Error::input(if names.iter().any(|name| name == "adapter_config.json") {
         format!("{shown}: this folder holds an adapter, not a model; name its base here")
-    } else if let Some(name) = ending(&[".bin", ".pt", ".pth", ".ckpt"]) {
+    } else if let Some(name) = ending(&[".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"]) {
         format!(
             "{shown}: {name} is a pickle, which can run code when it is read and is refused; convert it in Python: \
              AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT, safe_serialization=True)"

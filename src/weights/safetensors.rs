@@ -3,7 +3,7 @@
 //! The format (github.com/huggingface/safetensors): a u64 length, a JSON header of that length, the tensors' bytes.
 //! The checks go beyond the format's own crate, which lets the last of two equal keys win and takes any name.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,8 @@ use crate::{Error, Result, outside};
 /// Most bytes of a header: room for 100,000 tensors. The format allows 100 MB; what a reader holds of a header is a
 /// few times its size, and the largest one that was seen has 2 MB.
 const MAX_HEADER: u64 = 16 << 20;
+/// The one key that is no tensor.
+const METADATA: &str = "__metadata__";
 /// Most dimensions of a tensor.
 const MAX_DIMENSIONS: usize = 8;
 /// Most bytes of a name.
@@ -185,9 +187,12 @@ fn parse(file: &[u8]) -> std::result::Result<Parsed, String> {
     Ok((entries, header.metadata))
 }
 
-/// Names end in messages and in other files: no control characters, nothing that climbs out of a folder.
+/// Names end in messages and in other files: nothing that a terminal does not show as it is, nothing that leads out of
+/// a folder on any system.
 fn check_name(name: &str) -> std::result::Result<(), String> {
-    if name.is_empty() || name.len() > MAX_NAME || name.contains("..") || name.contains(['/', '\\']) || name.chars().any(char::is_control) {
+    let unseen = |c: char| c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
+    let improper = name.contains("..") || name.contains(['/', '\\', ':']) || name.contains(unseen);
+    if name.is_empty() || name.len() > MAX_NAME || improper {
         return Err(format!("tensor {name:?} has no proper name"));
     }
     Ok(())
@@ -216,7 +221,7 @@ fn other_kind(file: &[u8]) -> Option<&'static str> {
 }
 
 struct Header {
-    tensors: Vec<(String, RawEntry)>,
+    tensors: BTreeMap<String, RawEntry>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -272,19 +277,18 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
-        let mut header = Header { tensors: Vec::new(), metadata: BTreeMap::new() };
-        let mut seen = HashSet::new();
+        let (mut tensors, mut metadata) = (BTreeMap::new(), None);
         while let Some(key) = map.next_key::<String>()? {
-            if !seen.insert(key.clone()) {
+            if tensors.contains_key(&key) || (key == METADATA && metadata.is_some()) {
                 return Err(A::Error::custom(format!("the key {key:?} stands twice")));
             }
-            if key == "__metadata__" {
-                header.metadata = map.next_value::<UniqueMap<String>>()?.0.into_iter().collect();
+            if key == METADATA {
+                metadata = Some(map.next_value::<UniqueMap<String>>()?.0);
             } else {
-                header.tensors.push((key, map.next_value()?));
+                tensors.insert(key, map.next_value()?);
             }
         }
-        Ok(header)
+        Ok(Header { tensors, metadata: metadata.unwrap_or_default() })
     }
 }
 

@@ -31,14 +31,17 @@ const MAX_MESSAGE: usize = 4000;
 /// The message as a terminal may show it: control characters but line ends and tabs are written out, and what is over
 /// [`MAX_MESSAGE`] is left out.
 fn shown(message: String) -> String {
-    let hidden = |c: char| (c.is_control() && c != '\n' && c != '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let hidden = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
     if message.len() <= MAX_MESSAGE && !message.contains(hidden) {
         return message;
     }
     let mut out = String::new();
     let length = message.chars().count();
     // The start names the place, the end the remedy.
-    let (start, end) = if length > MAX_MESSAGE { (MAX_MESSAGE / 2, length - MAX_MESSAGE / 2) } else { (length, length) };
+    let (start, end) =
+        if length > MAX_MESSAGE { (MAX_MESSAGE / 2, length - MAX_MESSAGE / 2) } else { (length, length) };
     for (at, c) in message.chars().enumerate() {
         match c {
             _ if at == start && at < end => out.push_str(&format!(" … ({} characters left out) … ", end - start)),
@@ -114,7 +117,10 @@ mod tests {
     #[test]
     fn a_long_message_keeps_its_start_and_its_end() {
         let said = Error::recipe(format!("place: {}; remedy", "é".repeat(9000))).to_string();
-        assert!(said.starts_with("place: é") && said.ends_with("é; remedy") && said.contains("5015 characters left out"), "{said}");
+        assert!(
+            said.starts_with("place: é") && said.ends_with("é; remedy") && said.contains("5015 characters left out"),
+            "{said}"
+        );
         assert!(said.chars().count() < MAX_MESSAGE + 50);
     }
 }

@@ -101,8 +101,7 @@ mod tests {
 
     #[test]
     fn the_published_kinds_pass() {
-        let replace =
-            |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+        let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
         said(Value::Null).unwrap();
         said(json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace(" ", "▁")]}))
             .unwrap();

@@ -173,10 +173,7 @@ impl Compiled {
 
 /// Runs `work` on `size` bytes of chat within the bounds, on a stack on which every expression that a source can hold,
 /// and every value that the steps allow to be nested, can be walked.
-fn within<T: Send + 'static>(
-    size: usize,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> std::result::Result<T, Broken> {
+fn within<T: Send + 'static>(size: usize, work: impl FnOnce() -> T + Send + 'static) -> std::result::Result<T, Broken> {
     confined::run(Limits { memory: MEMORY + MEMORY_A_BYTE * size, stack: STACK, time: TIME }, work)
 }
 

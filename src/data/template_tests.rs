@@ -156,7 +156,8 @@ fn real_templates_are_far_from_the_bounds() {
         let template = template(source.as_str().unwrap());
         let mut environment = template.compiled.environment.clone();
         environment.set_fuel(Some(MAX_STEPS));
-        let context = minijinja::context! { messages => Value::from_serialize(&chat), ..template.compiled.special.clone() };
+        let context =
+            minijinja::context! { messages => Value::from_serialize(&chat), ..template.compiled.special.clone() };
         let captured = environment.get_template("chat").unwrap().render_captured(context).unwrap();
         let (steps, _) = captured.state().fuel_levels().unwrap();
         assert!(steps < 100 * 100, "{name}: {steps}");

@@ -115,7 +115,9 @@ impl AdapterFolder {
         let another = |reason: String| {
             let of = self.config.base_model_name_or_path.as_deref().unwrap_or("unnamed");
             let file = self.config.source();
-            Error::input(format!("{file}: the adapter was made for another base ({of}): {reason}; use it with its own base"))
+            Error::input(format!(
+                "{file}: the adapter was made for another base ({of}): {reason}; use it with its own base"
+            ))
         };
         let shapes: BTreeMap<&str, (usize, usize)> = modules.iter().map(|(m, i, o)| (m.as_str(), (*i, *o))).collect();
         for matrix in &self.matrices {

@@ -115,7 +115,10 @@ fn ends_in(module: &str, name: &str) -> bool {
 
 fn full_match(pattern: &str) -> std::result::Result<Regex, String> {
     let pattern_whole = format!(r"\A(?:{pattern})\z");
-    RegexBuilder::new(&pattern_whole).delegate_size_limit(MAX_REGEX).build().map_err(|e| format!("{pattern:?} is no regular expression: {e}"))
+    RegexBuilder::new(&pattern_whole)
+        .delegate_size_limit(MAX_REGEX)
+        .build()
+        .map_err(|e| format!("{pattern:?} is no regular expression: {e}"))
 }
 
 /// The engine gives up on a pattern that backtracks without end.

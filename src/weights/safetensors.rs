@@ -190,7 +190,9 @@ fn parse(file: &[u8]) -> std::result::Result<Parsed, String> {
 /// Names end in messages and in other files: nothing that a terminal does not show as it is, nothing that leads out of
 /// a folder on any system.
 fn check_name(name: &str) -> std::result::Result<(), String> {
-    let unseen = |c: char| c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
+    let unseen = |c: char| {
+        c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+    };
     let improper = name.contains("..") || name.contains(['/', '\\', ':']) || name.contains(unseen);
     if name.is_empty() || name.len() > MAX_NAME || improper {
         return Err(format!("tensor {name:?} has no proper name"));

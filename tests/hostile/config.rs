@@ -40,11 +40,23 @@ pub fn texts() -> Vec<Case> {
         case("depth of lists", deep("["), &["recursion limit"]),
         case("depth of objects", deep("{\"a\":"), &["recursion limit"]),
         case("300,001 values", format!("{{\"x\": [{}0]}}", "0,".repeat(300_000)), &["values, and 300000 at most"]),
-        case("30 million values", format!("{{\"x\": [{}0]}}", "0,".repeat(30_000_000)), &["values, and 300000 at most"]),
+        case(
+            "30 million values",
+            format!("{{\"x\": [{}0]}}", "0,".repeat(30_000_000)),
+            &["values, and 300000 at most"],
+        ),
         case("a text of 65 MiB", vec![b' '; 65 << 20], &["68157440 bytes, and no such file has more than"]),
-        case("a terminal's command as a type", set("model_type", "\"\\u001b[2J\""), &["model_type: \"\\u{1b}[2J\" is not read"]),
+        case(
+            "a terminal's command as a type",
+            set("model_type", "\"\\u001b[2J\""),
+            &["model_type: \"\\u{1b}[2J\" is not read"],
+        ),
         case("text that runs backwards", set("model_type", "\"\\u202ellama\""), &["model_type: \"\\u{202e}llama\""]),
-        case("a type of a megabyte", set("model_type", &format!("\"{}\"", "m".repeat(1 << 20))), &["characters left out"]),
+        case(
+            "a type of a megabyte",
+            set("model_type", &format!("\"{}\"", "m".repeat(1 << 20))),
+            &["characters left out"],
+        ),
         case("a pickle", b"\x80\x04\x95\0\0\0\0.".to_vec(), &["not a JSON object"]),
     ];
     for (what, json) in [("a bool", "true"), ("an object", "{}"), ("a list", "[\"llama\"]"), ("a number", "1")] {
@@ -55,7 +67,11 @@ pub fn texts() -> Vec<Case> {
 
 pub fn values() -> Vec<Case> {
     const SIZES: [&str; 6] = [
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "vocab_size",
         "max_position_embeddings",
     ];
     let mut cases: Vec<Case> = Vec::new();
@@ -78,7 +94,11 @@ pub fn values() -> Vec<Case> {
         case("an unknown type", set("model_type", "\"no-such-model\""), &["model_type: \"no-such-model\" is not read"]),
         case("an unknown activation", set("hidden_act", "\"exec\""), &["hidden_act: \"exec\" is not read"]),
         case("heads that do not divide", set("num_key_value_heads", "3"), &["num_key_value_heads: 3 does not divide"]),
-        case("more key heads than heads", set("num_key_value_heads", "64"), &["num_key_value_heads: 64 does not divide"]),
+        case(
+            "more key heads than heads",
+            set("num_key_value_heads", "64"),
+            &["num_key_value_heads: 64 does not divide"],
+        ),
         case("an odd head", set("head_dim", "7"), &["head_dim: 7 is odd"]),
         case("a norm of 0", set("rms_norm_eps", "0"), &["rms_norm_eps: 0 is not a positive number"]),
         case("a norm below 0", set("rms_norm_eps", "-1e-5"), &["rms_norm_eps: "]),
@@ -87,17 +107,33 @@ pub fn values() -> Vec<Case> {
         case("a token below 0", set("eos_token_id", "-1"), &["eos_token_id: -1 is not a token id"]),
         case("a token past 32 bits", set("eos_token_id", "4294967296"), &["eos_token_id"]),
         case("tokens in lists", set("bos_token_id", "[[1]]"), &["bos_token_id"]),
-        case("quantised by an unknown method", set("quantization_config", "{\"quant_method\": \"evil\"}"), &["config.json: ", "evil"]),
+        case(
+            "quantised by an unknown method",
+            set("quantization_config", "{\"quant_method\": \"evil\"}"),
+            &["config.json: ", "evil"],
+        ),
         case("a rope that is a list", rope("[1]"), &["rope_scaling: [1] is not an object"]),
         case("a rope that is a text", rope("\"linear\""), &["rope_scaling: \"linear\" is not an object"]),
-        case("an unknown rope", rope("{\"rope_type\": \"spiral\"}"), &["rope_scaling.rope_type: \"spiral\" is not read"]),
+        case(
+            "an unknown rope",
+            rope("{\"rope_type\": \"spiral\"}"),
+            &["rope_scaling.rope_type: \"spiral\" is not read"],
+        ),
         case("a rope type that is a number", rope("{\"rope_type\": 3}"), &["rope_scaling.rope_type: 3 is not a text"]),
         case("a rope without its factor", rope("{\"rope_type\": \"linear\"}"), &["rope_scaling.factor: it is missing"]),
         case("a factor of 0", rope("{\"rope_type\": \"linear\", \"factor\": 0}"), &["rope_scaling.factor: 0 is not"]),
         case("a factor below 1", rope("{\"rope_type\": \"dynamic\", \"factor\": 0.5}"), &["factor: 0.5 is below 1"]),
         case("a factor as a text", rope("{\"rope_type\": \"yarn\", \"factor\": \"4\"}"), &["factor: \"4\" is not"]),
-        case("a theta of 1", rope("{\"rope_type\": \"linear\", \"factor\": 2, \"rope_theta\": 1}"), &["rope_theta: 1 is not above 1"]),
-        case("a theta below 0", rope("{\"rope_type\": \"linear\", \"factor\": 2, \"rope_theta\": -9}"), &["rope_theta: -9"]),
+        case(
+            "a theta of 1",
+            rope("{\"rope_type\": \"linear\", \"factor\": 2, \"rope_theta\": 1}"),
+            &["rope_theta: 1 is not above 1"],
+        ),
+        case(
+            "a theta below 0",
+            rope("{\"rope_type\": \"linear\", \"factor\": 2, \"rope_theta\": -9}"),
+            &["rope_theta: -9"],
+        ),
         case(
             "a length of 0",
             rope("{\"rope_type\": \"yarn\", \"factor\": 2, \"original_max_position_embeddings\": 0}"),

@@ -29,22 +29,57 @@ pub fn indexes() -> Vec<Case> {
         case("a list for a file", elsewhere("[\"two.safetensors\"]"), &["invalid type: sequence"]),
         case("two maps", "{\"weight_map\": {}, \"weight_map\": {}}", &["duplicate field"]),
         case("a tensor twice", elsewhere("\"two.safetensors\", \"c\": \"one.safetensors\""), &["\"c\" stands twice"]),
-        case("a tensor twice, once escaped", elsewhere("\"two.safetensors\", \"\\u0063\": \"x\""), &["\"c\" stands twice"]),
+        case(
+            "a tensor twice, once escaped",
+            elsewhere("\"two.safetensors\", \"\\u0063\": \"x\""),
+            &["\"c\" stands twice"],
+        ),
         case("depth", format!("{{\"metadata\": {}", "[".repeat(200_000)), &["index.json: EOF while parsing"]),
         case("400,000 values", format!("{{\"metadata\": [{}0]}}", "0,".repeat(400_000)), &["400003 values"]),
         case("200,000 tensors that are not there", map(&many.join(",")), &["\"0\" is not in \"one.safetensors\""]),
         case("a file of 65 MiB", vec![b' '; 65 << 20], &["68157440 bytes, and no such file has more"]),
-        case("a shard that is not there", elsewhere("\"three.safetensors\""), &["\"three.safetensors\" that it names is missing"]),
+        case(
+            "a shard that is not there",
+            elsewhere("\"three.safetensors\""),
+            &["\"three.safetensors\" that it names is missing"],
+        ),
         case("the wrong shard", elsewhere("\"one.safetensors\""), &["tensor \"c\" is not in \"one.safetensors\""]),
         case("a tensor too many", elsewhere("\"two.safetensors\", \"d\": \"two.safetensors\""), &["\"d\" is not in"]),
-        case("a tensor too few", map("\"a\": \"one.safetensors\", \"c\": \"two.safetensors\""), &["\"b\" of \"one.safetensors\" is not in the index"]),
-        case("a shard too few", map("\"a\": \"one.safetensors\", \"b\": \"one.safetensors\", \"d\": \"one.safetensors\""), &["\"d\" is not in"]),
+        case(
+            "a tensor too few",
+            map("\"a\": \"one.safetensors\", \"c\": \"two.safetensors\""),
+            &["\"b\" of \"one.safetensors\" is not in the index"],
+        ),
+        case(
+            "a shard too few",
+            map("\"a\": \"one.safetensors\", \"b\": \"one.safetensors\", \"d\": \"one.safetensors\""),
+            &["\"d\" is not in"],
+        ),
     ];
     for name in [
-        "", ".", "..", "../two.safetensors", "/etc/passwd", "a/../../x", "a/b.safetensors", "./two.safetensors",
-        "C:\\\\x.safetensors", "C:x.safetensors", "..\\\\x", "\\\\\\\\host\\\\share\\\\x", "//host/share/x", "two.safetensors/",
-        "two.safetensors\\u0000", "two.safetensors:stream", "CON", "nul.safetensors", "aux", "COM1.safetensors",
-        "two\\n.safetensors", "two.safetensors.", "two.safetensors ",
+        "",
+        ".",
+        "..",
+        "../two.safetensors",
+        "/etc/passwd",
+        "a/../../x",
+        "a/b.safetensors",
+        "./two.safetensors",
+        "C:\\\\x.safetensors",
+        "C:x.safetensors",
+        "..\\\\x",
+        "\\\\\\\\host\\\\share\\\\x",
+        "//host/share/x",
+        "two.safetensors/",
+        "two.safetensors\\u0000",
+        "two.safetensors:stream",
+        "CON",
+        "nul.safetensors",
+        "aux",
+        "COM1.safetensors",
+        "two\\n.safetensors",
+        "two.safetensors.",
+        "two.safetensors ",
     ] {
         cases.push(case("a name that leads elsewhere", elsewhere(&format!("\"{name}\"")), NO_FILE));
     }
@@ -85,15 +120,56 @@ fn single(bench: &Bench, name: &str) {
 fn shards() {
     const PICKLE: &[&str] = &["is a pickle, which can run code when it is read and is refused", "save_pretrained"];
     spoilt(&[
-        ("one tensor in two shards", |b| write(b, "two.safetensors", safetensors(&[("a", "F32", &[1]), ("c", "F16", &[5])])), &["tensor \"a\" stands in both \"one.safetensors\" and \"two.safetensors\""]),
-        ("a shard of another model", |b| write(b, "two.safetensors", safetensors(&[("x", "F32", &[1])])), &["tensor \"c\" is not in \"two.safetensors\""]),
-        ("a shard with a tensor more", |b| write(b, "two.safetensors", safetensors(&[("c", "F16", &[5]), ("x", "F32", &[1])])), &["tensor \"x\" of \"two.safetensors\" is not in the index"]),
+        (
+            "one tensor in two shards",
+            |b| write(b, "two.safetensors", safetensors(&[("a", "F32", &[1]), ("c", "F16", &[5])])),
+            &["tensor \"a\" stands in both \"one.safetensors\" and \"two.safetensors\""],
+        ),
+        (
+            "a shard of another model",
+            |b| write(b, "two.safetensors", safetensors(&[("x", "F32", &[1])])),
+            &["tensor \"c\" is not in \"two.safetensors\""],
+        ),
+        (
+            "a shard with a tensor more",
+            |b| write(b, "two.safetensors", safetensors(&[("c", "F16", &[5]), ("x", "F32", &[1])])),
+            &["tensor \"x\" of \"two.safetensors\" is not in the index"],
+        ),
         ("an empty shard", |b| write(b, "two.safetensors", ""), &["two.safetensors: it holds 0 bytes"]),
-        ("a shard cut short", |b| { let bytes = safetensors(&[("c", "F16", &[5])]); write(b, "two.safetensors", &bytes[..bytes.len() - 2]) }, &["two.safetensors: tensor \"c\"", "do not lie within"]),
-        ("a shard that is a folder", |b| { remove(b, "two.safetensors"); fs::create_dir(b.path("sharded/two.safetensors")).unwrap() }, &["two.safetensors: not a regular file"]),
-        ("weights that are a folder", |b| fs::create_dir(b.path("sharded/model.safetensors")).unwrap(), &["model.safetensors: not a regular file"]),
-        ("an index that is a folder", |b| { remove(b, "model.safetensors.index.json"); fs::create_dir(b.path("sharded/model.safetensors.index.json")).unwrap() }, &["index.json: not a regular file"]),
-        ("a config that is a folder", |b| fs::create_dir(b.path("sharded/config.json")).unwrap(), &["config.json: not a regular file"]),
+        (
+            "a shard cut short",
+            |b| {
+                let bytes = safetensors(&[("c", "F16", &[5])]);
+                write(b, "two.safetensors", &bytes[..bytes.len() - 2])
+            },
+            &["two.safetensors: tensor \"c\"", "do not lie within"],
+        ),
+        (
+            "a shard that is a folder",
+            |b| {
+                remove(b, "two.safetensors");
+                fs::create_dir(b.path("sharded/two.safetensors")).unwrap()
+            },
+            &["two.safetensors: not a regular file"],
+        ),
+        (
+            "weights that are a folder",
+            |b| fs::create_dir(b.path("sharded/model.safetensors")).unwrap(),
+            &["model.safetensors: not a regular file"],
+        ),
+        (
+            "an index that is a folder",
+            |b| {
+                remove(b, "model.safetensors.index.json");
+                fs::create_dir(b.path("sharded/model.safetensors.index.json")).unwrap()
+            },
+            &["index.json: not a regular file"],
+        ),
+        (
+            "a config that is a folder",
+            |b| fs::create_dir(b.path("sharded/config.json")).unwrap(),
+            &["config.json: not a regular file"],
+        ),
         ("a PyTorch file", |b| single(b, "pytorch_model.bin"), PICKLE),
         ("PyTorch files in parts", |b| single(b, "pytorch_model-00001-of-00002.bin"), PICKLE),
         ("a .pt", |b| single(b, "model.pt"), PICKLE),
@@ -121,13 +197,28 @@ fn links_and_pipes() {
         symlink(to, file).unwrap();
     }
     spoilt(&[
-        ("weights without end", |b| linked(b, "model.safetensors", "/dev/zero"), &["model.safetensors: not a regular file"]),
-        ("a shard without end", |b| linked(b, "two.safetensors", "/dev/zero"), &["two.safetensors: not a regular file"]),
+        (
+            "weights without end",
+            |b| linked(b, "model.safetensors", "/dev/zero"),
+            &["model.safetensors: not a regular file"],
+        ),
+        (
+            "a shard without end",
+            |b| linked(b, "two.safetensors", "/dev/zero"),
+            &["two.safetensors: not a regular file"],
+        ),
         ("an index without end", |b| linked(b, "model.safetensors.index.json", "/dev/zero"), &["not a regular file"]),
         ("a config without end", |b| linked(b, "config.json", "/dev/zero"), &["config.json: not a regular file"]),
         ("a link to itself", |b| linked(b, "two.safetensors", "two.safetensors"), &["two.safetensors"]),
         ("a link to nothing", |b| linked(b, "two.safetensors", "nowhere"), &["two.safetensors"]),
-        ("a pipe", |b| { remove(b, "two.safetensors"); pipe(b, "sharded/two.safetensors") }, &["two.safetensors: not a regular file"]),
+        (
+            "a pipe",
+            |b| {
+                remove(b, "two.safetensors");
+                pipe(b, "sharded/two.safetensors")
+            },
+            &["two.safetensors: not a regular file"],
+        ),
         ("a pipe for a config", |b| pipe(b, "sharded/config.json"), &["config.json: not a regular file"]),
     ]);
 }

@@ -19,7 +19,11 @@ pub fn what_is_not_there() -> Vec<Case> {
         case("a tag that is none", "{% exec %}", PLACE),
         case("a bracket left open", "{{ messages[", PLACE),
         case("a text left open", "{{ 'x }}", PLACE),
-        case("a refusal", "{{ raise_exception('no\u{202e}\x1b[2J') }}", &["refuses these messages: no\\u{202e}\\u{1b}[2J"]),
+        case(
+            "a refusal",
+            "{{ raise_exception('no\u{202e}\x1b[2J') }}",
+            &["refuses these messages: no\\u{202e}\\u{1b}[2J"],
+        ),
         case("no UTF-8", b"\xff\xfe".to_vec(), &["chat_template.jinja: not UTF-8 text"]),
         case("a line far down", line, &["chat_template.jinja:7: "]),
         case("a list as text", "{{ messages }}", &["through `tojson`"]),
@@ -65,7 +69,11 @@ pub fn what_is_not_there() -> Vec<Case> {
 pub fn what_has_no_end() -> Vec<Case> {
     let deep = |open: &str| format!("{{{{ {} }}}}", open.repeat(100_000));
     let mut cases = vec![
-        case("256 KiB and a byte", vec![b' '; (256 << 10) + 1], &["262145 bytes, and no such file has more than 262144"]),
+        case(
+            "256 KiB and a byte",
+            vec![b' '; (256 << 10) + 1],
+            &["262145 bytes, and no such file has more than 262144"],
+        ),
         case("65 MiB", vec![b' '; 65 << 20], &["68157440 bytes, and no such file"]),
         case("brackets", deep("("), PLACE),
         case("lists", deep("["), PLACE),
@@ -75,28 +83,70 @@ pub fn what_has_no_end() -> Vec<Case> {
         case("a loop over one", "{% for a in range(99999) %}{% for b in [1] %}{{ b }}{% endfor %}{% endfor %}", STEPS),
         case("a long range", "{% for a in range(99999999) %}{% endfor %}", PLACE),
         case("a macro of itself", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", PLACE),
-        case("two macros of each other", "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}", PLACE),
+        case(
+            "two macros of each other",
+            "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}",
+            PLACE,
+        ),
         case("a loop of itself", "{% for a in [1] recursive %}{{ loop([1]) }}{% endfor %}", PLACE),
         case("a block of itself", "{% block a %}{{ self.a() }}{% endblock %}", PLACE),
-        case("texts written", "{% for a in range(9999) %}{{ 'x' * 99999 }}{% endfor %}", &["the template writes more than"]),
+        case(
+            "texts written",
+            "{% for a in range(9999) %}{{ 'x' * 99999 }}{% endfor %}",
+            &["the template writes more than"],
+        ),
         case("one long text", "{{ 'x' * 999999999999 }}", &["too large"]),
         case("a list of millions", "{{ ([0] * 99999999999) | list | length }}", MEMORY),
         case("characters", "{{ ('x' * 9000000) | list | length }}", MEMORY),
         case("two long constants", "{{ ('x' * 90000000) ~ ('x' * 90000000) }}", MEMORY),
-        case("a long text kept", "{% set x %}{% for i in range(9999) %}{{ 'x' * 99999 }}{% endfor %}{% endset %}", MEMORY),
-        case("raw text kept", format!("{{% set x %}}{{% for i in range(20000) %}}{}{{% endfor %}}{{% endset %}}", "x".repeat(99_999)), MEMORY),
-        case("a macro's text", format!("{{% macro m() %}}{{% for i in range(20000) %}}{}{{% endfor %}}{{% endmacro %}}{{{{ m() | length }}}}", "x".repeat(99_999)), MEMORY),
-        case("many texts", "{% set n = namespace(x=[]) %}{% for i in range(30000) %}{% set n.x = n.x + ['x' * 99999 ~ i] %}{% endfor %}", MEMORY),
-        case("a macro's argument", "{% macro m(x, n) %}{% if n %}{{ m(x ~ x, n - 1) }}{% endif %}{% endmacro %}{{ m('x', 60) }}", PLACE),
+        case(
+            "a long text kept",
+            "{% set x %}{% for i in range(9999) %}{{ 'x' * 99999 }}{% endfor %}{% endset %}",
+            MEMORY,
+        ),
+        case(
+            "raw text kept",
+            format!("{{% set x %}}{{% for i in range(20000) %}}{}{{% endfor %}}{{% endset %}}", "x".repeat(99_999)),
+            MEMORY,
+        ),
+        case(
+            "a macro's text",
+            format!(
+                "{{% macro m() %}}{{% for i in range(20000) %}}{}{{% endfor %}}{{% endmacro %}}{{{{ m() | length }}}}",
+                "x".repeat(99_999)
+            ),
+            MEMORY,
+        ),
+        case(
+            "many texts",
+            "{% set n = namespace(x=[]) %}{% for i in range(30000) %}{% set n.x = n.x + ['x' * 99999 ~ i] %}{% endfor %}",
+            MEMORY,
+        ),
+        case(
+            "a macro's argument",
+            "{% macro m(x, n) %}{% if n %}{{ m(x ~ x, n - 1) }}{% endif %}{% endmacro %}{{ m('x', 60) }}",
+            PLACE,
+        ),
         case("a width", "{{ 'x\n' * 99 | indent(99999999) }}{{ ('x\n' * 99) | indent(99999999) }}", PLACE),
         case("a format", "{{ '%99999999999d' | format(1) }}", PLACE),
         case("an exponent", "{{ 9 ** 9 ** 9 ** 9 }}", PLACE),
         case("a division by 0", "{{ 1 // 0 }}", PLACE),
     ];
     for by in [
-        "n.x ~ n.x", "n.x + n.x", "n.x ~ n.x ~ n.x ~ n.x", "[n.x, n.x] | join", "[n.x, n.x] | join(n.x)",
-        "n.x.replace('', n.x)", "n.x | replace('x', 'xx')", "''.join([n.x, n.x])", "n.x * 2", "(n.x ~ 'é') | upper * 2",
-        "n.x | tojson | tojson", "n.x | escape ~ n.x | title", "'{}{}'.format(n.x, n.x)", "[n.x, n.x] | tojson",
+        "n.x ~ n.x",
+        "n.x + n.x",
+        "n.x ~ n.x ~ n.x ~ n.x",
+        "[n.x, n.x] | join",
+        "[n.x, n.x] | join(n.x)",
+        "n.x.replace('', n.x)",
+        "n.x | replace('x', 'xx')",
+        "''.join([n.x, n.x])",
+        "n.x * 2",
+        "(n.x ~ 'é') | upper * 2",
+        "n.x | tojson | tojson",
+        "n.x | escape ~ n.x | title",
+        "'{}{}'.format(n.x, n.x)",
+        "[n.x, n.x] | tojson",
         "(n.x | list + n.x | list) | join",
     ] {
         cases.push(case("a text that grows", grown(by), &["chat template: it "]));

@@ -5,9 +5,8 @@ use dpo_lora::random::Stream;
 use crate::openers::Kind;
 
 /// Whole numbers at which sizes, counts and offsets go wrong.
-const NUMBERS: [u64; 14] = [
-    0, 1, 7, 8, 127, 255, 256, 65_535, 1 << 20, (1 << 31) - 1, 1 << 32, (1 << 53) + 1, i64::MAX as u64, u64::MAX,
-];
+const NUMBERS: [u64; 14] =
+    [0, 1, 7, 8, 127, 255, 256, 65_535, 1 << 20, (1 << 31) - 1, 1 << 32, (1 << 53) + 1, i64::MAX as u64, u64::MAX];
 
 /// Random choices, one after the other.
 struct Choices {

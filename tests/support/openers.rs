@@ -117,15 +117,17 @@ impl Kind {
                 safetensors(&[("model.norm.weight", "F16", &[8])]),
             ],
             Self::Index => vec![index()],
-            Self::Config => vec![CONFIG.to_vec(), include_bytes!("../fixtures/models/llama3-rope/config.json").to_vec()],
-            Self::Tokenizer => vec![
-                TOKENIZER[0].1.to_vec(),
-                include_bytes!("../fixtures/tokenizer/bos/tokenizer.json").to_vec(),
-            ],
+            Self::Config => {
+                vec![CONFIG.to_vec(), include_bytes!("../fixtures/models/llama3-rope/config.json").to_vec()]
+            }
+            Self::Tokenizer => {
+                vec![TOKENIZER[0].1.to_vec(), include_bytes!("../fixtures/tokenizer/bos/tokenizer.json").to_vec()]
+            }
             Self::TokenizerConfig => vec![
                 TOKENIZER[1].1.to_vec(),
                 include_bytes!("../fixtures/tokenizer/bos/tokenizer_config.json").to_vec(),
-                br#"{"eos_token": "<|im_end|>", "chat_template": [{"name": "default", "template": "{{ 1 }}"}]}"#.to_vec(),
+                br#"{"eos_token": "<|im_end|>", "chat_template": [{"name": "default", "template": "{{ 1 }}"}]}"#
+                    .to_vec(),
             ],
             Self::Template => vec![TOKENIZER[2].1.to_vec(), TEMPLATE.into()],
             Self::AdapterConfig => vec![ADAPTER_CONFIG.to_vec()],
@@ -140,24 +142,105 @@ impl Kind {
     pub fn words(self) -> &'static [&'static str] {
         match self {
             Self::Safetensors | Self::AdapterWeights => &[
-                "\"F32\"", "\"BF16\"", "\"F8_E4M3\"", "\"U8\"", "\"__metadata__\":{},", "\"dtype\":", "\"shape\":[",
-                "\"data_offsets\":[0,0]", "../", "18446744073709551615", "-1", "[", "{", "}", "]", ",", "\\u0000",
+                "\"F32\"",
+                "\"BF16\"",
+                "\"F8_E4M3\"",
+                "\"U8\"",
+                "\"__metadata__\":{},",
+                "\"dtype\":",
+                "\"shape\":[",
+                "\"data_offsets\":[0,0]",
+                "../",
+                "18446744073709551615",
+                "-1",
+                "[",
+                "{",
+                "}",
+                "]",
+                ",",
+                "\\u0000",
             ],
             Self::Template => &[
-                "{%", "%}", "{{", "}}", "{% for m in messages %}", "{% endfor %}", "{% set x = x ~ x %}", "{% if x %}",
-                "{% endif %}", "{% macro m() %}", "{% endmacro %}", "messages", "namespace()", "range(99999)",
-                " | tojson", " | list", " | join", " | replace('a', 'b')", "loop", "[0]", ".items()", " ~ ", " * 99999",
-                "{% include 'x' %}", "{% import 'x' as x %}", "{% extends 'x' %}", "{#", "#}", "'", "raise_exception(",
+                "{%",
+                "%}",
+                "{{",
+                "}}",
+                "{% for m in messages %}",
+                "{% endfor %}",
+                "{% set x = x ~ x %}",
+                "{% if x %}",
+                "{% endif %}",
+                "{% macro m() %}",
+                "{% endmacro %}",
+                "messages",
+                "namespace()",
+                "range(99999)",
+                " | tojson",
+                " | list",
+                " | join",
+                " | replace('a', 'b')",
+                "loop",
+                "[0]",
+                ".items()",
+                " ~ ",
+                " * 99999",
+                "{% include 'x' %}",
+                "{% import 'x' as x %}",
+                "{% extends 'x' %}",
+                "{#",
+                "#}",
+                "'",
+                "raise_exception(",
             ],
             Self::Recipe => &[
-                "[model]\n", "[[data]]\n", "\"\"\"", "'''", "= [", "{ a = 1 }", "inf", "nan", "1979-05-27T07:32:00Z",
-                "0xffffffffffffffff", "\\u0000", "hf://datasets/a/b/c", "*", "~", "..", "true", "\n", "=", "#",
+                "[model]\n",
+                "[[data]]\n",
+                "\"\"\"",
+                "'''",
+                "= [",
+                "{ a = 1 }",
+                "inf",
+                "nan",
+                "1979-05-27T07:32:00Z",
+                "0xffffffffffffffff",
+                "\\u0000",
+                "hf://datasets/a/b/c",
+                "*",
+                "~",
+                "..",
+                "true",
+                "\n",
+                "=",
+                "#",
             ],
             Self::PackedRows => &["\x1f\u{8b}\x08", "\0", "\x02", "\n"],
             _ => &[
-                "null", "true", "-1", "0", "1e308", "1e-320", "18446744073709551616", "[]", "{}", "[[[[", "\"\"",
-                "\"\\u0000\"", "\"\\ud800\"", ":", ",", "\"..\"", "\"/etc/passwd\"", "{\"a\":", "\"type\":",
-                "\"Sequence\"", "\"Replace\"", "\"linear\"", "\"yarn\"", "\"(a+)+\"", "\u{feff}", "\u{202e}",
+                "null",
+                "true",
+                "-1",
+                "0",
+                "1e308",
+                "1e-320",
+                "18446744073709551616",
+                "[]",
+                "{}",
+                "[[[[",
+                "\"\"",
+                "\"\\u0000\"",
+                "\"\\ud800\"",
+                ":",
+                ",",
+                "\"..\"",
+                "\"/etc/passwd\"",
+                "{\"a\":",
+                "\"type\":",
+                "\"Sequence\"",
+                "\"Replace\"",
+                "\"linear\"",
+                "\"yarn\"",
+                "\"(a+)+\"",
+                "\u{feff}",
+                "\u{202e}",
             ],
         }
     }
@@ -254,7 +337,8 @@ impl Bench {
             }
             Kind::Rows | Kind::PackedRows => {
                 let template = ChatTemplate::choose("auto", &self.tokenizer)?;
-                let options = Options { format: Format::Auto, max_length: 256, truncation: Truncation::Refuse, limit: 0 };
+                let options =
+                    Options { format: Format::Auto, max_length: 256, truncation: Truncation::Refuse, limit: 0 };
                 Dataset::load(&[file.to_owned()], &self.tokenizer, template.as_ref(), &options).map(drop)
             }
             Kind::Recipe => {
@@ -296,9 +380,8 @@ fn adapter_weights() -> Vec<u8> {
     let rank = config["r"].as_u64().unwrap() as usize;
     let name = |module: &str, half: &str| format!("base_model.model.{module}.lora_{half}.weight");
     let ranks = MODULES.iter().zip([2, rank]);
-    let names: Vec<(String, [usize; 2])> = ranks
-        .flat_map(|(module, rank)| [(name(module, "A"), [rank, 6]), (name(module, "B"), [6, rank])])
-        .collect();
+    let names: Vec<(String, [usize; 2])> =
+        ranks.flat_map(|(module, rank)| [(name(module, "A"), [rank, 6]), (name(module, "B"), [6, rank])]).collect();
     let tensors: Vec<(&str, &str, &[usize])> =
         names.iter().map(|(name, shape)| (name.as_str(), "F32", shape.as_slice())).collect();
     safetensors(&tensors)

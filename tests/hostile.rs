@@ -12,6 +12,8 @@ mod adapter;
 mod config;
 #[path = "hostile/folder.rs"]
 mod folder;
+#[path = "hostile/gguf.rs"]
+mod gguf;
 #[path = "hostile/recipe.rs"]
 mod recipe;
 #[path = "hostile/rows.rs"]
@@ -163,4 +165,14 @@ fn tokenizer_configs() {
 #[test]
 fn recipes() {
     refused(Kind::Recipe, recipe::recipes);
+}
+
+#[test]
+fn gguf_headers() {
+    refused(Kind::Gguf, gguf::headers);
+}
+
+#[test]
+fn gguf_tensors() {
+    refused(Kind::Gguf, gguf::tensors);
 }

@@ -33,7 +33,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("model", &["kernels", "keys", "weights"]),
     ("weights", &["kernels", "keys", "outside"]),
     ("kernels", &[]),
-    ("data", &["confined", "outside", "recipe"]),
+    ("data", &["confined", "outside", "recipe", "weights"]),
     ("recipe", &[]),
     ("hub", &["outside"]),
     ("report", &[]),

@@ -26,7 +26,8 @@ static ALLOCATOR: Counting = Counting;
 /// Of a hundred mutations, how many are of each kind: many where one takes microseconds.
 fn share(kind: Kind) -> u64 {
     match kind {
-        Kind::Safetensors | Kind::Rows => 14,
+        Kind::Safetensors | Kind::Rows => 10,
+        Kind::Gguf => 8,
         Kind::Index | Kind::Recipe | Kind::PackedRows => 11,
         Kind::AdapterConfig | Kind::AdapterWeights => 9,
         Kind::Config | Kind::Template => 6,

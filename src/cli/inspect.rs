@@ -18,7 +18,6 @@ use crate::store::{self, MANIFEST};
 use crate::train::checkpoint;
 use crate::train::folder::{ADAPTER, METRICS, RECIPE};
 use crate::weights::ModelFolder;
-use crate::weights::safetensors::Stored;
 use crate::{Error, Result};
 
 /// What is told of a metrics row, by the end of its name.
@@ -63,13 +62,9 @@ fn model(path: &Path) -> Result<Facts> {
     let folder = ModelFolder::open(path)?;
     let config = Config::read(path)?;
     let (mut parameters, mut dtypes) = (0u64, BTreeMap::<String, u64>::new());
-    for entry in folder.names().filter_map(|name| folder.entry(name)) {
-        parameters += entry.shape.iter().product::<usize>() as u64;
-        let dtype = match entry.dtype {
-            Stored::Float(dtype) => dtype.to_string(),
-            Stored::Other(name) => name.to_lowercase(),
-        };
-        *dtypes.entry(dtype).or_default() += 1;
+    for info in folder.names().filter_map(|name| folder.info(name)) {
+        parameters += info.shape.iter().product::<usize>() as u64;
+        *dtypes.entry(info.format).or_default() += 1;
     }
     let scaling = match config.rope.scaling {
         RopeScaling::None => "none",

@@ -10,6 +10,8 @@ use tokenizers::{AddedToken, Tokenizer as Backend};
 use super::growth;
 use super::tokenizer_config::{TemplateSource, TokenizerConfig, read_if_present};
 use crate::confined::{self, Broken, Limits, quietly};
+use crate::weights::gguf::{self, GgufFile};
+use crate::weights::is_gguf;
 use crate::{Error, Result};
 
 /// Largest `tokenizer.json` in bytes; that of a vocabulary of 262,144 tokens has 33 MB.
@@ -35,7 +37,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Opens the tokenizer of a model folder: `tokenizer.json`, and `tokenizer_config.json`, `chat_template.jinja`,
+    /// Opens the tokenizer of a GGUF file, or of a model folder: `tokenizer.json`, and `tokenizer_config.json`, `chat_template.jinja`,
     /// `chat_template.json`, `generation_config.json` and `config.json` as far as they are there.
     ///
     /// Truncation and padding saved in `tokenizer.json` are left off: rows here are never cut unseen.
@@ -43,6 +45,11 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Input`] that names the file where one is missing or malformed, or no end token is known.
     pub fn open(model_folder: &Path) -> Result<Self> {
+        if is_gguf(model_folder) {
+            let files = gguf::tokenizer::files(GgufFile::open(model_folder)?.metadata())?;
+            let config = TokenizerConfig::of_gguf(model_folder, &files)?;
+            return Self::build(model_folder.to_path_buf(), files["tokenizer.json"].clone().into_bytes(), config);
+        }
         let file = model_folder.join("tokenizer.json");
         let bytes = read_if_present(&file, MAX_FILE)?.ok_or_else(|| {
             Error::input(format!(
@@ -51,7 +58,10 @@ impl Tokenizer {
                 file.display()
             ))
         })?;
-        let config = TokenizerConfig::read(model_folder)?;
+        Self::build(file, bytes, TokenizerConfig::read(model_folder)?)
+    }
+
+    fn build(file: PathBuf, bytes: Vec<u8>, config: TokenizerConfig) -> Result<Self> {
         let malformed = |why: String| {
             Error::input(format!("{}: not a usable tokenizer: {why}; fetch the file again", file.display()))
         };
@@ -96,7 +106,7 @@ impl Tokenizer {
         let bos_id = special.get("bos_token").and_then(|token| backend.token_to_id(token));
         let leading = first.filter(|id| Some(*id) == bos_id);
         let vocab_size = backend.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        let fingerprint = fingerprint(&bytes, &special, config.template.as_ref());
+        let fingerprint = fingerprint(bytes, &special, config.template.as_ref());
         let template = config.template;
         Ok(Self { backend, file, special, eos_token, stop_ids, leading, vocab_size, template, fingerprint })
     }

@@ -59,6 +59,21 @@ impl TokenizerConfig {
         Ok(config)
     }
 
+    /// Takes them out of what a GGUF file stands for, [`crate::weights::gguf::tokenizer::files`].
+    pub fn of_gguf(path: &Path, files: &BTreeMap<&str, String>) -> Result<Self> {
+        let mut config = Self::default();
+        let object = |name: &str| -> Result<Map<String, Value>> {
+            let text = files.get(name).map_or("{}", String::as_str);
+            serde_json::from_str(text).map_err(|error| Error::input(format!("{}: {name}: {error}", path.display())))
+        };
+        config.read_special_tokens(path, &object("tokenizer_config.json")?)?;
+        config.eos_ids = eos_ids(path, object("generation_config.json")?.get("eos_token_id"))?;
+        config.template = files
+            .get("chat_template.jinja")
+            .map(|text| TemplateSource { file: path.to_path_buf(), text: text.clone() });
+        Ok(config)
+    }
+
     fn read_special_tokens(&mut self, path: &Path, object: &Map<String, Value>) -> Result<()> {
         for name in SPECIAL_TOKENS {
             if let Some(token) = special_token(path, name, object.get(name))? {

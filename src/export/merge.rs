@@ -11,11 +11,11 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::peft::{AdapterFolder, AdapterMatrix};
-use crate::keys::object_file;
 use crate::model::Config;
 use crate::model::family::Family;
 use crate::store::{Folder, SafetensorsWriter, write_atomic};
-use crate::weights::{DType, MappedTensor, ModelFolder};
+use crate::weights::gguf::{self, GgufFile};
+use crate::weights::{DType, ModelFolder, StoredMatrix, StoredTensor, config_object, is_gguf};
 use crate::{Error, Result};
 
 /// Bytes of tensors in one file, as transformers splits them at most.
@@ -41,10 +41,11 @@ const COMPANIONS: [&str; 10] = [
     "vocab.json",
 ];
 
-/// Writes the merged model to `out`, which must not exist yet. Without `dtype` every tensor keeps its own.
+/// Writes the merged model to `out`, which must not exist yet. Without `dtype` every tensor keeps its own, which a
+/// quantised one cannot: an update does not survive in four bits.
 ///
 /// # Errors
-/// [`Error::Recipe`] where `out` is taken; [`Error::Input`] where the adapter does not fit the base or a value does
+/// [`Error::Recipe`] where `out` is taken, or the base is quantised and no `dtype` is named; [`Error::Input`] where the adapter does not fit the base or a value does
 /// not fit the number format; [`Error::Run`] or [`Error::Resource`] where writing fails. `out` is then left absent.
 pub fn merge(base: &ModelFolder, adapter: &AdapterFolder, out: &Path, dtype: Option<DType>) -> Result<()> {
     merge_in_shards(base, adapter, out, dtype, MAX_SHARD)
@@ -52,7 +53,7 @@ pub fn merge(base: &ModelFolder, adapter: &AdapterFolder, out: &Path, dtype: Opt
 
 /// The matrices of a base that LoRA can stand on, as `(module, input, output)`.
 pub fn linear_modules(base: &ModelFolder, family: &Family) -> Vec<(String, usize, usize)> {
-    let linear = |name: &str| match (name.strip_suffix(WEIGHT), base.entry(name)?.shape.as_slice()) {
+    let linear = |name: &str| match (name.strip_suffix(WEIGHT), base.info(name)?.shape.as_slice()) {
         (Some(module), [output, input]) if name != family.embed => Some((module.to_string(), *input, *output)),
         _ => None,
     };
@@ -67,6 +68,22 @@ pub(crate) fn refuse_taken(out: &Path) -> Result<()> {
     }
 }
 
+/// The values of a quantised base lie on a grid that updated ones do not lie on.
+fn refuse_quantised(base: &ModelFolder) -> Result<()> {
+    if base.quantised().is_empty() { Ok(()) } else { Err(unnamed_type(base)) }
+}
+
+fn unnamed_type(base: &ModelFolder) -> Error {
+    Error::recipe(format!(
+        "{}: the base is quantised ({}), so the merged weights cannot keep its type. Name the unquantised original with \
+         --base MODEL: the adapter is then merged into the better weights, for which it was not trained, though. Or add \
+         --dtype bf16: the quantised values are written out as bf16, with the adapter added; the folder then takes \
+         2 bytes a weight, and its base is no better than the quantised one",
+        base.path().display(),
+        base.quantised().join(", ")
+    ))
+}
+
 fn merge_in_shards(
     base: &ModelFolder,
     adapter: &AdapterFolder,
@@ -75,6 +92,9 @@ fn merge_in_shards(
     max_shard: u64,
 ) -> Result<()> {
     refuse_taken(out)?;
+    if dtype.is_none() {
+        refuse_quantised(base)?;
+    }
     let config = Config::read(base.path())?;
     adapter.check_fits(&linear_modules(base, &config.family))?;
     let is_head = |matrix: &AdapterMatrix| config.family.head.strip_suffix(WEIGHT) == Some(&matrix.module);
@@ -98,10 +118,10 @@ fn merge_in_shards(
         let mut writer = SafetensorsWriter::create(&path, shard, &[("format", "pt")])?;
         for (name, dtype, _) in shard {
             let tensor = base.tensor(name)?;
-            match matrices.get(name) {
-                None if tensor.dtype == *dtype => writer.write(name, tensor.bytes())?,
-                None => write_blocks(&mut writer, name, &tensor, *dtype, |_, _| {})?,
-                Some(matrix) => {
+            match (matrices.get(name), base.plain(name)) {
+                (None, Some(plain)) if plain.dtype == *dtype => writer.write(name, plain.bytes())?,
+                (None, _) => write_blocks(&mut writer, name, &tensor, *dtype, |_, _| {})?,
+                (Some(matrix), _) => {
                     let scale = adapter.config.scale_of(&matrix.module)? as f32;
                     write_blocks(&mut writer, name, &tensor, *dtype, |row, rows| add(matrix, scale, row, rows))?;
                 }
@@ -128,7 +148,8 @@ fn plan_shards(base: &ModelFolder, dtype: Option<DType>, max_shard: u64) -> Resu
     let (mut shards, mut filled) = (vec![Shard::new()], 0);
     for name in base.names() {
         let tensor = base.tensor(name)?;
-        let dtype = dtype.unwrap_or(tensor.dtype);
+        let own = || DType::named(&tensor.format).ok_or_else(|| unnamed_type(base));
+        let dtype = dtype.map_or_else(own, Ok)?;
         let bytes = bytes_of(dtype, &tensor.shape);
         if filled > 0 && filled + bytes > max_shard {
             shards.push(Shard::new());
@@ -153,17 +174,21 @@ fn bytes_of(dtype: DType, shape: &[usize]) -> u64 {
 fn write_blocks(
     writer: &mut SafetensorsWriter,
     name: &str,
-    tensor: &MappedTensor,
+    tensor: &StoredTensor,
     dtype: DType,
     change: impl Fn(usize, &mut [f32]),
 ) -> Result<()> {
-    let width = tensor.shape.last().copied().unwrap_or(1).max(1);
-    let block = (BLOCK / width).max(1) * width;
-    let (mut values, mut bytes) = (vec![0.0; block.min(tensor.elements())], Vec::new());
-    for (number, stored) in tensor.bytes().chunks(block * tensor.dtype.size()).enumerate() {
-        let values = &mut values[..stored.len() / tensor.dtype.size()];
-        tensor.dtype.decode(stored, values);
-        change(number * block / width, values);
+    let (width, height) = (tensor.columns(), tensor.rows());
+    if width == 0 {
+        return Ok(());
+    }
+    let block = (BLOCK / width).clamp(1, height.max(1));
+    let (mut values, mut bytes) = (vec![0.0; block * width], Vec::new());
+    for first in (0..height).step_by(block) {
+        let rows = first..height.min(first + block);
+        let values = &mut values[..rows.len() * width];
+        tensor.decode(rows, 0..width, values);
+        change(first, values);
         if let Some(value) = values.iter().find(|value| !dtype.holds(**value)) {
             return Err(Error::input(format!(
                 "tensor {name:?}: the value {value} does not fit {dtype}; choose another --dtype"
@@ -194,14 +219,23 @@ fn add(matrix: &AdapterMatrix, scale: f32, first: usize, rows: &mut [f32]) {
 
 /// Config, tokenizer and templates; the config states the new format where there is one.
 fn copy_companions(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
-    for name in COMPANIONS {
+    let mut config = config_object(from)?.1;
+    // The new weights are plain, whatever the base's were.
+    for key in ["quantization_config", "quantization"] {
+        config.shift_remove(key);
+    }
+    if is_gguf(from) {
+        for (name, text) in gguf::tokenizer::files(GgufFile::open(from)?.metadata())? {
+            write_atomic(&to.join(name), |file| std::io::Write::write_all(file, text.as_bytes()))?;
+        }
+    }
+    for name in COMPANIONS.into_iter().filter(|_| !is_gguf(from)) {
         let source = from.join(name);
         if source.exists() {
             let bytes = fs::read(&source).map_err(|e| Error::reading(&source, e))?;
             write_atomic(&to.join(name), |file| std::io::Write::write_all(file, &bytes))?;
         }
     }
-    let mut config = object_file(&from.join("config.json"))?;
     if let Some(dtype) = dtype {
         // `dtype` is transformers 5's name, `torch_dtype` that of 4, which 5 reads as well.
         let stated: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| config.contains_key(*key)).collect();
@@ -293,7 +327,7 @@ mod tests {
         let merged = ModelFolder::open(&out).unwrap();
         assert!(merged.names().eq(base.names()));
         for name in base.names() {
-            let (before, after) = (base.tensor(name).unwrap(), merged.tensor(name).unwrap());
+            let (before, after) = (base.plain(name).unwrap(), merged.plain(name).unwrap());
             assert_eq!((before.dtype, &before.shape), (after.dtype, &after.shape), "{name}");
             match adapter.matrices.iter().find(|matrix| format!("{}.weight", matrix.module) == name) {
                 Some(matrix) => assert_eq!(after.to_f32(), expected(matrix), "{name}"),
@@ -320,7 +354,7 @@ mod tests {
         let (one, many) = (ModelFolder::open(&one).unwrap(), ModelFolder::open(&many).unwrap());
         assert!(one.names().eq(many.names()));
         for name in one.names() {
-            let (a, b) = (one.tensor(name).unwrap(), many.tensor(name).unwrap());
+            let (a, b) = (one.plain(name).unwrap(), many.plain(name).unwrap());
             assert_eq!((a.dtype, a.bytes()), (DType::F32, b.bytes()), "{name}");
         }
         let config = fs::read_to_string(many.path().join("config.json")).unwrap();

@@ -53,7 +53,7 @@ impl Hub {
         Self { client: Client::new(&env), env, progress }
     }
 
-    /// The folder of a base model: `base` itself if it is a folder, else the snapshot of the hub's `OWNER/NAME` at
+    /// The folder of a base model: `base` itself if it is a folder or a GGUF file, else the snapshot of the hub's `OWNER/NAME` at
     /// `revision` (branch, tag or commit), downloaded as far as the cache lacks it.
     ///
     /// A commit that is all in the cache opens no socket. A branch is asked for, as it may have moved; where no answer
@@ -65,12 +65,17 @@ impl Hub {
     /// are not what the hub announced. `Error::Resource` or `Error::Run` where the cache cannot be written.
     pub fn model(&self, base: &str, revision: &str) -> Result<PathBuf> {
         let path = Path::new(base);
-        if path.is_dir() {
+        let gguf = base.to_lowercase().ends_with(".gguf");
+        if path.is_dir() || (gguf && path.exists()) {
             return Ok(path.to_path_buf());
+        }
+        if gguf {
+            return Err(Error::input(format!("{base}: there is no such file; check the path")));
         }
         if path.exists() {
             return Err(Error::input(format!(
-                "{base} is a file; model.base is a folder with config.json, tokenizer.json and safetensors"
+                "{base} is a file; model.base is a folder with config.json, tokenizer.json and safetensors, or a .gguf \
+                 file"
             )));
         }
         if !is_repo_id(base) {

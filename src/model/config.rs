@@ -7,7 +7,8 @@ use serde_json::Value;
 use super::family::Family;
 use super::rope::{Rope, RopeScaling, yarn_attention_factor};
 use crate::Result;
-use crate::keys::{Keys, object_file};
+use crate::keys::Keys;
+use crate::weights::config_object;
 
 /// The pretrained length of a model that was stretched; beside `rope_parameters` or within.
 const ORIGINAL_MAX: &str = "original_max_position_embeddings";
@@ -52,13 +53,13 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads `config.json` in a model's folder.
+    /// Reads `config.json` in a model's folder, or what stands for it in a GGUF file.
     ///
     /// # Errors
     /// [`crate::Error::Input`] naming the file and the key.
     pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        Self::from_keys(&Keys::of(&path, &object_file(&path)?))
+        let (path, object) = config_object(folder)?;
+        Self::from_keys(&Keys::of(&path, &object))
     }
 
     fn from_keys(keys: &Keys) -> Result<Self> {

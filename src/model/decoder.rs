@@ -133,13 +133,13 @@ impl Opener<'_> {
         Ok(Tensor::from_vec(self.tensor(name, &[len])?.to_f32(), len, self.device)?)
     }
 
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<crate::weights::MappedTensor> {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<crate::weights::StoredTensor> {
         let tensor = self.folder.tensor(name)?;
         if tensor.shape == shape {
             return Ok(tensor);
         }
         Err(Error::input(format!(
-            "{}: tensor {name:?} has the shape {:?}, config.json says {shape:?}; the two files do not belong together",
+            "{}: tensor {name:?} has the shape {:?}, the config says {shape:?}; the two files do not belong together",
             self.folder.path().display(),
             tensor.shape
         )))

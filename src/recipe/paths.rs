@@ -78,11 +78,14 @@ impl Place<'_> {
         utf8(path)
     }
 
-    /// A folder where the name says so or one is there; else a hub id.
+    /// A folder, or a GGUF file, where the name says so or one is there; else a hub id.
     fn base(&self, given: &str) -> Named<String> {
         let says_folder = Path::new(given).is_absolute()
             || matches!(given, "." | ".." | "~")
             || ["./", "../", "~/"].iter().any(|start| given.starts_with(start));
+        if given.to_lowercase().ends_with(".gguf") {
+            return self.file(given);
+        }
         if says_folder || self.absolute(given)?.exists() {
             return self.folder(given);
         }
@@ -208,6 +211,9 @@ mod tests {
         assert!(at.base("./ownr").unwrap_err().ends_with("ownr; did you mean `owner`?"));
         assert!(at.base("file").unwrap_err().ends_with("is a file; expected a folder"));
         assert!(at.base("a/b/c").unwrap_err().contains("neither a hub id"));
+        std::fs::write(folder.path().join("m.Q4_1.gguf"), "").unwrap();
+        assert_eq!(at.base("m.Q4_1.gguf"), Ok(here("m.Q4_1.gguf")));
+        assert!(at.base("n.gguf").unwrap_err().contains("no file"));
         let elsewhere = Place { must_exist: false, ..at };
         assert_eq!(elsewhere.base("./ownr"), Ok(here("ownr")));
     }

@@ -14,7 +14,7 @@ use crate::{
 
 /// A base, opened.
 pub struct Base {
-    /// What the recipe calls it: a hub id or a folder.
+    /// What the recipe calls it: a hub id, a folder or a file.
     pub name: String,
     /// Where it lies.
     pub path: PathBuf,
@@ -29,7 +29,7 @@ pub struct Base {
 }
 
 impl Base {
-    /// Opens a hub id, downloading it where the cache has not got it, or a folder.
+    /// Opens a hub id, downloading it where the cache has not got it, or a folder, or a GGUF file.
     ///
     /// # Errors
     /// [`Error::Input`] naming what is missing or wrong.
@@ -40,7 +40,7 @@ impl Base {
         let tokenizer = Tokenizer::open(&path)?;
         if tokenizer.vocab_size() > config.vocab_size {
             return Err(Error::input(format!(
-                "{}: tokenizer.json knows {} tokens, the model {}; they do not belong together",
+                "{}: the tokenizer knows {} tokens, the model {}; they do not belong together",
                 path.display(),
                 tokenizer.vocab_size(),
                 config.vocab_size

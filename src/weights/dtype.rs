@@ -44,6 +44,11 @@ impl DType {
         }
     }
 
+    /// The format that [`DType`]'s `Display` calls by this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::F32, Self::F16, Self::BF16].into_iter().find(|dtype| dtype.to_string() == name)
+    }
+
     /// Whether a value is finite and stays so when it is rounded to this format.
     pub fn holds(self, value: f32) -> bool {
         match self {
@@ -61,8 +66,43 @@ impl DType {
         assert_eq!(bytes.len(), out.len() * self.size(), "as many bytes as elements");
         match self {
             Self::F32 => each(bytes, out, f32::from_le_bytes),
-            Self::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+            Self::F16 => each(bytes, out, |b| half_to_f32(u16::from_le_bytes(b))),
             Self::BF16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+        }
+    }
+
+    /// The number that `bytes` begin with.
+    ///
+    /// # Panics
+    /// When they hold less than one.
+    #[inline(always)]
+    pub(super) fn one(self, bytes: &[u8]) -> f32 {
+        match self {
+            Self::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            Self::F16 => half_to_f32(u16::from_le_bytes([bytes[0], bytes[1]])),
+            Self::BF16 => f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16),
+        }
+    }
+
+    /// The nearest number that this format holds, ties to even; a number beyond its range becomes infinite.
+    #[inline(always)]
+    pub(super) fn round(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::BF16 => {
+                let bits = value.to_bits();
+                let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+                f32::from_bits(if value.is_nan() { bits } else { rounded })
+            }
+            Self::F16 => {
+                let (size, sign) = (value.abs(), value.to_bits() & 0x8000_0000);
+                let bits = size.to_bits();
+                let rounded = f32::from_bits(bits.wrapping_add(0x0fff + (bits >> 13 & 1)) & 0xffff_e000);
+                // below 2^-14 numbers stand 2^-24 apart, which is what a sum with one half is rounded to
+                let rounded = if size < 0.5f32.powi(14) { (size + 0.5) - 0.5 } else { rounded };
+                let rounded = if rounded > 65504.0 { f32::INFINITY } else { rounded };
+                f32::from_bits(if value.is_nan() { value.to_bits() } else { rounded.to_bits() | sign })
+            }
         }
     }
 
@@ -98,6 +138,18 @@ impl fmt::Display for DType {
     }
 }
 
+/// The value of an IEEE half's bits. Unlike the `half` crate's it asks nothing about the processor, so loops of it
+/// become vector code.
+#[inline(always)]
+pub(super) fn half_to_f32(bits: u16) -> f32 {
+    let bits = u32::from(bits);
+    // the fields moved to a single's places, and 2^112 for the difference of the exponents' biases
+    let fields = (bits & 0x7fff) << 13;
+    let scaled = f32::from_bits(fields) * f32::from_bits(0x7780_0000);
+    let infinite_or_nan = if fields >= 0x0f80_0000 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(scaled.to_bits() | infinite_or_nan | (bits & 0x8000) << 16)
+}
+
 fn each<const N: usize>(bytes: &[u8], out: &mut [f32], widen: impl Fn([u8; N]) -> f32) {
     let (elements, _) = bytes.as_chunks::<N>();
     for (out, element) in out.iter_mut().zip(elements) {
@@ -120,6 +172,33 @@ mod tests {
             for (i, value) in values.iter().enumerate() {
                 let again = u16::from_le_bytes([back[2 * i], back[2 * i + 1]]);
                 assert!(value.is_nan() || again == i as u16, "{dtype} {i:#06x} came back as {again:#06x}");
+            }
+        }
+    }
+
+    #[test]
+    fn halves_are_those_of_the_half_crate() {
+        for bits in 0..=u16::MAX {
+            let (ours, theirs) = (half_to_f32(bits), f16::from_bits(bits).to_f32());
+            assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()), "{bits:#06x}");
+        }
+    }
+
+    #[test]
+    fn rounding_in_place_is_rounding_to_the_format_and_back() {
+        let halves =
+            (0..1u32 << 16).flat_map(|i| [0, 0x0fff, 0x1000, 0x1001, 0x8000, 0x7fff, 0x8001].map(|d| (i << 16) + d));
+        for value in halves.map(f32::from_bits) {
+            for (dtype, theirs) in [
+                (DType::F16, f16::from_f32(value).to_f32()),
+                (DType::BF16, bf16::from_f32(value).to_f32()),
+                (DType::F32, value),
+            ] {
+                let ours = dtype.round(value);
+                assert!(
+                    ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()),
+                    "{dtype} {value:e}: {ours:e}"
+                );
             }
         }
     }

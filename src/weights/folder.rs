@@ -1,4 +1,5 @@
-//! A model's folder: one safetensors file or several with an index, seen as one set of named tensors.
+//! The weights of one model, seen as named tensors: a folder of safetensors (one file, or several with an index), or
+//! one GGUF file, whose tensors go by the names that they had in the folder it was converted from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -7,108 +8,192 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::dtype::DType;
+use super::gguf::{self, GgufFile};
 use super::mapped::{MappedBytes, MappedTensor};
-use super::safetensors::{Entry, SafetensorsFile, Stored};
+use super::quantised;
+use super::safetensors::{SafetensorsFile, Stored};
+use super::stored::StoredTensor;
 use super::unique::UniqueMap;
+use crate::keys::object_file;
 use crate::{Error, Result, outside};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+const CONFIG: &str = "config.json";
 
 /// The weights of one model, mapped; nothing is read before it is used.
 #[derive(Debug)]
 pub struct ModelFolder {
     path: PathBuf,
-    files: Vec<SafetensorsFile>,
-    /// In which of `files` a tensor stands.
-    place: BTreeMap<String, usize>,
+    /// The files that all depends on.
+    files: Vec<PathBuf>,
+    tensors: BTreeMap<String, Held>,
+}
+
+/// A tensor of a model.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// Plain numbers.
+    Plain(MappedTensor),
+    /// Numbers that have to be decoded.
+    Quantised(StoredTensor),
+    /// What is in the file and is no weight by itself.
+    Unread(Unread),
+}
+
+/// A tensor in a format that weights are not read from.
+#[derive(Debug)]
+pub(super) struct Unread {
+    /// The format's name in the file.
+    pub format: &'static str,
+    pub shape: Vec<usize>,
+    pub bytes: MappedBytes,
+    /// Where it lies.
+    pub file: PathBuf,
+}
+
+/// What a tensor is, without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Info {
+    /// Its dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// What its format is called.
+    pub format: String,
+    /// Bytes that it takes in its files.
+    pub bytes: usize,
+}
+
+/// Whether a path is that of a GGUF file, by its name.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) && !path.is_dir()
+}
+
+/// `config.json` of a model's folder, or what stands for it in a GGUF file; and the file that it comes from.
+///
+/// # Errors
+/// [`Error::Input`] where there is none, or it is none.
+pub fn config_object(path: &Path) -> Result<(PathBuf, Map<String, Value>)> {
+    if is_gguf(path) {
+        return Ok((path.to_path_buf(), gguf::config::config(&GgufFile::open(path)?)?));
+    }
+    let file = path.join(CONFIG);
+    let object = object_file(&file)?;
+    Ok((file, object))
 }
 
 impl ModelFolder {
-    /// Opens a model's folder and checks its files against each other.
+    /// Opens a model's folder or GGUF file and checks its files against each other.
     ///
     /// # Errors
     /// [`Error::Input`] where files are missing, broken or contradict each other, or where the weights are of a kind
-    /// that is not read: pickle, GGUF, quantised.
+    /// that is not read: pickle, or quantised in another way.
     pub fn open(path: &Path) -> Result<Self> {
+        if is_gguf(path) && path.exists() {
+            return Ok(Self { path: path.to_path_buf(), files: vec![path.to_path_buf()], tensors: open_gguf(path)? });
+        }
         if !path.is_dir() {
             return Err(not_a_folder(path));
         }
-        refuse_quantised(path)?;
         let (single, index) = (path.join(SINGLE), path.join(INDEX));
         // Where a folder holds both, transformers reads the single file.
-        let (files, place) = if single.exists() {
-            let file = SafetensorsFile::open(&single)?;
-            let place = file.entries().keys().map(|name| (name.clone(), 0)).collect();
-            (vec![file], place)
+        let files = if single.exists() {
+            vec![SafetensorsFile::open(&single)?]
         } else if index.exists() {
             open_shards(path, &index)?
         } else {
             return Err(no_safetensors(path));
         };
-        Ok(Self { path: path.to_path_buf(), files, place })
+        let mut tensors = files.iter().flat_map(held).collect();
+        let config = Some(path.join(CONFIG)).filter(|config| config.exists());
+        if let Some(config) = &config {
+            quantised::gather(path, &object_file(config)?, &mut tensors)?;
+        }
+        let files = config.into_iter().chain(files.iter().map(|file| file.path().to_path_buf())).collect();
+        Ok(Self { path: path.to_path_buf(), files, tensors })
     }
 
-    /// The folder.
+    /// The folder or file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.place.keys().map(String::as_str)
+        self.tensors.keys().map(String::as_str)
     }
 
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.place.contains_key(name)
+        self.tensors.contains_key(name)
     }
 
-    /// A tensor's format, shape and place without reading it; `None` where there is no such tensor.
-    pub fn entry(&self, name: &str) -> Option<&Entry> {
-        self.place.get(name).map(|file| &self.files[*file].entries()[name])
+    /// What a tensor is, without reading it; `None` where there is no such tensor.
+    pub fn info(&self, name: &str) -> Option<Info> {
+        Some(match self.tensors.get(name)? {
+            Held::Plain(tensor) => {
+                Info { shape: tensor.shape.clone(), format: tensor.dtype.to_string(), bytes: tensor.bytes().len() }
+            }
+            Held::Quantised(tensor) => {
+                Info { shape: tensor.shape.clone(), format: tensor.format.clone(), bytes: tensor.stored_bytes() }
+            }
+            Held::Unread(Unread { format, shape, bytes, .. }) => {
+                Info { shape: shape.clone(), format: format.to_lowercase(), bytes: bytes.len() }
+            }
+        })
     }
 
-    /// A tensor.
+    /// A tensor, in whatever format.
     ///
     /// # Errors
-    /// [`Error::Input`] where there is no such tensor or where it is not stored as f32, f16 or bf16.
-    pub fn tensor(&self, name: &str) -> Result<MappedTensor> {
-        let Some(file) = self.place.get(name).map(|file| &self.files[*file]) else {
-            return Err(Error::input(format!(
-                "{}: there is no tensor {name:?}, which config.json calls for; fetch the model's files again, all of one \
+    /// [`Error::Input`] where there is no such tensor or where its format is not read.
+    pub fn tensor(&self, name: &str) -> Result<StoredTensor> {
+        match self.tensors.get(name) {
+            Some(Held::Plain(tensor)) => Ok(tensor.clone().into()),
+            Some(Held::Quantised(tensor)) => Ok(tensor.clone()),
+            Some(Held::Unread(Unread { format, file, .. })) => Err(Error::input(format!(
+                "{}: tensor {name:?} is stored as {format}, which is not read; F32, F16, BF16 and, in GGUF, Q4_0, Q4_1, \
+                 Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K are. Use another file of this model",
+                file.display()
+            ))),
+            None => Err(Error::input(format!(
+                "{}: there is no tensor {name:?}, which the config calls for; fetch the model's files again, all of one \
                  model",
                 self.path.display()
-            )));
-        };
-        let entry = &file.entries()[name];
-        match entry.dtype {
-            Stored::Float(dtype) => Ok(MappedTensor {
-                bytes: MappedBytes::new(Arc::clone(file.map()), entry.range.clone()),
-                dtype,
-                shape: entry.shape.clone(),
-            }),
-            Stored::Other(dtype) => Err(Error::input(format!(
-                "{}: tensor {name:?} is stored as {dtype}; F32, F16 and BF16 are read",
-                file.path().display()
             ))),
         }
     }
 
+    /// A tensor of plain numbers; `None` where there is none of this name, or it is quantised.
+    pub fn plain(&self, name: &str) -> Option<&MappedTensor> {
+        match self.tensors.get(name) {
+            Some(Held::Plain(tensor)) => Some(tensor),
+            _ => None,
+        }
+    }
+
+    /// The quantised formats in it, sorted; none where all numbers are plain.
+    pub fn quantised(&self) -> Vec<&str> {
+        let format = |held| match held {
+            &Held::Quantised(ref tensor) => Some(tensor.format.as_str()).filter(|name| DType::named(name).is_none()),
+            Held::Plain(_) | Held::Unread(..) => None,
+        };
+        self.tensors.values().filter_map(format).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     /// The bytes of all tensors together.
     pub fn total_bytes(&self) -> u64 {
-        self.files.iter().flat_map(|file| file.entries().values()).map(|entry| entry.range.len() as u64).sum()
+        self.names().filter_map(|name| self.info(name)).map(|info| info.bytes as u64).sum()
     }
 
     /// SHA-256 over `config.json` and the weight files: what a cached result depends on. The files are read in the
     /// ordinary way, not through the map, so that none of their pages count as this process's memory.
     pub fn fingerprint(&self) -> Result<[u8; 32]> {
-        let config = self.path.join("config.json");
-        let paths = config.exists().then_some(config.as_path()).into_iter().chain(self.files.iter().map(|f| f.path()));
         let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-        for path in paths {
+        for path in &self.files {
             let reading = |e| Error::reading(path, e);
             let mut file = File::open(path).map_err(reading)?;
             let mut length = 0u64;
@@ -127,13 +212,31 @@ impl ModelFolder {
     }
 }
 
+/// The tensors of a safetensors file.
+fn held(file: &SafetensorsFile) -> impl Iterator<Item = (String, Held)> {
+    file.entries().iter().map(|(name, entry)| {
+        let held = match entry.dtype {
+            Stored::Float(dtype) => Held::Plain(MappedTensor {
+                bytes: MappedBytes::new(Arc::clone(file.map()), entry.range.clone()),
+                dtype,
+                shape: entry.shape.clone(),
+            }),
+            Stored::Other(format) => {
+                let bytes = MappedBytes::new(Arc::clone(file.map()), entry.range.clone());
+                Held::Unread(Unread { format, shape: entry.shape.clone(), bytes, file: file.path().to_path_buf() })
+            }
+        };
+        (name.clone(), held)
+    })
+}
+
 #[derive(Deserialize)]
 struct Index {
     weight_map: UniqueMap<String>,
 }
 
 /// Opens the shards that the index names and holds each against the index, both ways.
-fn open_shards(folder: &Path, index_path: &Path) -> Result<(Vec<SafetensorsFile>, BTreeMap<String, usize>)> {
+fn open_shards(folder: &Path, index_path: &Path) -> Result<Vec<SafetensorsFile>> {
     let bad =
         |reason: String| Error::input(format!("{}: {reason}; fetch the model's files again", index_path.display()));
     let index: Index = outside::json(&outside::read(index_path, outside::MAX_JSON)?).map_err(bad)?;
@@ -175,7 +278,34 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<(Vec<SafetensorsFile>
             return Err(bad(format!("tensor {name:?} of {:?} is not in the index", shards[*number])));
         }
     }
-    Ok((files, place))
+    Ok(files)
+}
+
+/// The tensors of a GGUF file under the folder's names.
+fn open_gguf(path: &Path) -> Result<BTreeMap<String, Held>> {
+    let file = GgufFile::open(path)?;
+    let architecture = gguf::config::architecture(&file)?;
+    let config = gguf::config::config(&file)?;
+    let head_dim = config.get("head_dim").and_then(Value::as_u64).unwrap_or(0) as usize;
+    let bad = |name: &str, reason: &str| Error::input(format!("{}: tensor {name:?} {reason}", path.display()));
+    let mut tensors = BTreeMap::new();
+    for (name, tensor) in file.tensors() {
+        if name == gguf::config::ROPE_FREQS {
+            continue;
+        }
+        let Some((folder_name, change)) = architecture.folder_name(name) else {
+            let reason = format!("is no part of a model of the architecture {}; use its folder", architecture.name);
+            return Err(bad(name, &reason));
+        };
+        let permuted = change == gguf::names::Change::HeadRows;
+        let rows = tensor.shape[..tensor.shape.len() - 1].iter().product::<usize>();
+        if permuted && (head_dim < 2 || head_dim % 2 != 0 || !rows.is_multiple_of(head_dim) || tensor.shape.len() != 2)
+        {
+            return Err(bad(name, &format!("of shape {:?} is not made of heads of {head_dim}", tensor.shape)));
+        }
+        tensors.insert(folder_name, gguf::matrix::held(&file, tensor, permuted.then_some(head_dim)));
+    }
+    Ok(tensors)
 }
 
 /// Whether a name is that of a file in the folder it is joined to, by the rules of every system: no path, no drive and
@@ -188,35 +318,14 @@ fn is_plain_file_name(name: &str) -> bool {
     !(name.is_empty() || device || name.contains(odd) || name.ends_with(['.', ' ']))
 }
 
-/// Quantised checkpoints hold tensors whose names and dtypes can look ordinary: they are told by their config.
-fn refuse_quantised(folder: &Path) -> Result<()> {
-    let path = folder.join("config.json");
-    if !path.exists() {
-        return Ok(());
-    }
-    let config: serde_json::Value = outside::json(&outside::read(&path, outside::MAX_JSON)?)
-        .map_err(|e| Error::input(format!("{}: not a JSON object: {e}; fetch the file again", path.display())))?;
-    let stated = |key: &str| config.get(key).filter(|value| !value.is_null());
-    let Some(quantised) = stated("quantization_config").or(stated("quantization")) else {
-        return Ok(());
-    };
-    let method = quantised.get("quant_method").and_then(|m| m.as_str()).unwrap_or("unnamed");
-    Err(Error::input(format!(
-        "{}: the weights are quantised (method {method:?}), which is not read yet; use the unquantised checkpoint of \
-         this model",
-        path.display()
-    )))
-}
-
 fn not_a_folder(path: &Path) -> Error {
     let shown = path.display();
     if !path.exists() {
         return Error::input(format!("{shown}: there is no such folder"));
     }
-    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
-        return Error::input(format!("{shown}: GGUF is not read yet; use the model's safetensors folder"));
-    }
-    Error::input(format!("{shown}: a model is a folder with config.json and model.safetensors; this is a file"))
+    Error::input(format!(
+        "{shown}: a model is a folder with config.json and model.safetensors, or a .gguf file; this is another file"
+    ))
 }
 
 /// Says what stands in the weights' place, and what to do about it.
@@ -235,7 +344,7 @@ fn no_safetensors(folder: &Path) -> Error {
              AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT, safe_serialization=True)"
         )
     } else if let Some(name) = ending(&[".gguf"]) {
-        format!("{shown}: {name} is GGUF, which is not read yet; use the model's safetensors folder")
+        format!("{shown}: a GGUF file is named itself: {}", folder.join(name).display())
     } else if let Some(name) = ending(&[".safetensors"]) {
         format!("{shown}: there is {name}, but neither {SINGLE} nor {INDEX}; download the missing file")
     } else {
@@ -245,7 +354,6 @@ fn no_safetensors(folder: &Path) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::DType;
     use super::*;
     use safetensors::tensor::{Dtype, TensorView};
 
@@ -272,7 +380,7 @@ mod tests {
         assert_eq!(model.names().collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(model.total_bytes(), 12);
         let tensor = model.tensor("c").unwrap();
-        assert_eq!((tensor.dtype, tensor.shape.as_slice(), tensor.to_f32()), (DType::F32, &[1][..], vec![1.0]));
+        assert_eq!((&*tensor.format, tensor.shape.as_slice(), tensor.to_f32()), ("f32", &[1][..], vec![1.0]));
         assert!(!model.has("d") && model.tensor("d").unwrap_err().to_string().contains("no tensor \"d\""));
     }
 
@@ -316,12 +424,10 @@ mod tests {
         let cases = [
             ("pytorch_model.bin", "", "save_pretrained"),
             ("model.pth", "", "pickle"),
-            ("x.Q4_K_M.gguf", "", "GGUF, which is not read yet"),
+            ("x.Q4_K_M.gguf", "", "x.Q4_K_M.gguf"),
             ("adapter_config.json", "{}", "holds an adapter"),
             ("model-00001-of-00002.safetensors", "", "download the missing file"),
             ("notes.txt", "", "no weights here"),
-            ("config.json", r#"{"quantization_config":{"quant_method":"gptq"}}"#, "quantised (method \"gptq\")"),
-            ("config.json", r#"{"quantization":{"bits":4}}"#, "quantised"),
             ("config.json", "{", "config.json: not a JSON object: EOF"),
         ];
         for (name, text, reason) in cases {
@@ -334,7 +440,27 @@ mod tests {
         let file = folder.path().join("x.gguf");
         assert!(ModelFolder::open(&file).unwrap_err().to_string().contains("no such folder"));
         std::fs::write(&file, "GGUF").unwrap();
-        assert!(ModelFolder::open(&file).unwrap_err().to_string().contains("GGUF is not read yet"));
+        assert!(ModelFolder::open(&file).unwrap_err().to_string().contains("cut short"));
+    }
+
+    #[test]
+    fn methods_that_are_not_read_are_refused_by_name() {
+        let cases = [
+            (r#"{"quantization_config":{"quant_method":"aqlm"}}"#, "method \"aqlm\", which is not read"),
+            (r#"{"quantization_config":{"load_in_4bit":true}}"#, "method \"unnamed\""),
+            (r#"{"quantization_config":{"quant_method":"gptq","bits":3}}"#, "bits: 3 is not read"),
+            (r#"{"quantization_config":{"quant_method":"gptq","bits":4}}"#, "(gptq), but no tensor is stored"),
+            (r#"{"quantization_config":{"quant_method":"awq","version":"gemv"}}"#, "version: \"gemv\" is not read"),
+            (r#"{"quantization":{"bits":4,"group_size":64}}"#, "(MLX), but no tensor"),
+            ("{", "config.json: not a JSON object"),
+        ];
+        for (config, reason) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            write(&folder.path().join(SINGLE), &["a"]);
+            std::fs::write(folder.path().join(CONFIG), config).unwrap();
+            let error = ModelFolder::open(folder.path()).unwrap_err();
+            assert!(error.to_string().contains(reason) && error.exit_code() == 3, "{config}: said {error}");
+        }
     }
 
     #[test]

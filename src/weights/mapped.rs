@@ -107,7 +107,7 @@ impl MappedTensor {
 
 impl StoredMatrix for MappedTensor {
     fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        let (size, width) = (self.dtype.size(), self.shape[self.shape.len() - 1]);
+        let (size, width) = (self.dtype.size(), self.shape.last().copied().unwrap_or(1));
         for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
             let at = row * width;
             self.dtype.decode(&self.bytes[(at + columns.start) * size..(at + columns.end) * size], out);

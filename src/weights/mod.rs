@@ -1,16 +1,21 @@
-//! Model folders on disk, memory-mapped: what is frozen and how it multiplies.
+//! Models on disk, memory-mapped: what is frozen and how it multiplies.
 //!
-//! [`dtype`] turns stored bytes into f32 and back, [`safetensors`] reads one file and trusts none of it, [`folder`]
-//! puts the files of one model together, [`mapped`] says what a stored matrix is, [`matrix`] multiplies with a tensor where it lies.
+//! [`dtype`] turns stored bytes into f32 and back; [`safetensors`] and [`gguf`] read one file each and trust none of
+//! it; [`quantised`] puts quantised matrices together; [`folder`] makes one model of them; [`mapped`] says what a stored matrix is, [`stored`] is a tensor of any
+//! format, and [`matrix`] multiplies with one where it lies.
 
 pub mod dtype;
 pub mod folder;
+pub mod gguf;
 pub mod mapped;
 pub mod matrix;
+pub mod quantised;
 pub mod safetensors;
+pub mod stored;
 mod unique;
 
 pub use dtype::DType;
-pub use folder::ModelFolder;
+pub use folder::{ModelFolder, config_object, is_gguf};
 pub use mapped::{MappedBytes, MappedTensor, StoredMatrix};
 pub use safetensors::SafetensorsFile;
+pub use stored::StoredTensor;

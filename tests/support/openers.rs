@@ -23,6 +23,7 @@ pub struct Bench {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Safetensors,
+    Gguf,
     Index,
     Config,
     Tokenizer,
@@ -36,8 +37,9 @@ pub enum Kind {
 }
 
 /// All of them.
-pub const KINDS: [Kind; 11] = [
+pub const KINDS: [Kind; 12] = [
     Kind::Safetensors,
+    Kind::Gguf,
     Kind::Index,
     Kind::Config,
     Kind::Tokenizer,
@@ -91,6 +93,7 @@ impl Kind {
     pub fn file(self) -> &'static str {
         match self {
             Self::Safetensors => "base/model.safetensors",
+            Self::Gguf => "model.gguf",
             Self::Index => "sharded/model.safetensors.index.json",
             Self::Config => "base/config.json",
             Self::Tokenizer => "base/tokenizer.json",
@@ -116,6 +119,7 @@ impl Kind {
                 safetensors(&[("a", "F32", &[2, 3]), ("b.c", "BF16", &[4]), ("none", "I64", &[0, 5])]),
                 safetensors(&[("model.norm.weight", "F16", &[8])]),
             ],
+            Self::Gguf => vec![include_bytes!("../fixtures/formats/gguf/model.gguf").to_vec()],
             Self::Index => vec![index()],
             Self::Config => {
                 vec![CONFIG.to_vec(), include_bytes!("../fixtures/models/llama3-rope/config.json").to_vec()]
@@ -213,6 +217,10 @@ impl Kind {
                 "=",
                 "#",
             ],
+            Self::Gguf => &[
+                "\0\0\0\0\0\0\0\0", "\x08\0\0\0", "\x09\0\0\0", "general.alignment", "general.architecture", "llama",
+                "tokenizer.ggml.", "blk.0.attn_q.weight", "output.weight", "GGUF", "\x7f\x7f\x7f\x7f", "\x01\0\0\0",
+            ],
             Self::PackedRows => &["\x1f\u{8b}\x08", "\0", "\x02", "\n"],
             _ => &[
                 "null",
@@ -250,6 +258,8 @@ impl Kind {
     pub fn allowance(self, size: usize) -> usize {
         match self {
             Self::Tokenizer => (64 << 20) + 66 * size,
+            // decoded to f32, and the tokenizer within
+            Self::Gguf => (64 << 20) + 66 * size,
             Self::PackedRows => (64 << 20) + 200 * size,
             // what it writes is its own 64 MiB
             Self::Template => (66 << 20) + 2 * size,
@@ -307,6 +317,12 @@ impl Bench {
                 assert!(bytes as u64 <= fs::metadata(file).unwrap().len());
                 all_tensors(&ModelFolder::open(folder)?)
             }
+            Kind::Gguf => {
+                Config::read(file)?;
+                all_tensors(&ModelFolder::open(file)?)?;
+                let tokenizer = Tokenizer::open(file)?;
+                tokenizer.decode(&tokenizer.encode("a sky", true)?, false).map(drop)
+            }
             Kind::Index => all_tensors(&ModelFolder::open(folder)?),
             Kind::Config => {
                 Config::read(folder)?;
@@ -353,7 +369,7 @@ impl Bench {
 fn all_tensors(model: &ModelFolder) -> Result<()> {
     for name in model.names() {
         if let Ok(tensor) = model.tensor(name) {
-            assert_eq!(tensor.to_f32().len(), tensor.elements());
+            assert_eq!(tensor.to_f32().len(), tensor.rows() * tensor.columns());
         }
     }
     model.fingerprint().map(drop)

@@ -1,0 +1,93 @@
+//! A matrix of ggml blocks, in the rows' order that the model wants.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::blocks::{GgmlType, RUN};
+use super::file::{GgufFile, GgufTensor};
+use crate::weights::dtype::DType;
+use crate::weights::folder::{Held, Unread};
+use crate::weights::mapped::{MappedBytes, MappedTensor, StoredMatrix};
+use crate::weights::stored::StoredTensor;
+
+/// A tensor of a file; with `head_dim`, its rows put back in the order of halves.
+pub(in crate::weights) fn held(file: &GgufFile, tensor: &GgufTensor, head_dim: Option<usize>) -> Held {
+    let GgufTensor { kind, shape, range } = tensor.clone();
+    let bytes = MappedBytes::new(Arc::clone(file.map()), range);
+    let quantised = |matrix| Held::Quantised(StoredTensor::new(shape.clone(), kind.to_string(), matrix));
+    let dtype = match kind {
+        GgmlType::F32 => DType::F32,
+        GgmlType::F16 => DType::F16,
+        GgmlType::BF16 => DType::BF16,
+        GgmlType::Other(name, ..) => {
+            let file = file.metadata().path().to_path_buf();
+            return Held::Unread(Unread { format: name, shape, bytes, file });
+        }
+        _ => {
+            let (block, size) = kind.block();
+            let row_bytes = shape[shape.len() - 1] / block * size;
+            let stored = GgufMatrix { bytes, kind, row_bytes };
+            return quantised(match head_dim {
+                Some(head_dim) => Arc::new(HalvesTogether { stored, head_dim }),
+                None => Arc::new(stored),
+            });
+        }
+    };
+    let stored = MappedTensor { bytes, dtype, shape: shape.clone() };
+    match head_dim {
+        Some(head_dim) => {
+            let matrix = Arc::new(HalvesTogether { stored, head_dim });
+            Held::Quantised(StoredTensor::new(shape, dtype.to_string(), matrix))
+        }
+        None => Held::Plain(stored),
+    }
+}
+
+/// A matrix in one of ggml's block formats.
+#[derive(Debug)]
+pub struct GgufMatrix {
+    /// Its blocks, row after row.
+    pub bytes: MappedBytes,
+    /// What they are.
+    pub kind: GgmlType,
+    /// Bytes of a row.
+    pub row_bytes: usize,
+}
+
+impl StoredMatrix for GgufMatrix {
+    fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+            let row = &self.bytes[row * self.row_bytes..][..self.row_bytes];
+            self.kind.decode(row, columns.start / RUN, out);
+        }
+    }
+
+    fn parts(&self) -> Vec<&MappedBytes> {
+        vec![&self.bytes]
+    }
+}
+
+/// The q and k rows of a Llama: llama.cpp turns neighbours where transformers turns halves, so a head's rows
+/// `[half, 2]` are stored for what is `[2, half]`.
+#[derive(Debug)]
+pub struct HalvesTogether<M> {
+    /// As it is stored.
+    pub stored: M,
+    /// Rows of a head; even.
+    pub head_dim: usize,
+}
+
+impl<M: StoredMatrix> StoredMatrix for HalvesTogether<M> {
+    fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let half = self.head_dim / 2;
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+            let (head, within) = (row / self.head_dim, row % self.head_dim);
+            let stored = head * self.head_dim + within % half * 2 + within / half;
+            self.stored.decode(stored..stored + 1, columns.clone(), out);
+        }
+    }
+
+    fn parts(&self) -> Vec<&MappedBytes> {
+        self.stored.parts()
+    }
+}

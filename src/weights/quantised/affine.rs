@@ -1,0 +1,84 @@
+//! MLX's affine quantisation: `scale · q + bias` in groups of a row, computed in the type of the scales.
+
+use std::sync::Arc;
+
+use super::parts::{Floats, Parts};
+use super::runs::{ByRuns, RUN, Runs, unpack};
+use crate::Result;
+use crate::keys::Keys;
+use crate::weights::dtype::DType;
+use crate::weights::mapped::MappedBytes;
+use crate::weights::stored::StoredTensor;
+
+/// Takes every matrix that has scales and biases; how many there were.
+pub(super) fn gather(section: &Keys, parts: &mut Parts) -> Result<usize> {
+    let modules: Vec<String> = parts.modules(".scales");
+    let found = modules.len();
+    for module in modules {
+        // a module may have a setting of its own
+        let own = section.raw(&module).filter(|own| own.is_object());
+        let own = own.map(|_| section.object(&module)).transpose()?.flatten();
+        let keys = own.as_ref().unwrap_or(section);
+        if let Some(mode) = keys.text("mode")?.or(section.text("mode")?).filter(|mode| *mode != "affine") {
+            return Err(keys.bad("mode", &format!("{mode:?} is not read; affine is")));
+        }
+        let bits = match keys.size("bits")? {
+            bits @ (2 | 3 | 4 | 6 | 8) => bits,
+            other => return Err(keys.bad("bits", &format!("{other} is not read; 2, 3, 4, 6 and 8 are"))),
+        };
+        let group = match keys.size("group_size")? {
+            group @ (32 | 64 | 128) => group,
+            other => return Err(keys.bad("group_size", &format!("{other} is not read; 32, 64 and 128 are"))),
+        };
+        let name = format!("{module}.weight");
+        let (bytes, [rows, words]) = parts.raw_matrix(&name, "U32")?;
+        let columns = words * 32 / bits;
+        if words * 32 % bits != 0 || !columns.is_multiple_of(group) {
+            let reason = format!("has {words} words a row, which are no groups of {group} numbers of {bits} bits");
+            return Err(parts.bad(&name, &reason));
+        }
+        let shape = [rows, columns / group];
+        let scales = parts.floats(&format!("{module}.scales"), &shape)?;
+        let biases = parts.floats(&format!("{module}.biases"), &shape)?;
+        if biases.dtype != scales.dtype {
+            return Err(parts.bad(&format!("{module}.biases"), "is of another type than the scales"));
+        }
+        let matrix = Affine { dtype: scales.dtype, bytes, scales, biases, row_bytes: words * 4, bits, group };
+        let tensor = StoredTensor::new(vec![rows, columns], format!("mlx {bits} bit"), Arc::new(ByRuns(matrix)));
+        parts.put(name, tensor)?;
+    }
+    Ok(found)
+}
+
+#[derive(Debug)]
+struct Affine {
+    /// Rows of bit streams.
+    bytes: MappedBytes,
+    /// `[rows, groups]`.
+    scales: Floats,
+    /// `[rows, groups]`.
+    biases: Floats,
+    /// What every product and every sum is rounded to.
+    dtype: DType,
+    row_bytes: usize,
+    bits: usize,
+    group: usize,
+}
+
+impl Runs for Affine {
+    #[inline(always)]
+    fn run(&self, row: usize, start: usize, out: &mut [f32]) {
+        let mut codes = [0u8; RUN];
+        let codes = &mut codes[..out.len()];
+        unpack(self.bits, &self.bytes[row * self.row_bytes + start * self.bits / 8..], codes);
+        let group = row * (self.row_bytes * 8 / self.bits / self.group) + start / self.group;
+        let (scale, bias) = (self.scales.at(group), self.biases.at(group));
+        for (out, code) in out.iter_mut().zip(codes) {
+            *out = self.dtype.round(self.dtype.round(f32::from(*code) * scale) + bias);
+        }
+    }
+
+    fn parts(&self) -> Vec<&MappedBytes> {
+        vec![&self.bytes, &self.scales.bytes, &self.biases.bytes]
+    }
+}

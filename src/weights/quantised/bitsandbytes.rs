@@ -1,0 +1,200 @@
+//! bitsandbytes (Dettmers et al. 2022, 2023): 4-bit NF4 and FP4, with and without a second quantisation of their
+//! scales, and 8-bit LLM.int8.
+
+use serde_json::Value;
+
+use super::parts::{Floats, Parts};
+use super::runs::{ByRuns, Runs};
+use crate::Result;
+use crate::weights::dtype::DType;
+use crate::weights::mapped::MappedBytes;
+use crate::weights::stored::StoredTensor;
+use std::sync::Arc;
+
+/// The sixteen values of NF4: quantiles of a normal distribution, scaled to −1 … 1 (QLoRA, appendix E).
+pub const NF4: [f32; 16] = [
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+];
+
+/// Numbers under one scale where nothing else is said.
+pub const NF4_BLOCK: usize = 64;
+
+/// What bitsandbytes multiplies 8-bit numbers with, beside a row's largest: 1/127 as it writes it.
+const PER_127: f32 = 7.874_016e-3;
+
+/// Takes every 4-bit and 8-bit matrix; how many there were.
+pub(super) fn gather(parts: &mut Parts) -> Result<usize> {
+    let mut found = 0;
+    for kind in ["nf4", "fp4"] {
+        let state = format!(".quant_state.bitsandbytes__{kind}");
+        for name in parts.modules(&state) {
+            let tensor = four_bit(parts, &name, &format!("{name}{state}"), kind)?;
+            parts.put(name, tensor)?;
+            found += 1;
+        }
+    }
+    for module in parts.modules(".SCB") {
+        let name = format!("{module}.weight");
+        let (bytes, [rows, columns]) = parts.raw_matrix(&name, "I8")?;
+        let largest = parts.floats(&format!("{module}.SCB"), &[rows])?;
+        parts.drop_part(&format!("{module}.weight_format"));
+        let matrix = ByRuns(EightBit { bytes, largest, columns });
+        parts.put(name, StoredTensor::new(vec![rows, columns], "int8", Arc::new(matrix)))?;
+        found += 1;
+    }
+    Ok(found)
+}
+
+fn four_bit(parts: &mut Parts, name: &str, state: &str, kind: &'static str) -> Result<StoredTensor> {
+    let text = parts.raw(state, "U8")?.bytes;
+    let json: Value = serde_json::from_slice(&text).map_err(|e| parts.bad(state, &format!("is not JSON: {e}")))?;
+    let bad = |parts: &Parts, field: &str| parts.bad(state, &format!("says {field}: {}", json[field]));
+    let size = |field: &str| json[field].as_u64().filter(|n| (1..=1 << 24).contains(n)).map(|n| n as usize);
+
+    let shape: Option<Vec<usize>> = json["shape"].as_array().and_then(|dims| {
+        dims.iter().map(|dim| dim.as_u64().filter(|n| (1..=1 << 24).contains(n)).map(|n| n as usize)).collect()
+    });
+    let Some(&[rows, columns]) =
+        shape.as_deref().and_then(|shape| shape.first_chunk::<2>().filter(|_| shape.len() == 2))
+    else {
+        return Err(bad(parts, "shape"));
+    };
+    let dtype = match json["dtype"].as_str() {
+        Some("float32") => DType::F32,
+        Some("float16") => DType::F16,
+        Some("bfloat16") => DType::BF16,
+        _ => return Err(bad(parts, "dtype")),
+    };
+    let block = size("blocksize").filter(|block| block.is_power_of_two()).ok_or_else(|| bad(parts, "blocksize"))?;
+    let elements = rows * columns;
+    let packed = parts.raw(name, "U8")?;
+    if packed.bytes.len() != elements.div_ceil(2) {
+        return Err(parts.misfit(name, &packed.shape, &[elements.div_ceil(2), 1]));
+    }
+    let blocks = elements.div_ceil(block);
+    let part = |suffix: &str| format!("{name}.{suffix}");
+    let mut codes = [0f32; 16];
+    let map = parts.floats(&part("quant_map"), &[16])?;
+    codes.iter_mut().enumerate().for_each(|(i, code)| *code = map.at(i));
+    let absmax = match json.get("nested_blocksize").is_some() {
+        false => Absmax::Plain(parts.floats(&part("absmax"), &[blocks])?),
+        true => {
+            let nested_block = size("nested_blocksize").ok_or_else(|| bad(parts, "nested_blocksize"))?;
+            let offset = json["nested_offset"].as_f64().ok_or_else(|| bad(parts, "nested_offset"))? as f32;
+            let quantised = parts.raw(&part("absmax"), "U8")?;
+            if quantised.bytes.len() != blocks {
+                return Err(parts.misfit(&part("absmax"), &quantised.shape, &[blocks]));
+            }
+            let map = parts.floats(&part("nested_quant_map"), &[256])?;
+            let absmax = parts.floats(&part("nested_absmax"), &[blocks.div_ceil(nested_block)])?;
+            Absmax::Nested { bytes: quantised.bytes, map, absmax, block: nested_block, offset }
+        }
+    };
+    let matrix = ByRuns(FourBit { bytes: packed.bytes, codes, absmax, block, dtype, columns });
+    Ok(StoredTensor::new(vec![rows, columns], kind, Arc::new(matrix)))
+}
+
+/// Blocks of the flattened matrix, two numbers a byte, the first in the high half.
+#[derive(Debug)]
+struct FourBit {
+    bytes: MappedBytes,
+    codes: [f32; 16],
+    absmax: Absmax,
+    block: usize,
+    /// What bitsandbytes rounds to.
+    dtype: DType,
+    columns: usize,
+}
+
+/// The largest absolute value of each block.
+#[derive(Debug)]
+enum Absmax {
+    Plain(Floats),
+    /// Quantised by blocks in their turn.
+    Nested {
+        bytes: MappedBytes,
+        map: Floats,
+        absmax: Floats,
+        block: usize,
+        offset: f32,
+    },
+}
+
+impl Absmax {
+    #[inline(always)]
+    fn at(&self, index: usize) -> f32 {
+        match self {
+            Self::Plain(absmax) => absmax.at(index),
+            Self::Nested { bytes, map, absmax, block, offset } => {
+                map.at(bytes[index].into()) * absmax.at(index / block) + offset
+            }
+        }
+    }
+}
+
+impl Runs for FourBit {
+    #[inline(always)]
+    fn run(&self, row: usize, start: usize, out: &mut [f32]) {
+        let flat = row * self.columns + start;
+        if flat % 2 == 0 && flat / self.block == (flat + out.len() - 1) / self.block {
+            let absmax = self.absmax.at(flat / self.block);
+            let values = self.codes.map(|code| self.dtype.round(code * absmax));
+            for (out, byte) in out.chunks_mut(2).zip(&self.bytes[flat / 2..]) {
+                out[0] = values[usize::from(byte >> 4)];
+                if let Some(second) = out.get_mut(1) {
+                    *second = values[usize::from(byte & 15)];
+                }
+            }
+            return;
+        }
+        for (at, out) in (flat..).zip(out) {
+            let byte = self.bytes[at / 2];
+            let code = if at % 2 == 0 { byte >> 4 } else { byte & 15 };
+            *out = self.dtype.round(self.codes[usize::from(code)] * self.absmax.at(at / self.block));
+        }
+    }
+
+    fn parts(&self) -> Vec<&MappedBytes> {
+        match &self.absmax {
+            Absmax::Plain(absmax) => vec![&self.bytes, &absmax.bytes],
+            Absmax::Nested { bytes, map, absmax, .. } => vec![&self.bytes, bytes, &map.bytes, &absmax.bytes],
+        }
+    }
+}
+
+/// Signed bytes and the largest absolute value of each row.
+#[derive(Debug)]
+struct EightBit {
+    bytes: MappedBytes,
+    largest: Floats,
+    columns: usize,
+}
+
+impl Runs for EightBit {
+    #[inline(always)]
+    fn run(&self, row: usize, start: usize, out: &mut [f32]) {
+        let largest = self.largest.at(row);
+        for (out, byte) in out.iter_mut().zip(&self.bytes[row * self.columns + start..]) {
+            *out = f32::from(*byte as i8) * largest * PER_127;
+        }
+    }
+
+    fn parts(&self) -> Vec<&MappedBytes> {
+        vec![&self.bytes, &self.largest.bytes]
+    }
+}

@@ -1,0 +1,93 @@
+//! compressed-tensors' "pack-quantized": four bits, stored plus 8, `(q − zero) · scale` in the type of the scales.
+
+use std::sync::Arc;
+
+use super::parts::{Floats, Parts};
+use super::runs::{ByRuns, RUN, Runs, unpack, word};
+use crate::Result;
+use crate::weights::dtype::DType;
+use crate::weights::mapped::MappedBytes;
+use crate::weights::stored::StoredTensor;
+
+/// Numbers of a word.
+const PER_WORD: usize = 8;
+
+/// Takes every packed matrix; how many there were.
+pub(super) fn gather(parts: &mut Parts) -> Result<usize> {
+    let modules = parts.modules(".weight_packed");
+    let found = modules.len();
+    for module in modules {
+        let part = |suffix: &str| format!("{module}.weight_{suffix}");
+        if parts.has(&part("g_idx")) {
+            return Err(parts.bad(&part("g_idx"), "puts inputs into groups out of order, which is not read here"));
+        }
+        let (bytes, [rows, words]) = parts.raw_matrix(&part("packed"), "I32")?;
+        let stated = parts.raw(&part("shape"), "I64")?.bytes;
+        let dim = |i: usize| stated.as_chunks::<8>().0.get(i).map(|dim| i64::from_le_bytes(*dim));
+        let columns = dim(1).and_then(|columns| usize::try_from(columns).ok()).unwrap_or(0);
+        if dim(0) != i64::try_from(rows).ok() || columns == 0 || columns.div_ceil(PER_WORD) != words {
+            return Err(parts.bad(&part("shape"), "does not say what is packed in four bits"));
+        }
+        let (scales, shape) = parts.any_floats(&part("scale"))?;
+        let groups = match shape[..] {
+            [stated, groups] if stated == rows && groups > 0 && columns.is_multiple_of(groups) => groups,
+            _ => return Err(parts.misfit(&part("scale"), &shape, &[rows, 1])),
+        };
+        let group = columns / groups;
+        if groups > 1 && !group.is_multiple_of(RUN) {
+            return Err(parts.bad(&part("scale"), &format!("makes groups of {group}, not multiples of {RUN}")));
+        }
+        let zeros = match parts.has(&part("zero_point")) {
+            false => None,
+            true => {
+                let (zeros, stated) = parts.raw_matrix(&part("zero_point"), "I32")?;
+                let due = [rows.div_ceil(PER_WORD), groups];
+                if stated != due {
+                    return Err(parts.misfit(&part("zero_point"), &stated, &due));
+                }
+                Some(zeros)
+            }
+        };
+        let matrix = Packed { dtype: scales.dtype, bytes, scales, zeros, row_bytes: words * 4, groups, group };
+        let tensor = StoredTensor::new(vec![rows, columns], "packed 4 bit", Arc::new(ByRuns(matrix)));
+        parts.put(format!("{module}.weight"), tensor)?;
+    }
+    Ok(found)
+}
+
+#[derive(Debug)]
+struct Packed {
+    /// Rows of bit streams.
+    bytes: MappedBytes,
+    /// `[rows, groups]`.
+    scales: Floats,
+    /// `[rows / 8, groups]`, packed along the rows, stored plus 8 too.
+    zeros: Option<MappedBytes>,
+    /// What the product is rounded to.
+    dtype: DType,
+    row_bytes: usize,
+    groups: usize,
+    group: usize,
+}
+
+impl Runs for Packed {
+    #[inline(always)]
+    fn run(&self, row: usize, start: usize, out: &mut [f32]) {
+        let mut codes = [0u8; RUN];
+        let codes = &mut codes[..out.len()];
+        unpack(4, &self.bytes[row * self.row_bytes + start / 2..], codes);
+        let group = start / self.group;
+        let scale = self.scales.at(row * self.groups + group);
+        let zero = match &self.zeros {
+            None => 8,
+            Some(zeros) => word(zeros, row / PER_WORD * self.groups + group) >> (row % PER_WORD * 4) & 15,
+        };
+        for (out, code) in out.iter_mut().zip(codes) {
+            *out = self.dtype.round((f32::from(*code) - zero as f32) * scale);
+        }
+    }
+
+    fn parts(&self) -> Vec<&MappedBytes> {
+        [&self.bytes, &self.scales.bytes].into_iter().chain(&self.zeros).collect()
+    }
+}

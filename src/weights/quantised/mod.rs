@@ -1,0 +1,74 @@
+//! Quantised safetensors: what several tensors of a file together say of one matrix.
+//!
+//! `config.json` names the method; which modules are quantised, the tensors themselves show, so what a checkpoint
+//! leaves plain stays plain. [`parts`] takes tensors apart with their shapes checked, [`runs`] is how all of these
+//! decode; one file a method follows. Every format gives the numbers that its own program gives.
+
+mod affine;
+mod bitsandbytes;
+mod compressed;
+mod fp8;
+mod gptq;
+mod parts;
+mod runs;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::folder::Held;
+use crate::keys::Keys;
+use crate::{Error, Result};
+use parts::Parts;
+
+pub use bitsandbytes::{NF4, NF4_BLOCK};
+
+/// Puts the quantised matrices of a folder in place of their parts.
+///
+/// # Errors
+/// [`Error::Input`] where the method is not read, or a part is missing or does not fit the others.
+pub(super) fn gather(path: &Path, config: &Map<String, Value>, tensors: &mut BTreeMap<String, Held>) -> Result<()> {
+    let keys = Keys::of(&path.join("config.json"), config);
+    let Some(section) = keys.object("quantization_config")?.or(keys.object("quantization")?) else { return Ok(()) };
+    let mut parts = Parts::new(path, tensors);
+    let method = section.text("quant_method")?;
+    let found = match method {
+        Some("bitsandbytes") => bitsandbytes::gather(&mut parts)?,
+        Some("gptq") => gptq::gather_gptq(&section, &mut parts)?,
+        Some("awq") => gptq::gather_awq(&section, &mut parts)?,
+        Some("fp8") => fp8::gather(&mut parts, "weight_scale_inv", block_size(&section)?)?,
+        Some("compressed-tensors") => compressed::gather(&mut parts)? + fp8::gather(&mut parts, "weight_scale", None)?,
+        // MLX's own section names no method
+        None if section.raw("bits").is_some() => affine::gather(&section, &mut parts)?,
+        other => return Err(unread(path, other)),
+    };
+    match found {
+        0 => Err(Error::input(format!(
+            "{}: config.json says that the weights are quantised ({}), but no tensor is stored in a form of it that is \
+             read; use the unquantised checkpoint of this model",
+            path.display(),
+            method.unwrap_or("MLX")
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// `weight_block_size`: rows and columns under one scale.
+fn block_size(section: &Keys) -> Result<Option<[usize; 2]>> {
+    let size = |value: &Value| value.as_u64().filter(|size| (1..=1 << 24).contains(size)).map(|size| size as usize);
+    section.typed("weight_block_size", "two sizes", |value| match value.as_array()?.as_slice() {
+        [rows, columns] => Some([size(rows)?, size(columns)?]),
+        _ => None,
+    })
+}
+
+fn unread(path: &Path, method: Option<&str>) -> Error {
+    Error::input(format!(
+        "{}: the weights are quantised by the method {:?}, which is not read; bitsandbytes (4 and 8 bit), gptq, awq, fp8, \
+         compressed-tensors (pack-quantized, float-quantized) and MLX's affine are. Use the unquantised checkpoint of \
+         this model, or a GGUF file of it",
+        path.join("config.json").display(),
+        method.unwrap_or("unnamed")
+    ))
+}

@@ -1,0 +1,118 @@
+//! The tensors that make up a quantised matrix, taken out of a model's by name with dtype and shape checked.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::weights::dtype::DType;
+use crate::weights::folder::Held;
+use crate::weights::mapped::MappedBytes;
+use crate::weights::stored::StoredTensor;
+use crate::{Error, Result};
+
+/// A model's tensors, from which parts are taken.
+pub struct Parts<'a> {
+    path: &'a Path,
+    tensors: &'a mut BTreeMap<String, Held>,
+}
+
+/// Plain numbers beside a quantised matrix, read one at a time.
+#[derive(Debug)]
+pub struct Floats {
+    pub bytes: MappedBytes,
+    pub dtype: DType,
+}
+
+impl Floats {
+    #[inline(always)]
+    pub fn at(&self, index: usize) -> f32 {
+        let at = index * self.dtype.size();
+        self.dtype.one(&self.bytes[at..])
+    }
+}
+
+/// Raw numbers of a part, with its shape.
+pub struct Raw {
+    pub bytes: MappedBytes,
+    pub shape: Vec<usize>,
+}
+
+impl<'a> Parts<'a> {
+    pub fn new(path: &'a Path, tensors: &'a mut BTreeMap<String, Held>) -> Self {
+        Self { path, tensors }
+    }
+
+    /// What precedes `suffix` in the names that end in it.
+    pub fn modules(&self, suffix: &str) -> Vec<String> {
+        self.tensors.keys().filter_map(|name| name.strip_suffix(suffix)).map(str::to_string).collect()
+    }
+
+    /// Whether a tensor is there and of this dtype (its name in the header).
+    pub fn is(&self, name: &str, dtype: &str) -> bool {
+        matches!(self.tensors.get(name), Some(Held::Unread(unread)) if unread.format == dtype)
+    }
+
+    /// Whether a tensor is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    pub fn bad(&self, name: &str, reason: &str) -> Error {
+        Error::input(format!("{}: tensor {name:?} {reason}; fetch the model's files again", self.path.display()))
+    }
+
+    /// Takes a tensor of integers or bytes.
+    pub fn raw(&mut self, name: &str, dtype: &str) -> Result<Raw> {
+        match self.tensors.remove(name) {
+            None => Err(self.bad(name, "is missing beside the others of its matrix")),
+            Some(Held::Unread(unread)) if unread.format == dtype => {
+                Ok(Raw { bytes: unread.bytes, shape: unread.shape })
+            }
+            Some(_) => Err(self.bad(name, &format!("is not stored as {dtype}"))),
+        }
+    }
+
+    /// Takes a tensor of two dimensions, neither of them 0.
+    pub fn raw_matrix(&mut self, name: &str, dtype: &str) -> Result<(MappedBytes, [usize; 2])> {
+        let Raw { bytes, shape } = self.raw(name, dtype)?;
+        match shape[..] {
+            [rows, columns] if rows > 0 && columns > 0 => Ok((bytes, [rows, columns])),
+            _ => Err(self.bad(name, &format!("has the shape {shape:?} where a matrix is due"))),
+        }
+    }
+
+    /// Takes plain numbers, of whatever shape.
+    pub fn any_floats(&mut self, name: &str) -> Result<(Floats, Vec<usize>)> {
+        match self.tensors.remove(name) {
+            None => Err(self.bad(name, "is missing beside the others of its matrix")),
+            Some(Held::Plain(tensor)) => {
+                let shape = tensor.shape.clone();
+                Ok((Floats { dtype: tensor.dtype, bytes: tensor.bytes }, shape))
+            }
+            Some(_) => Err(self.bad(name, "is not stored as F32, F16 or BF16")),
+        }
+    }
+
+    /// Takes plain numbers of this shape.
+    pub fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Floats> {
+        let (floats, stated) = self.any_floats(name)?;
+        if stated == shape { Ok(floats) } else { Err(self.misfit(name, &stated, shape)) }
+    }
+
+    pub fn misfit(&self, name: &str, stated: &[usize], due: &[usize]) -> Error {
+        self.bad(name, &format!("has the shape {stated:?} where {due:?} is due beside the others of its matrix"))
+    }
+
+    /// Drops a tensor that says nothing of the numbers, where it is there.
+    pub fn drop_part(&mut self, name: &str) {
+        self.tensors.remove(name);
+    }
+
+    /// Puts a whole matrix in the place of its parts.
+    pub fn put(&mut self, name: String, tensor: StoredTensor) -> Result<()> {
+        if self.tensors.contains_key(&name) {
+            return Err(self.bad(&name, "stands both quantised and plain"));
+        }
+        self.tensors.insert(name, Held::Quantised(tensor));
+        Ok(())
+    }
+}

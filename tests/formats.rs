@@ -1,0 +1,132 @@
+//! Quantised bases: single matrices equal to what the formats' own programs read (bit for bit where those compute in
+//! f32), and whole tiny models whose log-probs and gradients are those of transformers and PEFT on the same numbers.
+//! Fixtures: `tools/fixtures/formats.py`.
+
+mod support {
+    pub mod numbers;
+}
+
+use std::path::{Path, PathBuf};
+
+use dpo_lora::{
+    data::TokenizedPair,
+    model::linear::Through,
+    optim::global_norm,
+    weights::{ModelFolder, StoredMatrix},
+};
+use serde::Deserialize;
+use support::numbers::{
+    Ids, Most, adapter, by_name, dpo, gradient, json, open, policy, relative_l2, tensors, token_logps, worst,
+};
+
+#[derive(Deserialize)]
+struct Expected {
+    beta: f64,
+    pairs: Vec<Ids>,
+    loss: f64,
+    grad_norm: f64,
+    adapter: String,
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/formats")
+}
+
+/// Where a fixture's base lies: the folder itself or the GGUF file in it.
+fn base(folder: &Path) -> PathBuf {
+    ["model.gguf", "blocks.gguf"]
+        .map(|name| folder.join(name))
+        .into_iter()
+        .find(|file| file.exists())
+        .unwrap_or(folder.into())
+}
+
+/// Matrices of every format, whole and in tiles, against the numbers in `expected.safetensors`.
+fn matrices(name: &str) {
+    let folder = fixtures().join(name);
+    let (model, expected) = (ModelFolder::open(&base(&folder)).unwrap(), tensors(&folder.join("expected.safetensors")));
+    assert_eq!(model.names().filter(|name| expected.contains_key(*name)).count(), expected.len());
+    for (name, theirs) in &expected {
+        let tensor = model.tensor(name).unwrap();
+        let (rows, columns) = (tensor.rows(), tensor.columns());
+        let ours = tensor.to_f32();
+        assert_eq!(ours.len(), theirs.len(), "{name}");
+        for (i, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
+            assert_eq!(ours.to_bits(), theirs.to_bits(), "{name} ({}) at {i}: {ours} for {theirs}", tensor.format);
+        }
+        for (from, to) in [(32, columns), (0, 32), (64, 192.min(columns)), (columns / 64 * 32, columns)] {
+            if from >= to {
+                continue;
+            }
+            let mut tile = vec![0.0; to - from];
+            tensor.decode(rows - 1..rows, from..to, &mut tile);
+            assert_eq!(tile, &ours[(rows - 1) * columns + from..][..to - from], "{name} columns {from}..{to}");
+        }
+    }
+}
+
+/// A whole model against transformers and PEFT.
+fn model(name: &str) {
+    let folder = fixtures().join(name);
+    let (mut logps, mut grads) = (Most::of("quantised, log-prob of a token"), Most::of("quantised, LoRA gradient"));
+    let expected: Expected = json(&folder.join("expected.json"));
+    let theirs = tensors(&folder.join("expected.safetensors"));
+    let pairs: Vec<TokenizedPair> = expected.pairs.into_iter().map(TokenizedPair::from).collect();
+    let model = open(&base(&folder));
+    let adapter = adapter(&fixtures().join(&expected.adapter), &model);
+    for (who, through) in [("base", Through::default()), ("policy", policy(&adapter))] {
+        for (i, ours) in token_logps(&model, &pairs, through).iter().enumerate() {
+            for (side, ours) in ["chosen", "rejected"].iter().zip(ours) {
+                let tensor = format!("{who}.{side}.{i}");
+                logps.see(worst(ours, &theirs[&tensor]), format!("{name} {tensor}"));
+            }
+        }
+    }
+    let means = gradient(&model, &adapter, &pairs.iter().collect::<Vec<_>>(), &dpo(expected.beta));
+    assert!((means.loss / expected.loss - 1.0).abs() < 1e-5, "{name}: loss {} for {}", means.loss, expected.loss);
+    let norm = global_norm(&adapter.grads).expect("a norm");
+    assert!((norm / expected.grad_norm - 1.0).abs() < 1e-5, "{name}: norm {norm} for {}", expected.grad_norm);
+    let ours = by_name(&adapter, &adapter.grads);
+    assert_eq!(theirs.keys().filter(|tensor| tensor.starts_with("grad.")).count(), ours.len());
+    for (tensor, ours) in &ours {
+        grads.see(relative_l2(ours, &theirs[&format!("grad.{tensor}")]), format!("{name} {tensor}"));
+    }
+    logps.at_most(2e-5);
+    grads.at_most(1e-4);
+}
+
+#[test]
+fn ggml_blocks_are_those_of_gguf_py() {
+    matrices("ggml");
+}
+
+#[test]
+fn bitsandbytes_matrices_are_its_own() {
+    matrices("bitsandbytes-matrices");
+}
+
+#[test]
+fn gptq_and_awq_matrices_are_those_of_gptqmodel() {
+    for name in ["gptq-4-v1", "gptq-8-v2", "gptq-8-v1-order", "awq-matrices"] {
+        matrices(name);
+    }
+}
+
+#[test]
+fn mlx_matrices_are_its_own() {
+    matrices("mlx-matrices");
+}
+
+#[test]
+fn fp8_and_packed_matrices_are_those_of_compressed_tensors() {
+    for name in ["fp8-matrices", "fp8-blocks", "packed-matrices"] {
+        matrices(name);
+    }
+}
+
+#[test]
+fn a_quantised_model_computes_what_transformers_does_on_its_numbers() {
+    for name in ["gguf", "nf4", "int8", "gptq", "awq", "mlx", "fp8", "packed"] {
+        model(name);
+    }
+}

@@ -106,7 +106,7 @@ impl Tokenizer {
         let bos_id = special.get("bos_token").and_then(|token| backend.token_to_id(token));
         let leading = first.filter(|id| Some(*id) == bos_id);
         let vocab_size = backend.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        let fingerprint = fingerprint(bytes, &special, config.template.as_ref());
+        let fingerprint = fingerprint(&bytes, &special, config.template.as_ref());
         let template = config.template;
         Ok(Self { backend, file, special, eos_token, stop_ids, leading, vocab_size, template, fingerprint })
     }

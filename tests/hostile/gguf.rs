@@ -92,9 +92,17 @@ pub fn headers() -> Vec<Case> {
         case("2^64 - 1 keys", Gguf::new().counts(0, u64::MAX).bytes(), &["it claims 18446744073709551615 keys"]),
         case("a million tensors", Gguf::new().counts(1 << 20, 1).bytes(), &["it claims 1048576 tensors"]),
         case("a key more than there is", Gguf::new().counts(0, 2).bytes(), CUT),
-        case("a key twice", Gguf::new().key("a", 4, &[0; 4]).key("a", 4, &[0; 4]).bytes(), &["the key \"a\" stands twice"]),
+        case(
+            "a key twice",
+            Gguf::new().key("a", 4, &[0; 4]).key("a", 4, &[0; 4]).bytes(),
+            &["the key \"a\" stands twice"],
+        ),
         case("a key without a name", Gguf::new().key("", 4, &[0; 4]).bytes(), &["no proper name"]),
-        case("a key of 70,000 bytes", Gguf::new().key(&"k".repeat(70_000), 4, &[0; 4]).bytes(), &["no proper name of at most 65535"]),
+        case(
+            "a key of 70,000 bytes",
+            Gguf::new().key(&"k".repeat(70_000), 4, &[0; 4]).bytes(),
+            &["no proper name of at most 65535"],
+        ),
         case("a key that is a command", Gguf::new().key("\x1b[2J", 4, &[0; 4]).bytes(), &["no proper name"]),
         case("an unknown type", Gguf::new().key("a", 13, &[0; 16]).bytes(), &["key \"a\" has the unknown type 13"]),
         case("a bool of 2", Gguf::new().key("a", 7, &[2; 8]).bytes(), &["neither 0 nor 1"]),
@@ -104,8 +112,16 @@ pub fn headers() -> Vec<Case> {
         case("a list of lists", Gguf::new().key("a", 9, &list(9, 1, &[0; 16])).bytes(), &["is a list of lists"]),
         case("2^64 - 1 numbers", Gguf::new().key("a", 9, &list(4, u64::MAX, &[])).bytes(), CUT),
         case("2^62 numbers of 4 bytes", Gguf::new().key("a", 9, &list(4, 1 << 62, &[])).bytes(), CUT),
-        case("2^60 texts", Gguf::new().key("a", 9, &list(8, 1 << 60, &[0; 64])).bytes(), &["claims 1152921504606846976 texts"]),
-        case("an unknown type in a list", Gguf::new().key("a", 9, &list(99, 1, &[0; 16])).bytes(), &["the unknown type 99"]),
+        case(
+            "2^60 texts",
+            Gguf::new().key("a", 9, &list(8, 1 << 60, &[0; 64])).bytes(),
+            &["claims 1152921504606846976 texts"],
+        ),
+        case(
+            "an unknown type in a list",
+            Gguf::new().key("a", 9, &list(99, 1, &[0; 16])).bytes(),
+            &["the unknown type 99"],
+        ),
         case("alignment 0", alignment(4, &[0; 4]), &["general.alignment is not a power of two"]),
         case("alignment 33", alignment(4, &33u32.to_le_bytes()), &["general.alignment is not a power of two"]),
         case("alignment 2^63", alignment(10, &(1u64 << 63).to_le_bytes()), &["general.alignment is not"]),
@@ -116,7 +132,8 @@ pub fn headers() -> Vec<Case> {
         case("a tensor without a name", named(""), &["no proper name"]),
         case("a tensor's name of 64 bytes", named(&"n".repeat(64)), &["no proper name of at most 63"]),
         case("a tensor's name that is a command", named("a\x1b[2J"), &["no proper name"]),
-        case("a tensor of another model", named("../../etc/passwd"), &["model.gguf: tensor \"../../etc/passwd\""]).or_config(),
+        case("a tensor of another model", named("../../etc/passwd"), &["model.gguf: tensor \"../../etc/passwd\""])
+            .or_config(),
     ]
 }
 
@@ -161,9 +178,21 @@ pub fn tensors() -> Vec<Case> {
             Gguf::new().tensor("a", &[32], 0, 0).tensor("a", &[32], 0, 128).data(256).bytes(),
             &["the tensor \"a\" stands twice"],
         ),
-        case("an unknown architecture", Gguf { keys: vec![key("general.architecture", 8, &text(b"evil"))], ..Gguf::new() }.bytes(), &["\"evil\" is not read from GGUF"]),
-        case("no architecture", Gguf { keys: vec![key("a", 4, &[0; 4])], ..Gguf::new() }.bytes(), &["general.architecture: it is missing"]),
-        case("an architecture that is a number", Gguf { keys: vec![key("general.architecture", 4, &[0; 4])], ..Gguf::new() }.bytes(), &["general.architecture: it is not a text"]),
+        case(
+            "an unknown architecture",
+            Gguf { keys: vec![key("general.architecture", 8, &text(b"evil"))], ..Gguf::new() }.bytes(),
+            &["\"evil\" is not read from GGUF"],
+        ),
+        case(
+            "no architecture",
+            Gguf { keys: vec![key("a", 4, &[0; 4])], ..Gguf::new() }.bytes(),
+            &["general.architecture: it is missing"],
+        ),
+        case(
+            "an architecture that is a number",
+            Gguf { keys: vec![key("general.architecture", 4, &[0; 4])], ..Gguf::new() }.bytes(),
+            &["general.architecture: it is not a text"],
+        ),
         case("an adapter", set("general.type", 8, &text(b"adapter")), &["it holds a \"adapter\", not a model"]),
         case("one part of several", set("split.count", 2, &2u16.to_le_bytes()), &["it is one part of several"]),
         case("nothing but an architecture", Gguf::new().bytes(), &["it is missing"]),

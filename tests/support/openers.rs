@@ -107,6 +107,24 @@ impl Kind {
         }
     }
 
+    /// Its fuzz target in `fuzz/`.
+    pub fn target(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::Gguf => "gguf",
+            Self::Index => "index",
+            Self::Config => "config",
+            Self::Tokenizer => "tokenizer",
+            Self::TokenizerConfig => "tokenizer_config",
+            Self::Template => "template",
+            Self::AdapterConfig => "adapter_config",
+            Self::AdapterWeights => "adapter_weights",
+            Self::Rows => "rows",
+            Self::PackedRows => "packed_rows",
+            Self::Recipe => "recipe",
+        }
+    }
+
     /// The exit code of a bad one.
     pub fn exit_code(self) -> u8 {
         if self == Self::Recipe { 2 } else { 3 }
@@ -218,8 +236,18 @@ impl Kind {
                 "#",
             ],
             Self::Gguf => &[
-                "\0\0\0\0\0\0\0\0", "\x08\0\0\0", "\x09\0\0\0", "general.alignment", "general.architecture", "llama",
-                "tokenizer.ggml.", "blk.0.attn_q.weight", "output.weight", "GGUF", "\x7f\x7f\x7f\x7f", "\x01\0\0\0",
+                "\0\0\0\0\0\0\0\0",
+                "\x08\0\0\0",
+                "\x09\0\0\0",
+                "general.alignment",
+                "general.architecture",
+                "llama",
+                "tokenizer.ggml.",
+                "blk.0.attn_q.weight",
+                "output.weight",
+                "GGUF",
+                "\x7f\x7f\x7f\x7f",
+                "\x01\0\0\0",
             ],
             Self::PackedRows => &["\x1f\u{8b}\x08", "\0", "\x02", "\n"],
             _ => &[

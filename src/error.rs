@@ -36,23 +36,51 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
+/// Most characters of a message. Bad files are quoted in it, and a name or a value in one may have any length.
+const MAX_MESSAGE: usize = 4000;
+
+/// The message as a terminal may show it: control characters but line ends and tabs are written out, and what is over
+/// [`MAX_MESSAGE`] is left out.
+fn shown(message: String) -> String {
+    let hidden = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if message.len() <= MAX_MESSAGE && !message.contains(hidden) {
+        return message;
+    }
+    let mut out = String::new();
+    let length = message.chars().count();
+    // The start names the place, the end the remedy.
+    let (start, end) =
+        if length > MAX_MESSAGE { (MAX_MESSAGE / 2, length - MAX_MESSAGE / 2) } else { (length, length) };
+    for (at, c) in message.chars().enumerate() {
+        match c {
+            _ if at == start && at < end => out.push_str(&format!(" … ({} characters left out) … ", end - start)),
+            _ if (start..end).contains(&at) => {}
+            c if hidden(c) => out.extend(c.escape_unicode()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// The library's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// An unusable recipe or command line.
     pub fn recipe(message: impl Into<String>) -> Self {
-        Self::Recipe(message.into())
+        Self::Recipe(shown(message.into()))
     }
 
     /// A bad or missing file from outside.
     pub fn input(message: impl Into<String>) -> Self {
-        Self::Input(message.into())
+        Self::Input(shown(message.into()))
     }
 
     /// A failed run.
     pub fn run(message: impl Into<String>) -> Self {
-        Self::Run(message.into())
+        Self::Run(shown(message.into()))
     }
 
     /// A file from outside that cannot be read.
@@ -63,12 +91,12 @@ impl Error {
             }
             _ => error.to_string(),
         };
-        Self::Input(format!("{}: cannot be read: {why}", path.display()))
+        Self::input(format!("{}: cannot be read: {why}", path.display()))
     }
 
     /// A file of ours that cannot be written; a full disk is a lack of resources.
     pub fn writing(path: &Path, error: std::io::Error) -> Self {
-        let message = format!("{}: cannot be written: {error}", path.display());
+        let message = shown(format!("{}: cannot be written: {error}", path.display()));
         match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::Resource(message),
             _ => Self::Run(message),
@@ -84,5 +112,26 @@ impl Error {
             Self::Resource(_) => 4,
             Self::Stopped(signal) => 128 + *signal as u8,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_bad_file_says_does_not_reach_the_terminal_raw() {
+        let said = Error::input("a\u{1b}[2J\u{202e}b\tc\nd").to_string();
+        assert_eq!(said, "a\\u{1b}[2J\\u{202e}b\tc\nd");
+    }
+
+    #[test]
+    fn a_long_message_keeps_its_start_and_its_end() {
+        let said = Error::recipe(format!("place: {}; remedy", "é".repeat(9000))).to_string();
+        assert!(
+            said.starts_with("place: é") && said.ends_with("é; remedy") && said.contains("5015 characters left out"),
+            "{said}"
+        );
+        assert!(said.chars().count() < MAX_MESSAGE + 50);
     }
 }

@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::{Error, Result, outside};
 
 /// No size in a model's or an adapter's config is larger; products of two of them stay within 64 bits.
 const MAX_SIZE: u64 = 1 << 24;
 
 /// Reads a file that should hold one object.
 pub(crate) fn object_file(path: &Path) -> Result<Map<String, Value>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, e))?;
-    serde_json::from_str(&text)
+    let text = outside::read(path, outside::MAX_JSON)?;
+    outside::json(&text)
         .map_err(|e| Error::input(format!("{}: not a JSON object: {e}; fetch the file again", path.display())))
 }
 

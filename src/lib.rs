@@ -4,6 +4,7 @@
 //! [`train`] → [`export`].
 
 pub mod cli;
+pub mod confined;
 pub mod data;
 pub mod engine;
 pub mod error;
@@ -15,6 +16,7 @@ mod keys;
 pub mod model;
 pub mod objective;
 pub mod optim;
+mod outside;
 pub mod random;
 pub mod recipe;
 pub mod report;

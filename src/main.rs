@@ -4,10 +4,12 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use dpo_lora::{confined::Allocator, heap::Heap};
 
-/// Large blocks are resident as long as they are used, so that the plan of a run can be kept.
+/// Large blocks are resident as long as they are used, so that the plan of a run can be kept; chat templates and tokenizers
+/// have a bound.
 #[global_allocator]
-static HEAP: dpo_lora::heap::Heap = dpo_lora::heap::Heap;
+static ALLOCATOR: Allocator<Heap> = Allocator::over(Heap);
 
 fn main() -> ExitCode {
     // A usage error ends the process here, with exit code 2.

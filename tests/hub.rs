@@ -327,6 +327,165 @@ fn a_download_that_breaks_off_goes_on_where_it_was() {
     says(&place.said(), &["model.safetensors: broke off"]);
 }
 
+/// A connection that ends anywhere, and a run that is stopped anywhere: the file is the same in the end.
+#[test]
+fn a_drop_at_any_of_20_offsets_loses_nothing() {
+    let length = weights().len();
+    let spread = (1..12).map(|i| i * length / 12);
+    let offsets: Vec<usize> =
+        [0, 1, 2, 131_071, 131_072, 131_073, length - 2, length - 1, length].into_iter().chain(spread).collect();
+    assert_eq!(offsets.len(), 20);
+    std::thread::scope(|scope| {
+        for offset in offsets {
+            scope.spawn(move || {
+                let (server, place) = (HubServer::start(&[tiny()]), Place::new());
+                server.fault("model.safetensors", Fault::Cut(offset), 1);
+                let folder = place.hub(&server.url).model(ID, "main").unwrap();
+                assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights(), "dropped at {offset}");
+                let asked: Vec<_> = server.take_seen().into_iter().filter(|s| s.store).map(|s| s.range).collect();
+                let again = (offset > 0).then(|| format!("bytes={offset}-"));
+                let expected = if offset == length { vec![None] } else { vec![None, again] };
+                assert_eq!(asked, expected, "dropped at {offset}");
+
+                // what a run leaves that was stopped there
+                let (server, place) = (HubServer::start(&[tiny()]), Place::new());
+                let blobs = place.repo().join("blobs");
+                fs::create_dir_all(&blobs).unwrap();
+                let part = blobs.join(format!("{}.incomplete", sha256(&weights())));
+                fs::write(&part, &weights()[..offset]).unwrap();
+                let folder = place.hub(&server.url).model(ID, "main").unwrap();
+                assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights(), "stopped at {offset}");
+                assert!(!part.exists());
+            });
+        }
+    });
+}
+
+#[test]
+fn a_server_that_treats_ranges_its_own_way_is_seen_through() {
+    // the whole file where a part was asked for
+    let (server, place) = (HubServer::start(&[tiny()]), Place::new());
+    let part = |place: &Place, bytes: &[u8]| {
+        fs::create_dir_all(place.repo().join("blobs")).unwrap();
+        fs::write(place.repo().join("blobs").join(format!("{}.incomplete", sha256(&weights()))), bytes).unwrap();
+    };
+    part(&place, &weights()[..1000]);
+    server.fault("model.safetensors", Fault::Whole, 1);
+    let folder = place.hub(&server.url).model(ID, "main").unwrap();
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights());
+
+    // a part that begins elsewhere; a part of another file; a part left over that is another file's
+    for (fault, left) in [
+        (Fault::Later, weights()[..1000].to_vec()),
+        (Fault::Garble, weights()[..1000].to_vec()),
+        (Fault::Cut(usize::MAX), vec![9; 1000]),
+    ] {
+        let (server, place) = (HubServer::start(&[tiny()]), Place::new());
+        part(&place, &left);
+        server.fault("model.safetensors", fault, 4);
+        let error = input(place.hub(&server.url).model(ID, "main"));
+        assert!(error.contains("SHA-256") || error.contains("no answer"), "{error}");
+        assert!(!place.repo().join("blobs").join(sha256(&weights())).exists());
+        server.fault("model.safetensors", Fault::Garble, 0);
+        let folder = place.hub(&server.url).model(ID, "main").unwrap();
+        assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights());
+    }
+}
+
+#[test]
+fn content_that_is_swapped_between_two_connections_is_found() {
+    let (server, place) = (HubServer::start(&[tiny()]), Place::new());
+    server.fault("model.safetensors", Fault::Swap(100_000), 1);
+    says(&input(place.hub(&server.url).model(ID, "main")), &["model.safetensors", "SHA-256", "thrown away"]);
+    assert!(place.files("blobs").iter().all(|name| !name.contains("incomplete")));
+    let folder = place.hub(&server.url).model(ID, "main").unwrap();
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights());
+}
+
+#[test]
+fn a_lie_about_the_length_is_found() {
+    let length = weights().len();
+    for (size, says_why) in [
+        ((length + 1).to_string(), "ended after 300000 of 300001 bytes"),
+        ((length - 1).to_string(), "more bytes came than the hub announced"),
+        ("0".into(), "more bytes came than the hub announced"),
+        ("18446744073709551615".into(), "ended after 300000 of"),
+    ] {
+        let (server, place) = (HubServer::start(&[Repo { size: Some(size.clone()), ..tiny() }]), Place::new());
+        let error = input(place.hub(&server.url).model(ID, "main"));
+        assert!(error.contains(says_why) || error.contains("no answer"), "{size}: {error}");
+        assert!(!place.repo().join("blobs").join(sha256(&weights())).exists(), "{size}");
+    }
+    // no size at all: the hash decides
+    for size in ["-1", "many", ""] {
+        let (server, place) = (HubServer::start(&[Repo { size: Some(size.into()), ..tiny() }]), Place::new());
+        let folder = place.hub(&server.url).model(ID, "main").unwrap();
+        assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights());
+    }
+    // a connection that says less than it brings is gone on with; one that says nothing ends where it ends
+    for fault in [Fault::Short, Fault::NoLength] {
+        let (server, place) = (HubServer::start(&[tiny()]), Place::new());
+        server.fault("model.safetensors", fault, 1);
+        let folder = place.hub(&server.url).model(ID, "main").unwrap();
+        assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights());
+    }
+}
+
+#[test]
+fn a_redirection_that_leads_nowhere_good_is_refused() {
+    let away = HubServer::start(&[]);
+    for (to, why) in [
+        ("/model.safetensors?in=acme/tiny".to_string(), "redirects without end"),
+        ("file:///etc/passwd".into(), "a redirection to nowhere"),
+        ("ftp://localhost/x".into(), "a redirection to nowhere"),
+        ("//".into(), "a redirection to nowhere"),
+        ("model.safetensors".into(), "a redirection to nowhere"),
+        (format!("{}/x", away.url), "404"),
+        (format!("{}/x", nowhere()), "no answer"),
+    ] {
+        let gated = Repo { token: Some("hf_secret".into()), ..tiny() };
+        let (server, place) = (HubServer::start(&[gated]), Place::new());
+        server.fault("model.safetensors", Fault::Redirect(to.clone()), usize::MAX);
+        let env = HubEnv { token: Some("hf_secret".into()), ..place.env(&server.url) };
+        let error = input(place.hub_with(env).model(ID, "main"));
+        assert!(error.contains(why) && !error.contains("hf_secret"), "{to}: {error}");
+        assert!(place.files("blobs").iter().all(|name| *name != sha256(&weights())));
+    }
+    assert!(away.take_seen().iter().all(|seen| seen.authorization.is_none()), "the token stays at home");
+}
+
+#[test]
+fn a_listing_that_is_none_is_refused() {
+    let deep = format!("{{\"sha\": \"{COMMIT}\", \"siblings\": {}", "[".repeat(100_000));
+    let listing = |sha: &str, siblings: &str| format!("{{\"sha\": {sha}, \"siblings\": {siblings}}}");
+    let commit = format!("\"{COMMIT}\"");
+    for text in [
+        String::new(),
+        "<html>sign in</html>".into(),
+        "[]".into(),
+        "null".into(),
+        "{}".into(),
+        deep,
+        listing("3", "[]"),
+        listing("null", "[]"),
+        listing("\"main\"", "[]"),
+        listing("\"../../../../../../etc\"", "[]"),
+        listing(&commit.to_uppercase(), "[]"),
+        listing(&commit, "{}"),
+        listing(&commit, "[3]"),
+        listing(&commit, "[{}]"),
+        listing(&commit, "[{\"rfilename\": 3}]"),
+        listing(&commit, "[]"),
+        listing(&commit, "[{\"rfilename\": \"../config.json\"}]"),
+    ] {
+        let (server, place) = (HubServer::start(&[Repo { listing: Some(text.clone()), ..tiny() }]), Place::new());
+        let error = input(place.hub(&server.url).model(ID, "main"));
+        let known = ["does not answer as a hub does", "the repository has no config.json"];
+        assert!(known.iter().any(|why| error.contains(why)), "{text:.200}: {error}");
+        assert!(!place.repo().exists());
+    }
+}
+
 #[test]
 fn a_later_run_goes_on_where_an_earlier_one_was_stopped() {
     let (server, place) = (HubServer::start(&[tiny()]), Place::new());
@@ -435,6 +594,80 @@ fn a_folder_is_itself_and_other_names_are_refused() {
     says(&input(hub.model("./not/here", "main")), &["./not/here", "no such folder", "OWNER/NAME"]);
     says(&input(hub.model("gpt2", "main")), &["gpt2", "no such folder", "OWNER/NAME"]);
     says(&input(hub.model(ID, "../main")), &["../main", "cannot be a revision"]);
+}
+
+/// Cache, endpoint, token and offline switch under many environments, by both programs.
+#[test]
+fn the_environment_is_read_as_the_python_client_reads_it() {
+    let Some(python) = support::required_env("DPO_LORA_PEERS_PYTHON") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().to_str().unwrap();
+    for (name, text) in [("token", "hf_file\n"), ("other", " hf_\r\nother \n"), ("empty", "\n")] {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    let at = |name: &str| format!("{home}/{name}");
+    let cases: Vec<Vec<(&str, String)>> = vec![
+        vec![],
+        vec![("XDG_CACHE_HOME", "/xdg".into())],
+        vec![("HF_HOME", home.into())],
+        vec![("HF_HOME", "~/hf".into())],
+        vec![("HF_HOME", "$BIG/hf".into())],
+        vec![("HF_HOME", "${BIG}/$NONE/hf".into()), ("XDG_CACHE_HOME", "/xdg".into())],
+        vec![("HF_HOME", "/h".into()), ("HF_HUB_CACHE", "~/c".into())],
+        vec![("HUGGINGFACE_HUB_CACHE", "/former".into())],
+        vec![("HUGGINGFACE_HUB_CACHE", "/former".into()), ("HF_HUB_CACHE", "/now".into())],
+        vec![("HF_ENDPOINT", "http://mirror:8080/".into())],
+        vec![("HF_ENDPOINT", "https://mirror/path//".into())],
+        vec![("HF_TOKEN", "hf_var".into()), ("HF_HOME", home.into())],
+        vec![("HF_TOKEN", " hf_\nvar ".into())],
+        vec![("HF_TOKEN", "".into()), ("HF_HOME", home.into())],
+        vec![("HUGGING_FACE_HUB_TOKEN", "hf_former".into()), ("HF_HOME", home.into())],
+        vec![("HUGGING_FACE_HUB_TOKEN", "hf_former".into()), ("HF_TOKEN", "hf_now".into())],
+        vec![("HF_TOKEN_PATH", at("other"))],
+        vec![("HF_TOKEN_PATH", at("empty"))],
+        vec![("HF_TOKEN_PATH", at("none")), ("HF_HOME", home.into())],
+        vec![("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1".into()), ("HF_TOKEN", "hf_var".into())],
+        vec![("HF_HUB_OFFLINE", "1".into())],
+        vec![("HF_HUB_OFFLINE", "yes".into())],
+        vec![("HF_HUB_OFFLINE", "True".into())],
+        vec![("HF_HUB_OFFLINE", "on".into())],
+        vec![("HF_HUB_OFFLINE", "2".into())],
+        vec![("HF_HUB_OFFLINE", "0".into()), ("TRANSFORMERS_OFFLINE", "1".into())],
+        vec![("HF_HUB_OFFLINE", "".into()), ("TRANSFORMERS_OFFLINE", "1".into())],
+        vec![("TRANSFORMERS_OFFLINE", "TRUE".into())],
+    ];
+    let code = "import json, os, sys, importlib\n\
+                import huggingface_hub.constants as c\n\
+                from huggingface_hub.utils import build_hf_headers\n\
+                base = dict(os.environ)\n\
+                for case in json.load(sys.stdin):\n\
+                \x20   os.environ.clear(); os.environ.update(base); os.environ.update(dict(case))\n\
+                \x20   importlib.reload(c)\n\
+                \x20   token = build_hf_headers().get('authorization')\n\
+                \x20   print(json.dumps([c.HF_HUB_CACHE, c.ENDPOINT, token, c.HF_HUB_OFFLINE]))\n";
+    let child = std::process::Command::new(&python)
+        .args(["-c", code])
+        .env_clear()
+        .envs([("HOME", "/home/ada"), ("BIG", "/mnt/big")])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn();
+    let mut child = child.unwrap();
+    child.stdin.take().unwrap().write_all(serde_json::to_string(&cases).unwrap().as_bytes()).unwrap();
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success());
+    let theirs: Vec<serde_json::Value> =
+        String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(theirs.len(), cases.len());
+    for (case, theirs) in cases.iter().zip(theirs) {
+        let lookup = |name: &str| match case.iter().find(|(set, _)| *set == name) {
+            Some((_, value)) => Some(value.into()),
+            None => (name == "BIG").then(|| "/mnt/big".into()),
+        };
+        let ours = HubEnv::from_vars(&lookup, Some("/home/ada".into()));
+        let token = ours.token.map(|token| format!("Bearer {token}"));
+        assert_eq!(serde_json::json!([ours.cache, ours.endpoint, token, ours.offline]), theirs, "{case:?}");
+    }
 }
 
 /// Both ways with the Python client: what one downloads, the other finds without a question.

@@ -3,8 +3,8 @@
 use std::{fs, path::Path};
 
 /// A folder (or file) of `src`, and what it may use besides `error`, `random` and itself.
-const MAY_USE: [(&str, &[&str]); 18] = [
-    ("main", &["cli", "heap"]),
+const MAY_USE: [(&str, &[&str]); 20] = [
+    ("main", &["cli", "confined", "heap"]),
     (
         "cli",
         &["data", "engine", "export", "hub", "model", "objective", "recipe", "report", "store", "train", "weights"],
@@ -32,15 +32,17 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("objective", &["data", "kernels", "model", "recipe", "store"]),
     ("optim", &["recipe", "store", "weights"]),
     ("model", &["kernels", "keys", "weights"]),
-    ("weights", &["kernels", "keys"]),
+    ("weights", &["kernels", "keys", "outside"]),
     ("kernels", &[]),
-    ("data", &["recipe", "weights"]),
+    ("data", &["confined", "outside", "recipe", "weights"]),
     ("recipe", &[]),
-    ("hub", &[]),
+    ("hub", &["outside"]),
     ("report", &["store"]),
     ("store", &["weights"]),
     ("heap", &[]),
-    ("keys", &[]),
+    ("keys", &["outside"]),
+    ("outside", &[]),
+    ("confined", &[]),
     ("random", &[]),
 ];
 

@@ -14,10 +14,12 @@ use super::template::ChatTemplate;
 use super::tokenize::{fit, tokenize};
 use super::tokenizer::Tokenizer;
 use crate::recipe::{self, Format, Truncation};
-use crate::{Error, Result};
+use crate::{Error, Result, outside};
 
 /// Rows read ahead and tokenised on all cores at once: enough to keep them busy, few enough to hold as text.
 const CHUNK: usize = 1024;
+/// Bytes of text after which a chunk takes no further row.
+const CHUNK_BYTES: usize = 16 << 20;
 
 /// The part of a recipe's `[data]` that says what a row becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +99,7 @@ impl Dataset {
         let before = self.report.rows;
         loop {
             let left = if options.limit == 0 { CHUNK } else { (options.limit - self.report.rows).min(CHUNK) };
-            let chunk: Vec<(u32, String)> = lines.by_ref().take(left).collect::<Result<_>>()?;
+            let chunk = chunk(&mut lines, left)?;
             let Some((line, first)) = chunk.first() else { break };
             let known = match shape {
                 Some(shape) => shape,
@@ -162,6 +164,17 @@ pub fn fingerprint(pairs: &[TokenizedPair]) -> [u8; 32] {
     hash.finalize().into()
 }
 
+/// The next rows, `most` at most and no more than [`CHUNK_BYTES`] and one row of text, each with its line.
+fn chunk(lines: &mut Lines, most: usize) -> Result<Vec<(u32, String)>> {
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    while rows.len() < most && bytes < CHUNK_BYTES {
+        let Some(row) = lines.next().transpose()? else { break };
+        bytes += row.1.len();
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
 fn outcome(
     shape: Shape,
     origin: (u32, u32),
@@ -188,7 +201,7 @@ fn object(text: &str) -> Result<Map<String, Value>> {
             "a JSON list; rows are one JSON object a line (JSONL), so write each on its own line",
         ));
     }
-    serde_json::from_str(text).map_err(|error| {
+    outside::json(text.as_bytes()).map_err(|error| {
         Error::input(format!("not a JSON object: {error}; rows are one JSON object a line, so mend or remove this one"))
     })
 }

@@ -6,6 +6,7 @@
 
 pub mod dataset;
 pub mod format;
+mod growth;
 pub mod order;
 mod pyjson;
 pub mod reader;

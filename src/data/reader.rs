@@ -10,6 +10,10 @@ use crate::{Error, Result};
 
 /// Longest line in bytes: a row's text is held in memory whole.
 const MAX_LINE: u64 = 16 << 20;
+/// A packed file may unpack to so many bytes, and beyond them to so many times its size: rows of text reach 10 times,
+/// gzip at most 1032.
+const MAX_UNPACKED: u64 = 32 << 20;
+const MAX_RATIO: u64 = 100;
 
 /// The files that `patterns` name, in the order given; those of one glob in the order of their names. A name that
 /// exists is taken as it stands, whatever characters it has.
@@ -53,9 +57,14 @@ impl Lines {
     /// [`Error::Input`] where it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
         let open = || {
-            let mut file = BufReader::new(File::open(path)?);
+            let file = File::open(path)?;
+            let size = file.metadata()?.len();
+            let mut file = BufReader::new(file);
             let reader: Box<dyn BufRead> = match file.fill_buf()? {
-                [0x1f, 0x8b, ..] => Box::new(BufReader::new(MultiGzDecoder::new(file))),
+                [0x1f, 0x8b, ..] => {
+                    let left = MAX_UNPACKED.max(size.saturating_mul(MAX_RATIO));
+                    Box::new(BufReader::new(Unpacked { reader: MultiGzDecoder::new(file), left }))
+                }
                 _ => Box::new(file),
             };
             Ok(reader)
@@ -90,6 +99,25 @@ impl Lines {
         let text = String::from_utf8(line).map_err(|_| at(number, "not UTF-8 text; save the file as UTF-8".into()))?;
         self.number = number;
         Ok(Some(text))
+    }
+}
+
+/// Bytes from a packed file, no more of them than is `left`.
+struct Unpacked<R> {
+    reader: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Unpacked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
+            std::io::Error::other(format!(
+                "it unpacks to more than {MAX_RATIO} times its size, as no text does; if it is what you want, unpack \
+                 it with gunzip and name that file"
+            ))
+        })?;
+        Ok(read)
     }
 }
 

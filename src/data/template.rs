@@ -1,8 +1,8 @@
 //! Chat templates: Jinja in the dialect that transformers runs them in, on minijinja.
 //!
 //! A template comes with a model and is not trusted: it sees the messages and a few names, reads no file, and is
-//! bounded in steps, in recursion, in its own size and in what it writes. (Not bounded: the size of a text that it
-//! builds by doubling and does not write.)
+//! bounded in steps, in recursion, in its own size, in what it writes, in time and, under the program's own allocator
+//! ([`confined`]), in the memory that it holds: the renderer itself lets a text be doubled at every step.
 //!
 //! Two things differ from transformers, on purpose: `strftime_now` always speaks of [`TODAY`], so that a run's tokens
 //! do not change overnight; and a list or object that is written without `tojson` is an error, because its text would
@@ -10,6 +10,8 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error as Failure, ErrorKind, Output, State};
@@ -17,15 +19,16 @@ use serde_json::{Map, Value as Json};
 
 use super::pyjson::{self, Style};
 use super::tokenizer::Tokenizer;
-use crate::{Error, Result};
+use crate::confined::{self, Broken, Limits};
+use crate::{Error, Result, outside};
 
 /// The day that `strftime_now` tells: the one Llama 3's template falls back to, as (year, month, day).
 pub const TODAY: (u32, u32, u32) = (2024, 7, 26);
 
 /// Largest template, in bytes. Those of published models have some 20 kB at most.
-const MAX_SOURCE: usize = 256 << 10;
+pub(super) const MAX_SOURCE: u64 = 256 << 10;
 /// Most bytes a template may write for one chat.
-const MAX_OUTPUT: usize = 64 << 20;
+const MAX_OUTPUT: usize = 32 << 20;
 /// Steps of minijinja's machine: for a chat as such, for each of its messages, and at most. The templates in
 /// tests/fixtures take at most 70 a message.
 const STEPS: u64 = 100_000;
@@ -34,6 +37,12 @@ const MAX_STEPS: u64 = 1_000_000;
 /// Bytes of address space (used only as far as they are touched) for the stack that a template is rendered on. A
 /// value can be nested about once in six steps, and takes at most 700 bytes a level to walk.
 const STACK: usize = 512 << 20;
+/// Bytes that rendering a chat may hold: so many, and for each byte of the chat as many again as a list of its
+/// characters takes.
+const MEMORY: usize = 64 << 20;
+const MEMORY_A_BYTE: usize = 64;
+/// The published templates take some microseconds.
+const TIME: Duration = Duration::from_secs(60);
 /// Most templates and macros within each other.
 const MAX_DEPTH: usize = 64;
 
@@ -42,6 +51,12 @@ pub type Message = Map<String, Json>;
 
 /// A compiled chat template.
 pub struct ChatTemplate {
+    compiled: Arc<Compiled>,
+    /// What is said of every chat once a bound of memory or time was broken: each one more would leave a thread behind.
+    broken: OnceLock<String>,
+}
+
+struct Compiled {
     environment: Environment<'static>,
     file: String,
     source: String,
@@ -63,8 +78,7 @@ impl ChatTemplate {
             }
             file => {
                 let path = Path::new(file);
-                let text = std::fs::read_to_string(path).map_err(|error| Error::reading(path, error))?;
-                Self::compile(file, &text, tokenizer).map(Some)
+                Self::compile(file, &outside::read_text(path, MAX_SOURCE)?, tokenizer).map(Some)
             }
         }
     }
@@ -74,17 +88,53 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Input`] that names `file` and the line.
     pub fn compile(file: &str, source: &str, tokenizer: &Tokenizer) -> Result<Self> {
-        let special = Value::from_serialize(tokenizer.special_tokens());
-        on_deep_stack(file, || Self::with_special_tokens(file, source, special))
+        Self::with_special_tokens(file, source, Value::from_serialize(tokenizer.special_tokens()))
     }
 
     fn with_special_tokens(file: &str, source: &str, special: Value) -> Result<Self> {
-        if source.len() > MAX_SOURCE {
+        if source.len() as u64 > MAX_SOURCE {
             let size = source.len();
             return Err(Error::input(format!(
                 "{file}: a chat template of {size} bytes; at most {MAX_SOURCE} are read, so this is not one"
             )));
         }
+        let (name, source) = (file.to_owned(), source.to_owned());
+        // Constant expressions are computed when a template is compiled.
+        let compiled = within(source.len(), move || Compiled::new(&name, source, special));
+        let compiled = compiled.unwrap_or_else(|broken| Err(failed(file, &why(&broken))))?;
+        Ok(Self { compiled: Arc::new(compiled), broken: OnceLock::new() })
+    }
+
+    /// The text of a chat. With `add_generation_prompt` it ends where the assistant's answer begins.
+    ///
+    /// # Errors
+    /// [`Error::Input`] that names the template's file and line where it refuses the messages, fails, or exceeds its
+    /// bounds.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let file = &self.compiled.file;
+        if let Some(broken) = self.broken.get() {
+            return Err(failed(file, broken));
+        }
+        let chat: Vec<Message> = messages.iter().map(as_transformers_passes_it).collect();
+        let size = messages.iter().map(size_of).sum();
+        let compiled = self.compiled.clone();
+        within(size, move || compiled.render(chat, add_generation_prompt)).unwrap_or_else(|broken| {
+            let why = why(&broken);
+            if matches!(broken, Broken::Memory | Broken::Time) {
+                let _ = self.broken.set(why.clone());
+            }
+            Err(failed(file, &why))
+        })
+    }
+
+    /// The template's text.
+    pub fn source(&self) -> &str {
+        &self.compiled.source
+    }
+}
+
+impl Compiled {
+    fn new(file: &str, source: String, special: Value) -> Result<Self> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
@@ -97,22 +147,12 @@ impl ChatTemplate {
         environment.add_filter("tojson", tojson);
         environment.add_filter("trim", trim);
         environment
-            .add_template_owned("chat", without_generation_marks(source))
+            .add_template_owned("chat", without_generation_marks(&source))
             .map_err(|failure| located(file, &failure))?;
-        Ok(Self { environment, file: file.to_owned(), source: source.to_owned(), special })
+        Ok(Self { environment, file: file.to_owned(), source, special })
     }
 
-    /// The text of a chat. With `add_generation_prompt` it ends where the assistant's answer begins.
-    ///
-    /// # Errors
-    /// [`Error::Input`] that names the template's file and line where it refuses the messages, fails, or exceeds its
-    /// bounds.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        on_deep_stack(&self.file, || self.render_here(messages, add_generation_prompt))
-    }
-
-    fn render_here(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let chat: Vec<Message> = messages.iter().map(as_transformers_passes_it).collect();
+    fn render(&self, chat: Vec<Message>, add_generation_prompt: bool) -> Result<String> {
         let context = minijinja::context! {
             messages => Value::from_serialize(&chat),
             tools => Value::from(()),
@@ -127,30 +167,36 @@ impl ChatTemplate {
             .get_template("chat")
             .and_then(|template| template.render_captured_to(context, &mut out).map(drop))
             .map_err(|failure| located(&self.file, &failure))?;
-        String::from_utf8(out.0).map_err(|_| self.failed("it writes bytes that are no text"))
-    }
-
-    fn failed(&self, why: &str) -> Error {
-        Error::input(format!(
-            "{}: chat template: {why}; mend the template, or name another as chat_template",
-            self.file
-        ))
-    }
-
-    /// The template's text.
-    pub fn source(&self) -> &str {
-        &self.source
+        String::from_utf8(out.0).map_err(|_| failed(&self.file, "it writes bytes that are no text"))
     }
 }
 
-/// Runs `work` on a stack on which every expression that a source can hold, and every value that the steps allow to be
-/// nested, can be walked.
-fn on_deep_stack<T: Send>(file: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
-        let thread = thread.map_err(|error| Error::Resource(format!("no thread for a chat template: {error}")))?;
-        thread.join().unwrap_or_else(|_| Err(failed(file, "it makes the renderer fail")))
-    })
+/// Runs `work` on `size` bytes of chat within the bounds, on a stack on which every expression that a source can hold,
+/// and every value that the steps allow to be nested, can be walked.
+fn within<T: Send + 'static>(size: usize, work: impl FnOnce() -> T + Send + 'static) -> std::result::Result<T, Broken> {
+    confined::run(Limits { memory: MEMORY + MEMORY_A_BYTE * size, stack: STACK, time: TIME }, work)
+}
+
+fn why(broken: &Broken) -> String {
+    match broken {
+        Broken::Panic => "it makes the renderer fail".to_owned(),
+        Broken::Memory => format!("it holds more than {} MiB, and more than any that was published", MEMORY >> 20),
+        Broken::Time => format!("it takes longer than {} s", TIME.as_secs()),
+        Broken::NoThread(error) => format!("there is no thread to render it in ({error})"),
+    }
+}
+
+/// Bytes of the texts in a message.
+fn size_of(message: &Message) -> usize {
+    fn size(value: &Json) -> usize {
+        match value {
+            Json::String(text) => text.len(),
+            Json::Array(items) => items.iter().map(size).sum(),
+            Json::Object(object) => size_of(object),
+            _ => 0,
+        }
+    }
+    message.iter().map(|(key, value)| key.len() + 1 + size(value)).sum()
 }
 
 fn failed(place: &str, why: &str) -> Error {

@@ -8,7 +8,7 @@ fn template(source: &str) -> ChatTemplate {
 
 fn compiled(source: &str) -> Result<ChatTemplate> {
     let special = minijinja::context! { bos_token => "<s>", eos_token => "</s>" };
-    on_deep_stack("model/chat.jinja", || ChatTemplate::with_special_tokens("model/chat.jinja", source, special))
+    ChatTemplate::with_special_tokens("model/chat.jinja", source, special)
 }
 
 fn chat(json: Json) -> Vec<Message> {
@@ -74,11 +74,37 @@ fn hostile_templates_end_in_an_error() {
         ("{% include '/etc/passwd' %}", ""),
         ("{% import '/etc/passwd' as p %}", ""),
         ("{{ range(99999999) | list }}", ""),
-        (&"(".repeat(MAX_SOURCE + 1), "bytes"),
+        (&"(".repeat(MAX_SOURCE as usize + 1), "bytes"),
         (&format!("{{{{ {} }}}}", "(".repeat(100_000)), ""),
     ] {
         let error = refused(source);
         assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn what_grows_is_bounded() {
+    for source in [
+        // minijinja doubles a text in four steps
+        "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}",
+        "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x.replace('', ns.x) %}{% endfor %}",
+        "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x | replace('x', 'xx') %}{% endfor %}",
+        "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set x %}{{ ns.x }}{{ ns.x }}{% endset %}\
+         {% set ns.x = x %}{% endfor %}",
+        "{% macro m(x, n) %}{% if n %}{{ m(x ~ x, n - 1) }}{% endif %}{% endmacro %}{{ m('x', 60) }}",
+        "{% set ns = namespace(x=[]) %}{% for i in range(30000) %}{% set ns.x = ns.x + ['x' * 99999 ~ i] %}{% endfor %}",
+        "{{ ('x' * 90000000) ~ ('x' * 90000000) }}",
+        "{{ ([0] * 99999999999) | list }}",
+        "{{ ('x' * 9000000) | list | length }}",
+        "{% set x %}{% for i in range(9999) %}{{ 'x' * 99999 }}{% endfor %}{% endset %}",
+        "{{ '%99999999999d' | format(1) }}",
+        "{{ 'x' | indent(99999999999) }}{{ 'x\n' * 9 | indent(99999999) }}",
+    ] {
+        let error = refused(source);
+        let bounded = ["holds more than 64 MiB", "too large", "too many"].iter().any(|says| error.contains(says));
+        assert!(bounded, "{source}: {error}");
     }
 }
 
@@ -97,7 +123,7 @@ fn sources_nested_as_deep_as_their_size_allows_are_walked() {
         ("{{ a", "|a", "", "", " }}"),
         ("{{ 1", " if 1 else 1", "", "", " }}"),
     ] {
-        let n = (MAX_SOURCE - 10) / (open.len() + close.len());
+        let n = (MAX_SOURCE as usize - 10) / (open.len() + close.len());
         let source = [start, &open.repeat(n), middle, &close.repeat(n), end].concat();
         if let Ok(template) = compiled(&source) {
             let _ = template.render(&[], false);
@@ -128,9 +154,10 @@ fn real_templates_are_far_from_the_bounds() {
     let chat: Vec<Message> = (0..100).map(turn).collect();
     for (name, source) in fixture["templates"].as_object().unwrap() {
         let template = template(source.as_str().unwrap());
-        let mut environment = template.environment.clone();
+        let mut environment = template.compiled.environment.clone();
         environment.set_fuel(Some(MAX_STEPS));
-        let context = minijinja::context! { messages => Value::from_serialize(&chat), ..template.special.clone() };
+        let context =
+            minijinja::context! { messages => Value::from_serialize(&chat), ..template.compiled.special.clone() };
         let captured = environment.get_template("chat").unwrap().render_captured(context).unwrap();
         let (steps, _) = captured.state().fuel_levels().unwrap();
         assert!(steps < 100 * 100, "{name}: {steps}");

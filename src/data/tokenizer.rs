@@ -1,18 +1,27 @@
 //! The model's tokenizer: `tokenizer.json`, set up as transformers 5 sets it up.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, UnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tokenizers::{AddedToken, Tokenizer as Backend};
 
+use super::growth;
 use super::tokenizer_config::{TemplateSource, TokenizerConfig, read_if_present};
+use crate::confined::{self, Broken, Limits, quietly};
 use crate::weights::gguf::{self, GgufFile};
 use crate::weights::is_gguf;
 use crate::{Error, Result};
+
+/// Largest `tokenizer.json` in bytes; that of a vocabulary of 262,144 tokens has 33 MB.
+const MAX_FILE: u64 = 256 << 20;
+/// Bytes that reading one may hold: so many, and for each byte of the file. Vocabulary and merges become hash maps.
+const MEMORY: usize = 64 << 20;
+const MEMORY_A_BYTE: usize = 64;
+const STACK: usize = 64 << 20;
+/// The largest ones are read in some seconds.
+const TIME: Duration = Duration::from_secs(300);
 
 /// A tokenizer that knows which token ends a text.
 pub struct Tokenizer {
@@ -39,37 +48,47 @@ impl Tokenizer {
         if is_gguf(model_folder) {
             let files = gguf::tokenizer::files(GgufFile::open(model_folder)?.metadata())?;
             let config = TokenizerConfig::of_gguf(model_folder, &files)?;
-            return Self::build(model_folder.to_path_buf(), files["tokenizer.json"].as_bytes(), config);
+            return Self::build(model_folder.to_path_buf(), files["tokenizer.json"].clone().into_bytes(), config);
         }
         let file = model_folder.join("tokenizer.json");
-        let bytes = read_if_present(&file)?.ok_or_else(|| {
+        let bytes = read_if_present(&file, MAX_FILE)?.ok_or_else(|| {
             Error::input(format!(
                 "{}: no such file; a model folder needs tokenizer.json (save it with transformers' \
                  `AutoTokenizer.from_pretrained(…).save_pretrained(…)` where the model only brings tokenizer.model)",
                 file.display()
             ))
         })?;
-        Self::build(file, &bytes, TokenizerConfig::read(model_folder)?)
+        Self::build(file, bytes, TokenizerConfig::read(model_folder)?)
     }
 
-    fn build(file: PathBuf, bytes: &[u8], config: TokenizerConfig) -> Result<Self> {
+    fn build(file: PathBuf, bytes: Vec<u8>, config: TokenizerConfig) -> Result<Self> {
         let malformed = |why: String| {
             Error::input(format!("{}: not a usable tokenizer: {why}; fetch the file again", file.display()))
         };
+        let limits = Limits { memory: MEMORY + MEMORY_A_BYTE * bytes.len(), stack: STACK, time: TIME };
+        let mut special = config.special;
+        let named = special.clone();
         // The library indexes a post-processor's tokens unchecked: a file that lies about them panics at its first
         // text, so a first text is tried here.
-        let opened = quietly(AssertUnwindSafe(|| {
-            let mut backend = Backend::from_bytes(bytes)?;
-            prepare(&mut backend, &config)?;
+        let opened = confined::run(limits, move || {
+            growth::check(&bytes)?;
+            let mut backend = Backend::from_bytes(&bytes)?;
+            prepare(&mut backend, &named)?;
             let empty = backend.encode_fast("", true)?;
             backend.encode_fast("a b", true)?;
-            Ok::<_, tokenizers::Error>((backend, empty.get_ids().first().copied()))
-        }));
-        let (backend, first) = opened
-            .map_err(|_| malformed("its parts contradict each other".to_owned()))?
+            Ok::<_, tokenizers::Error>((backend, empty.get_ids().first().copied(), bytes))
+        });
+        let (backend, first, bytes) = opened
+            .map_err(|broken| {
+                malformed(match broken {
+                    Broken::Panic => "its parts contradict each other".to_owned(),
+                    Broken::Memory => format!("to read it takes more than {} MiB", limits.memory >> 20),
+                    Broken::Time => format!("to read it takes longer than {} s", TIME.as_secs()),
+                    Broken::NoThread(error) => format!("there is no thread to read it in ({error})"),
+                })
+            })?
             .map_err(|error| malformed(error.to_string()))?;
 
-        let mut special = config.special;
         let eos_token = match special.get("eos_token") {
             Some(token) => token.clone(),
             None => eos_from_ids(&backend, &config.eos_ids, &file)?,
@@ -87,7 +106,7 @@ impl Tokenizer {
         let bos_id = special.get("bos_token").and_then(|token| backend.token_to_id(token));
         let leading = first.filter(|id| Some(*id) == bos_id);
         let vocab_size = backend.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        let fingerprint = fingerprint(bytes, &special, config.template.as_ref());
+        let fingerprint = fingerprint(&bytes, &special, config.template.as_ref());
         let template = config.template;
         Ok(Self { backend, file, special, eos_token, stop_ids, leading, vocab_size, template, fingerprint })
     }
@@ -98,8 +117,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Input`] where the tokenizer has no token for a piece of the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.backend.encode_fast(text, add_special).map_err(|error| self.failed(&error))?;
-        Ok(encoding.get_ids().to_vec())
+        let encoded = quietly(|| self.backend.encode_fast(text, add_special)).map_err(|_| self.contradicts())?;
+        Ok(encoded.map_err(|error| self.failed(&error))?.get_ids().to_vec())
     }
 
     /// The text of `ids`, without special tokens where `skip_special`. Bytes that are no text become U+FFFD; ids
@@ -108,7 +127,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Input`] where the tokenizer's decoder refuses the tokens.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.backend.decode(ids, skip_special).map_err(|error| self.failed(&error))
+        let decoded = quietly(|| self.backend.decode(ids, skip_special)).map_err(|_| self.contradicts())?;
+        decoded.map_err(|error| self.failed(&error))
     }
 
     /// The text each token adds to those before it, one piece a token, special tokens written out. A token that ends
@@ -118,7 +138,10 @@ impl Tokenizer {
     /// As [`Tokenizer::decode`].
     pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>> {
         let mut stream = self.backend.decode_stream(false);
-        let step = |id: &u32| stream.step(*id).map(Option::unwrap_or_default).map_err(|error| self.failed(&error));
+        let step = |id: &u32| {
+            let piece = quietly(|| stream.step(*id)).map_err(|_| self.contradicts())?;
+            piece.map(Option::unwrap_or_default).map_err(|error| self.failed(&error))
+        };
         ids.iter().map(step).collect()
     }
 
@@ -168,40 +191,24 @@ impl Tokenizer {
         self.template.as_ref()
     }
 
+    /// The library panics where a file's parts do not fit each other.
+    fn contradicts(&self) -> Error {
+        let file = self.file.display();
+        Error::input(format!("{file}: the tokenizer's parts contradict each other; fetch the model's files again"))
+    }
+
     fn failed(&self, error: &tokenizers::Error) -> Error {
         Error::input(format!("{}: the tokenizer failed: {error}", self.file.display()))
     }
 }
 
-thread_local! {
-    /// Whether a panic of this thread is expected, and its message for nobody.
-    static QUIET: Cell<bool> = const { Cell::new(false) };
-}
-
-/// `catch_unwind` without the panic's message on stderr.
-fn quietly<T>(work: impl FnOnce() -> T + UnwindSafe) -> std::thread::Result<T> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let loud = take_hook();
-        set_hook(Box::new(move |panic| {
-            if !QUIET.get() {
-                loud(panic);
-            }
-        }));
-    });
-    QUIET.set(true);
-    let outcome = catch_unwind(work);
-    QUIET.set(false);
-    outcome
-}
-
 /// Sets the library's tokenizer up as transformers' `TokenizersBackend` does.
-fn prepare(backend: &mut Backend, config: &TokenizerConfig) -> tokenizers::Result<()> {
+fn prepare(backend: &mut Backend, special: &BTreeMap<String, String>) -> tokenizers::Result<()> {
     backend.with_truncation(None)?;
     backend.with_padding(None);
     // A named special token is found in texts even where tokenizer.json does not list it among the added ones. One
     // that the vocabulary lacks stays away: the model has no embedding for it.
-    let known = config.special.values().filter(|token| backend.token_to_id(token).is_some());
+    let known = special.values().filter(|token| backend.token_to_id(token).is_some());
     let absent = |token: &&String| !backend.get_added_vocabulary().get_vocab().contains_key(*token);
     let named: Vec<AddedToken> = known.filter(absent).map(|token| AddedToken::from(token.as_str(), true)).collect();
     backend.add_special_tokens(named)?;

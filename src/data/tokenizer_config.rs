@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use super::template::MAX_SOURCE;
+use crate::{Error, Result, outside};
 
 /// The names transformers hands to chat templates.
 const SPECIAL_TOKENS: [&str; 7] =
@@ -86,7 +87,7 @@ impl TokenizerConfig {
     /// `additional_chat_templates/` holds templates for tools and documents, which no row here has.
     fn read_template_files(&mut self, folder: &Path) -> Result<()> {
         let path = folder.join("chat_template.jinja");
-        if let Some(bytes) = read_if_present(&path)? {
+        if let Some(bytes) = read_if_present(&path, MAX_SOURCE)? {
             let text = String::from_utf8(bytes)
                 .map_err(|_| Error::input(format!("{}: not UTF-8 text; fetch the file again", path.display())))?;
             self.template = Some(TemplateSource { file: path, text });
@@ -101,18 +102,17 @@ impl TokenizerConfig {
     }
 }
 
-/// A file's bytes, or nothing where there is no such file.
-pub(super) fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
+/// The bytes of a file of at most `most`, or nothing where there is no such file.
+pub(super) fn read_if_present(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
+    match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::reading(path, error)),
+        _ => outside::read(path, most).map(Some),
     }
 }
 
 fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
-    let Some(bytes) = read_if_present(path)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+    let Some(bytes) = read_if_present(path, outside::MAX_JSON)? else { return Ok(None) };
+    outside::json(&bytes).map(Some).map_err(|error| {
         Error::input(format!("{}: expected a JSON object: {error}; fetch the model's files again", path.display()))
     })
 }

@@ -36,6 +36,10 @@ const UNREAD: [&str; 16] = [
 /// Ways of starting A and B that leave the base as it is. The others (PiSSA, OLoRA, …) change it.
 const PLAIN_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
+/// Most patterns of ranks or alphas, each of which is a regular expression: the linear layers of the largest dense
+/// models are fewer than 1000.
+const MAX_PATTERNS: usize = 4096;
+
 /// What an adapter's matrices mean, with PEFT's names.
 #[derive(Debug, Clone)]
 pub struct AdapterConfig {
@@ -125,6 +129,11 @@ impl AdapterConfig {
         })
     }
 
+    /// Where it was read from.
+    pub(super) fn source(&self) -> &str {
+        &self.source
+    }
+
     /// The rank of a module's matrices.
     pub fn rank_of(&self, module: &str) -> Result<usize> {
         Ok(self.rank_pattern.of(module).map_err(|e| self.bad("rank_pattern", &e))?.unwrap_or(self.r))
@@ -203,6 +212,10 @@ fn is_empty(value: &Value) -> bool {
 fn patterns<T: Copy>(keys: &Keys, field: &str, take: impl Fn(&Keys, &str) -> Result<T>) -> Result<Patterns<T>> {
     let mut entries = Vec::new();
     if let Some(inner) = keys.object(field)? {
+        let count = inner.names().count();
+        if count > MAX_PATTERNS {
+            return Err(keys.bad(field, &format!("{count} patterns, and at most {MAX_PATTERNS} are read")));
+        }
         for name in inner.names() {
             entries.push((name.to_string(), take(&inner, name)?));
         }

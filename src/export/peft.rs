@@ -114,7 +114,10 @@ impl AdapterFolder {
     pub fn check_fits(&self, modules: &[(String, usize, usize)]) -> Result<()> {
         let another = |reason: String| {
             let of = self.config.base_model_name_or_path.as_deref().unwrap_or("unnamed");
-            Error::input(format!("the adapter was made for another base ({of}): {reason}; use it with its own base"))
+            let file = self.config.source();
+            Error::input(format!(
+                "{file}: the adapter was made for another base ({of}): {reason}; use it with its own base"
+            ))
         };
         let shapes: BTreeMap<&str, (usize, usize)> = modules.iter().map(|(m, i, o)| (m.as_str(), (*i, *o))).collect();
         for matrix in &self.matrices {

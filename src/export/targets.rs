@@ -3,13 +3,16 @@
 
 use std::collections::BTreeSet;
 
-use fancy_regex::Regex;
+use fancy_regex::{Regex, RegexBuilder};
 
 use crate::recipe::TargetModules;
 use crate::{Error, Result};
 
 /// All linear layers but the output head.
 pub const ALL_LINEAR: &str = "all-linear";
+
+/// Most bytes of a compiled pattern: one that names every layer by number has a tenth of it.
+const MAX_REGEX: usize = 1 << 20;
 
 /// The output head's module.
 const HEAD: &str = "lm_head";
@@ -111,7 +114,11 @@ fn ends_in(module: &str, name: &str) -> bool {
 }
 
 fn full_match(pattern: &str) -> std::result::Result<Regex, String> {
-    Regex::new(&format!(r"\A(?:{pattern})\z")).map_err(|e| format!("{pattern:?} is no regular expression: {e}"))
+    let pattern_whole = format!(r"\A(?:{pattern})\z");
+    RegexBuilder::new(&pattern_whole)
+        .delegate_size_limit(MAX_REGEX)
+        .build()
+        .map_err(|e| format!("{pattern:?} is no regular expression: {e}"))
 }
 
 /// The engine gives up on a pattern that backtracks without end.

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::repo::is_relative;
-use crate::{Error, Result};
+use crate::{Error, Result, outside};
 
 /// Without these no model can be trained.
 pub(super) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
@@ -41,9 +41,9 @@ pub(super) fn missing(snapshot: &Path) -> Result<Vec<String>> {
 /// # Errors
 /// `Error::Input` for an index without `weight_map`, or with a name that is no safetensors file beside it.
 pub(super) fn shards(index: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(index).map_err(|e| Error::reading(index, e))?;
+    let text = outside::read(index, outside::MAX_JSON)?;
     let bad = |why: String| Error::input(format!("{}: {why}", index.display()));
-    let json: Value = serde_json::from_str(&text).map_err(|e| bad(format!("not JSON: {e}")))?;
+    let json: Value = outside::json(&text).map_err(|e| bad(format!("not JSON: {e}")))?;
     let map = json.get("weight_map").and_then(Value::as_object);
     let map = map.ok_or_else(|| bad("no `weight_map` from tensors to files".into()))?;
     let mut names = BTreeSet::new();

@@ -12,6 +12,9 @@ use crate::{Error, Result};
 /// The resolved recipe's name in a run's folder.
 pub const RESOLVED: &str = "recipe.toml";
 
+/// Largest recipe in bytes; a thousand files of rows are named in a tenth of it.
+const MAX_TEXT: u64 = 1 << 20;
+
 impl Recipe {
     /// Reads a recipe, with `set` (each `KEY=VALUE`, the last of a key wins) over it and the defaults under it. All
     /// that it names on this machine must be there.
@@ -48,7 +51,7 @@ impl super::Model {
 
 /// Reads a recipe; with `must_exist`, what the file names must be there.
 fn read(path: &Path, set: &[String], must_exist: bool) -> Result<Recipe> {
-    let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+    let text = text_of(path)?;
     let mut file = from_file(path, &text)?;
     let here = std::env::current_dir().and_then(|folder| folder.canonicalize());
     let here = here.map_err(|error| Error::recipe(format!("the current folder cannot be read: {error}")))?;
@@ -82,6 +85,16 @@ fn read(path: &Path, set: &[String], must_exist: bool) -> Result<Recipe> {
             Err(fault(place, format!("`{section}.{name}` {message}")))
         }
     }
+}
+
+/// The text of a recipe's file, [`MAX_TEXT`] at most.
+fn text_of(path: &Path) -> Result<String> {
+    let about = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?;
+    if about.len() > MAX_TEXT {
+        let (shown, size) = (path.display(), about.len());
+        return Err(Error::recipe(format!("{shown}: {size} bytes, and no recipe has more than {MAX_TEXT}")));
+    }
+    std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))
 }
 
 /// Of several values for one key, the last: a `--set` replaces what the file says, right or wrong.

@@ -5,11 +5,17 @@ use super::schema::{KEYS, Key, SECTIONS};
 /// Names less alike than this (1: equal) are not offered: a wrong guess misleads more than none.
 const ALIKE: f64 = 0.55;
 
+/// Longer names, in bytes, are like no other one; comparing takes the product of both lengths.
+const LONGEST: usize = 200;
+
 fn plain(name: &str) -> String {
     name.to_lowercase().replace('-', "_")
 }
 
 fn likeness(a: &str, b: &str) -> f64 {
+    if a.len().max(b.len()) > LONGEST {
+        return 0.0;
+    }
     strsim::normalized_damerau_levenshtein(&plain(a), &plain(b))
 }
 

@@ -44,7 +44,8 @@ impl File {
 
 /// Takes a recipe's text apart. `path` is named in errors; relative paths start at its folder.
 pub(super) fn from_file(path: &Path, text: &str) -> Result<File> {
-    let at = |offset: usize| format!("{}:{}", path.display(), line_at(text, offset));
+    let ends: Vec<usize> = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
+    let at = |offset: usize| format!("{}:{}", path.display(), ends.partition_point(|end| *end < offset) + 1);
     let document = DeTable::parse(text).map_err(|error| {
         let offset = error.span().map_or(0, |span| span.start);
         Error::recipe(format!("{}: not valid TOML: {}", at(offset), error.message().replace('\n', ", ")))
@@ -121,10 +122,6 @@ fn value_without_section(name: &str) -> String {
     }
     let keys: Vec<_> = KEYS.iter().filter(|key| key.section == name).map(|key| key.name).collect();
     format!("`{name}` is a section, not a value; it holds {}: write `{name}.{} = …`", listed(&keys), keys[0])
-}
-
-fn line_at(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
 /// A table's entries as they stand in the file, so that the first error reported is the first one written.

@@ -19,7 +19,7 @@ use super::safetensors::{SafetensorsFile, Stored};
 use super::stored::StoredTensor;
 use super::unique::UniqueMap;
 use crate::keys::object_file;
-use crate::{Error, Result};
+use crate::{Error, Result, outside};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -244,10 +244,9 @@ struct Index {
 fn open_shards(folder: &Path, index_path: &Path) -> Result<Vec<SafetensorsFile>> {
     let bad =
         |reason: String| Error::input(format!("{}: {reason}; fetch the model's files again", index_path.display()));
-    let text = std::fs::read_to_string(index_path).map_err(|e| Error::reading(index_path, e))?;
-    let index: Index = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+    let index: Index = outside::json(&outside::read(index_path, outside::MAX_JSON)?).map_err(bad)?;
     let index = index.weight_map.0;
-    let shards: BTreeSet<&str> = index.iter().map(|(_, shard)| shard.as_str()).collect();
+    let shards: BTreeSet<&str> = index.values().map(String::as_str).collect();
     if shards.is_empty() {
         return Err(bad("it names no tensor".into()));
     }
@@ -280,8 +279,7 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<Vec<SafetensorsFile>>
         }
     }
     if place.len() != index.len() {
-        let named: BTreeSet<&str> = index.iter().map(|(name, _)| name.as_str()).collect();
-        if let Some((name, number)) = place.iter().find(|(name, _)| !named.contains(name.as_str())) {
+        if let Some((name, number)) = place.iter().find(|(name, _)| !index.contains_key(*name)) {
             return Err(bad(format!("tensor {name:?} of {:?} is not in the index", shards[*number])));
         }
     }
@@ -315,8 +313,14 @@ fn open_gguf(path: &Path) -> Result<BTreeMap<String, Held>> {
     Ok(tensors)
 }
 
+/// Whether a name is that of a file in the folder it is joined to, by the rules of every system: no path, no drive and
+/// no stream, no device of Windows, nothing that Windows takes off the end.
 fn is_plain_file_name(name: &str) -> bool {
-    !name.contains(['/', '\\']) && name != ".." && name != "." && Path::new(name).file_name() == Some(name.as_ref())
+    const DEVICES: [&str; 6] = ["con", "prn", "aux", "nul", "com", "lpt"];
+    let stem = name.split('.').next().unwrap_or_default().trim_end().to_ascii_lowercase();
+    let device = DEVICES.contains(&stem.trim_end_matches(|c: char| c.is_ascii_digit()));
+    let odd = |c: char| c.is_control() || "/\\:*?\"<>|".contains(c);
+    !(name.is_empty() || device || name.contains(odd) || name.ends_with(['.', ' ']))
 }
 
 fn not_a_folder(path: &Path) -> Error {
@@ -339,7 +343,7 @@ fn no_safetensors(folder: &Path) -> Error {
     let ending = |endings: &[&str]| names.iter().find(|name| endings.iter().any(|e| name.to_lowercase().ends_with(e)));
     Error::input(if names.iter().any(|name| name == "adapter_config.json") {
         format!("{shown}: this folder holds an adapter, not a model; name its base here")
-    } else if let Some(name) = ending(&[".bin", ".pt", ".pth", ".ckpt"]) {
+    } else if let Some(name) = ending(&[".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"]) {
         format!(
             "{shown}: {name} is a pickle, which can run code when it is read and is refused; convert it in Python: \
              AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT, safe_serialization=True)"
@@ -429,6 +433,7 @@ mod tests {
             ("adapter_config.json", "{}", "holds an adapter"),
             ("model-00001-of-00002.safetensors", "", "download the missing file"),
             ("notes.txt", "", "no weights here"),
+            ("config.json", "{", "config.json: not a JSON object: EOF"),
         ];
         for (name, text, reason) in cases {
             let folder = tempfile::tempdir().unwrap();

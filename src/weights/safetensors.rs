@@ -3,23 +3,29 @@
 //! The format (github.com/huggingface/safetensors): a u64 length, a JSON header of that length, the tensors' bytes.
 //! The checks go beyond the format's own crate, which lets the last of two equal keys win and takes any name.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::dtype::DType;
 use super::unique::UniqueMap;
-use crate::{Error, Result};
+use crate::{Error, Result, outside};
 
-/// The format's own limit on the header.
-const MAX_HEADER: u64 = 100_000_000;
+/// Most bytes of a header: room for 100,000 tensors. The format allows 100 MB; what a reader holds of a header is a
+/// few times its size, and the largest one that was seen has 2 MB.
+const MAX_HEADER: u64 = 16 << 20;
+/// The one key that is no tensor.
+const METADATA: &str = "__metadata__";
+/// Most dimensions of a tensor.
+const MAX_DIMENSIONS: usize = 8;
+/// Most bytes of a name.
+const MAX_NAME: usize = 1024;
 
 /// An open file; its tensors are read from the map, where and when they are used.
 #[derive(Debug)]
@@ -56,14 +62,16 @@ impl SafetensorsFile {
     /// # Errors
     /// [`Error::Input`] naming the file and, where there is one, the tensor.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::reading(path, e))?;
-        let length = file.metadata().map_err(|e| Error::reading(path, e))?.len();
+        let (file, length) = outside::open(path)?;
         if length < 8 {
             return Err(bad(path, format!("it holds {length} bytes, less than a header's length; download it again")));
         }
         // SAFETY: the map is read-only and private to the process's view of the file; the documented demand on the
         // caller is that no other program shortens or rewrites the weights while they are in use.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::reading(path, e))?;
+        if let Some(other) = other_kind(&map) {
+            return Err(bad(path, other.to_string()));
+        }
         let (entries, metadata) = parse(&map).map_err(|reason| bad(path, format!("{reason}; fetch the file again")))?;
         Ok(Self { path: path.to_path_buf(), map: Arc::new(map), entries, metadata })
     }
@@ -144,7 +152,7 @@ fn parse(file: &[u8]) -> std::result::Result<Parsed, String> {
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER {
-        return Err(format!("its header claims {length} bytes, over the format's {MAX_HEADER}; is it safetensors?"));
+        return Err(format!("its header claims {length} bytes, over the {MAX_HEADER} of any; is it safetensors?"));
     }
     if length > rest.len() as u64 {
         return Err(format!("its header claims {length} bytes of {}; the file is cut short", rest.len()));
@@ -154,7 +162,6 @@ fn parse(file: &[u8]) -> std::result::Result<Parsed, String> {
     let header = std::str::from_utf8(header).map_err(|e| format!("its header is not UTF-8: {e}"))?;
     let header: Header = serde_json::from_str(header).map_err(|e| format!("its header is not as it should be: {e}"))?;
 
-    let mut spans = Vec::with_capacity(header.tensors.len());
     let mut entries = BTreeMap::new();
     for (name, tensor) in header.tensors {
         check_name(&name)?;
@@ -166,23 +173,24 @@ fn parse(file: &[u8]) -> std::result::Result<Parsed, String> {
         let Some((dtype, size)) = Stored::parse(&tensor.dtype) else {
             return Err(format!("tensor {name:?}: the dtype {:?} is not known", tensor.dtype));
         };
-        let bytes = tensor.shape.iter().try_fold(size as u64, |n, dim| n.checked_mul(*dim));
+        let shape = tensor.shape.0.as_slice();
+        let bytes = shape.iter().try_fold(size as u64, |n, dim| n.checked_mul(*dim));
         if bytes != Some(end - start) {
-            let (shape, held) = (&tensor.shape, end - start);
+            let held = end - start;
             return Err(format!("tensor {name:?}: {} of shape {shape:?} does not fill its {held} bytes", tensor.dtype));
         }
         // A dimension can be larger than memory where another one is 0.
-        let Ok(shape) = tensor.shape.iter().map(|dim| usize::try_from(*dim)).collect() else {
-            return Err(format!("tensor {name:?}: shape {:?} is beyond this machine", tensor.shape));
+        let Ok(shape) = shape.iter().map(|dim| usize::try_from(*dim)).collect() else {
+            return Err(format!("tensor {name:?}: shape {shape:?} is beyond this machine"));
         };
         let range = data_start + start as usize..data_start + end as usize;
-        spans.push((range.clone(), name.clone()));
         entries.insert(name, Entry { dtype, shape, range });
     }
 
-    spans.sort_by_key(|(range, _)| (range.start, range.end));
+    let mut spans: Vec<(&String, &Range<usize>)> = entries.iter().map(|(name, entry)| (name, &entry.range)).collect();
+    spans.sort_by_key(|(_, range)| (range.start, range.end));
     let mut at = data_start;
-    for (range, name) in spans {
+    for (name, range) in spans {
         match range.start {
             start if start < at => return Err(format!("tensor {name:?} overlaps the tensor before it")),
             start if start > at => return Err(format!("{} bytes before tensor {name:?} belong to none", start - at)),
@@ -195,9 +203,14 @@ fn parse(file: &[u8]) -> std::result::Result<Parsed, String> {
     Ok((entries, header.metadata))
 }
 
-/// Names end in messages and in other files: no control characters, nothing that climbs out of a folder.
+/// Names end in messages and in other files: nothing that a terminal does not show as it is, nothing that leads out of
+/// a folder on any system.
 fn check_name(name: &str) -> std::result::Result<(), String> {
-    if name.is_empty() || name.contains("..") || name.contains(['/', '\\']) || name.chars().any(char::is_control) {
+    let unseen = |c: char| {
+        c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+    };
+    let improper = name.contains("..") || name.contains(['/', '\\', ':']) || name.contains(unseen);
+    if name.is_empty() || name.len() > MAX_NAME || improper {
         return Err(format!("tensor {name:?} has no proper name"));
     }
     Ok(())
@@ -207,8 +220,26 @@ fn bad(path: &Path, reason: String) -> Error {
     Error::input(format!("{}: {reason}", path.display()))
 }
 
+/// What the first bytes show to be something else, and what to do.
+fn other_kind(file: &[u8]) -> Option<&'static str> {
+    const KINDS: [(&[u8], &str); 7] = [
+        (b"PK\x03\x04", PICKLE),
+        (b"\x80\x02", PICKLE),
+        (b"\x80\x04", PICKLE),
+        (b"\x80\x05", PICKLE),
+        (b"GGUF", "it is GGUF under another name; give it its own ending, .gguf, and name the file"),
+        (b"version https://git-lfs", "it is a pointer of git-lfs, not the weights; run `git lfs pull` in its folder"),
+        (b"<", "it is a web page, not the weights; fetch the file again, by its download address"),
+    ];
+    const PICKLE: &str = "it is a pickle under another name, which can run code when it is read and is refused; convert \
+                          it in Python: save_pretrained(OUT, safe_serialization=True)";
+    // A header of the length that such a start would be is over any limit, or, after a pickle's two bytes, is none.
+    let starts = |start: &[u8]| file.starts_with(start) && file.get(8) != Some(&b'{');
+    KINDS.iter().find(|(start, _)| starts(start)).map(|(_, kind)| *kind)
+}
+
 struct Header {
-    tensors: Vec<(String, RawEntry)>,
+    tensors: BTreeMap<String, RawEntry>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -216,8 +247,36 @@ struct Header {
 #[serde(deny_unknown_fields)]
 struct RawEntry {
     dtype: String,
-    shape: Vec<u64>,
+    shape: Shape,
     data_offsets: [u64; 2],
+}
+
+/// The dimensions, [`MAX_DIMENSIONS`] at most: a list of millions is refused where it passes them.
+struct Shape(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Dimensions;
+        impl<'de> Visitor<'de> for Dimensions {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a list of dimensions")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Shape, A::Error> {
+                let mut shape = Vec::new();
+                while let Some(dimension) = list.next_element()? {
+                    if shape.len() == MAX_DIMENSIONS {
+                        return Err(A::Error::custom(format!("a shape of more than {MAX_DIMENSIONS} dimensions")));
+                    }
+                    shape.push(dimension);
+                }
+                Ok(Shape(shape))
+            }
+        }
+        deserializer.deserialize_seq(Dimensions)
+    }
 }
 
 impl<'de> Deserialize<'de> for Header {
@@ -236,19 +295,18 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
-        let mut header = Header { tensors: Vec::new(), metadata: BTreeMap::new() };
-        let mut seen = HashSet::new();
+        let (mut tensors, mut metadata) = (BTreeMap::new(), None);
         while let Some(key) = map.next_key::<String>()? {
-            if !seen.insert(key.clone()) {
+            if tensors.contains_key(&key) || (key == METADATA && metadata.is_some()) {
                 return Err(A::Error::custom(format!("the key {key:?} stands twice")));
             }
-            if key == "__metadata__" {
-                header.metadata = map.next_value::<UniqueMap<String>>()?.0.into_iter().collect();
+            if key == METADATA {
+                metadata = Some(map.next_value::<UniqueMap<String>>()?.0);
             } else {
-                header.tensors.push((key, map.next_value()?));
+                tensors.insert(key, map.next_value()?);
             }
         }
-        Ok(header)
+        Ok(Header { tensors, metadata: metadata.unwrap_or_default() })
     }
 }
 
@@ -372,9 +430,9 @@ mod tests {
             (whole[..8].to_vec(), "cut short"),
             (whole[..30].to_vec(), "cut short"),
             (whole[..whole.len() - 1].to_vec(), "do not lie within"),
-            (u64::MAX.to_le_bytes().to_vec(), "over the format's"),
-            (100_000_001u64.to_le_bytes().to_vec(), "over the format's"),
-            (b"GGUF\x03\0\0\0\0\0\0\0".to_vec(), "is it safetensors"),
+            (u64::MAX.to_le_bytes().to_vec(), "over the 16777216 of any"),
+            (100_000_001u64.to_le_bytes().to_vec(), "over the 16777216 of any"),
+            (b"GGUF\x03\0\0\0\0\0\0\0".to_vec(), "under another name"),
             (not_utf8, "not UTF-8"),
             (0u64.to_le_bytes().to_vec(), "EOF"),
         ];

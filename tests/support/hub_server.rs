@@ -26,6 +26,10 @@ pub struct Repo {
     pub moved_to: Option<String>,
     /// What it says in place of the right etags.
     pub etag: Option<String>,
+    /// What it says in place of a large file's right size.
+    pub size: Option<String>,
+    /// What it answers in place of the list of files.
+    pub listing: Option<String>,
 }
 
 /// What goes wrong with a file's bytes, so many times.
@@ -39,6 +43,18 @@ pub enum Fault {
     TooMany,
     /// This status and nothing else.
     Status(u16),
+    /// The connection closes after so many bytes, of another file of the same length.
+    Swap(usize),
+    /// The whole file, whatever part was asked for.
+    Whole,
+    /// A part that begins one byte later than was asked for, and says so.
+    Later,
+    /// A length that is one byte short of the bytes that follow.
+    Short,
+    /// The bytes without their length, to the connection's end.
+    NoLength,
+    /// A redirection to this address.
+    Redirect(String),
 }
 
 /// A request that arrived.
@@ -184,6 +200,7 @@ fn from_hub(state: &State, seen: &Seen) -> Reply {
         }
         let siblings: Vec<_> = repo.files.iter().map(|f| serde_json::json!({"rfilename": f.0})).collect();
         let body = serde_json::json!({"id": repo.path, "sha": repo.commit, "siblings": siblings}).to_string();
+        let body = repo.listing.clone().unwrap_or(body);
         let mut reply = Reply::new(200, &[("Content-Length", &body.len().to_string())]);
         reply.body = body.into_bytes();
         return reply;
@@ -224,7 +241,7 @@ fn from_hub(state: &State, seen: &Seen) -> Reply {
                 ("Location", &location),
                 ("X-Repo-Commit", &repo.commit),
                 ("X-Linked-Etag", &format!("\"{etag}\"")),
-                ("X-Linked-Size", &bytes.len().to_string()),
+                ("X-Linked-Size", &repo.size.clone().unwrap_or_else(|| bytes.len().to_string())),
                 ("ETag", "\"of the redirection\""),
                 ("Content-Length", "0"),
             ],
@@ -249,7 +266,19 @@ fn from_store(state: &State, seen: &Seen) -> Reply {
 /// The bytes, from where they are asked for, and whatever fault was ordered.
 fn send(state: &State, file: &str, bytes: &[u8], seen: &Seen) -> Reply {
     let start = seen.range.as_ref().and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
-    let (status, start) = start.map_or((200, 0), |s| (206, s.min(bytes.len())));
+    let (mut status, mut start) = start.map_or((200, 0), |s| (206, s.min(bytes.len())));
+    let fault = match seen.method.as_str() {
+        "GET" => state.faults.lock().unwrap().get_mut(file).filter(|(_, times)| *times > 0).map(|(fault, times)| {
+            *times -= 1;
+            fault.clone()
+        }),
+        _ => None,
+    };
+    match fault {
+        Some(Fault::Whole) => (status, start) = (200, 0),
+        Some(Fault::Later) => start = (start + 1).min(bytes.len()),
+        _ => {}
+    }
     let mut body = bytes[start..].to_vec();
     let length = body.len().to_string();
     let range = format!("bytes {start}-{}/{}", bytes.len().saturating_sub(1), bytes.len());
@@ -258,20 +287,22 @@ fn send(state: &State, file: &str, bytes: &[u8], seen: &Seen) -> Reply {
         headers.push(("Content-Range", &range));
     }
     let mut reply = Reply::new(status, &headers);
-    if seen.method == "GET" {
-        let mut faults = state.faults.lock().unwrap();
-        if let Some((fault, times)) = faults.get_mut(file).filter(|(_, times)| *times > 0) {
-            *times -= 1;
-            match fault {
-                Fault::Cut(keep) => body.truncate(*keep),
-                Fault::Garble => body.iter_mut().for_each(|b| *b ^= 1),
-                Fault::TooMany => {
-                    body.push(0);
-                    reply.headers[0].1 = body.len().to_string();
-                }
-                Fault::Status(status) => return Reply::new(*status, &[("Content-Length", "0")]),
-            }
+    match fault {
+        None | Some(Fault::Whole | Fault::Later) => {}
+        Some(Fault::Cut(keep)) => body.truncate(keep),
+        Some(Fault::Garble) => body.iter_mut().for_each(|b| *b ^= 1),
+        Some(Fault::Swap(keep)) => {
+            body.truncate(keep);
+            body.iter_mut().for_each(|b| *b ^= 1);
         }
+        Some(Fault::TooMany) => {
+            body.push(0);
+            reply.headers[0].1 = body.len().to_string();
+        }
+        Some(Fault::Short) => reply.headers[0].1 = body.len().saturating_sub(1).to_string(),
+        Some(Fault::NoLength) => drop(reply.headers.remove(0)),
+        Some(Fault::Status(status)) => return Reply::new(status, &[("Content-Length", "0")]),
+        Some(Fault::Redirect(to)) => return Reply::new(302, &[("Location", &to), ("Content-Length", "0")]),
     }
     reply.body = body;
     reply

@@ -5,7 +5,6 @@
 //! file's size does not bear out.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use memmap2::Mmap;
 
 use super::blocks::GgmlType;
 use super::metadata::{Checked, Cursor, Metadata, Value};
-use crate::{Error, Result};
+use crate::{Error, Result, outside};
 
 /// ggml's limit on a tensor's dimensions.
 const MAX_DIMS: u32 = 4;
@@ -49,8 +48,8 @@ impl GgufFile {
     /// # Errors
     /// [`Error::Input`] naming the file and, where there is one, the key or tensor.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::reading(path, e))?;
-        if file.metadata().map_err(|e| Error::reading(path, e))?.len() == 0 {
+        let (file, length) = outside::open(path)?;
+        if length == 0 {
             return Err(Error::input(format!("{}: it is empty; fetch the file again", path.display())));
         }
         // SAFETY: the map is read-only and private to the process's view of the file; the documented demand on the

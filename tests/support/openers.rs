@@ -104,6 +104,23 @@ impl Kind {
         }
     }
 
+    /// Its fuzz target in `fuzz/`.
+    pub fn target(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::Index => "index",
+            Self::Config => "config",
+            Self::Tokenizer => "tokenizer",
+            Self::TokenizerConfig => "tokenizer_config",
+            Self::Template => "template",
+            Self::AdapterConfig => "adapter_config",
+            Self::AdapterWeights => "adapter_weights",
+            Self::Rows => "rows",
+            Self::PackedRows => "packed_rows",
+            Self::Recipe => "recipe",
+        }
+    }
+
     /// The exit code of a bad one.
     pub fn exit_code(self) -> u8 {
         if self == Self::Recipe { 2 } else { 3 }

@@ -253,7 +253,7 @@ fn bad_weights() {
             (
                 "a pointer of git-lfs",
                 |t| t.write(WEIGHTS, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
-                &["base/model.safetensors: its header claims "],
+                &["base/model.safetensors: it is a pointer of git-lfs", "git lfs pull"],
             ),
             (
                 "cut within the data",

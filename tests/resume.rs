@@ -256,7 +256,8 @@ fn another_run_does_not_go_on_from_it() {
     }
     refused(&[first[0], first[1], "data.eval_fraction=0.2"], "data.eval_fraction (0.0, now 0.2): ");
 
-    let files: [(&str, fn(String) -> String, &str); 5] = [
+    type Change = fn(String) -> String;
+    let files: [(&str, Change, &str); 5] = [
         ("rows.jsonl", |text| text.replace("clear", "blue"), "set of training rows: "),
         ("held-out.jsonl", |text| text.replace("clear", "blue"), "set of held-out rows: "),
         ("base/tokenizer.json", |text| text + "\n", "tokenizer: "),

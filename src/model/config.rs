@@ -422,7 +422,7 @@ mod tests {
     fn windows_are_each_familys_own() {
         let (window, four) = (("sliding_window", json!(7)), ("num_hidden_layers", json!(4)));
         let family = |name: &str| ("model_type", json!(name));
-        assert_eq!(windows(&[window.clone()]), [None, None]);
+        assert_eq!(windows(std::slice::from_ref(&window)), [None, None]);
         let all = |value: Value| windows(&[family("mistral"), ("sliding_window", value)]);
         assert_eq!(windows(&[family("mistral")]), [Some(4096); 2]);
         assert_eq!((all(json!(7)), all(Value::Null)), (vec![Some(7); 2], vec![None; 2]));
@@ -430,7 +430,7 @@ mod tests {
         let qwen = [family("qwen2"), window.clone(), ("max_window_layers", json!(1))];
         assert_eq!(windows(&qwen), [None, None]);
         let used = ("use_sliding_window", json!(true));
-        assert_eq!(windows(&[&qwen[..], &[used.clone()]].concat()), [None, Some(7)]);
+        assert_eq!(windows(&[&qwen[..], std::slice::from_ref(&used)].concat()), [None, Some(7)]);
         let types = ("layer_types", json!(["sliding_attention", "full_attention"]));
         assert_eq!(windows(&[&qwen[..], &[used.clone(), types]].concat()), [Some(7), None]);
 

@@ -343,7 +343,8 @@ mod tests {
             change(&mut now);
             then.check(&now, extend, path).map_err(|error| (error.exit_code(), error.to_string()))
         };
-        let parts: [(&dyn Fn(&mut MadeOf), &str); 8] = [
+        type Change<'a> = &'a dyn Fn(&mut MadeOf);
+        let parts: [(Change, &str); 8] = [
             (&|now| now.base.push('x'), "base model"),
             (&|now| now.template.push('x'), "chat template"),
             (&|now| now.tokenizer.push('x'), "tokenizer"),

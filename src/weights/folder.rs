@@ -182,11 +182,11 @@ impl ModelFolder {
 
     /// The quantised formats in it, sorted; none where all numbers are plain.
     pub fn quantised(&self) -> Vec<&str> {
-        let format = |held| match held {
-            &Held::Quantised(ref tensor) => Some(tensor.format.as_str()).filter(|name| DType::named(name).is_none()),
+        let formats = self.tensors.values().filter_map(|held| match held {
+            Held::Quantised(tensor) => Some(tensor.format.as_str()).filter(|name| DType::named(name).is_none()),
             Held::Plain(_) | Held::Unread(..) => None,
-        };
-        self.tensors.values().filter_map(format).collect::<BTreeSet<_>>().into_iter().collect()
+        });
+        formats.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// The bytes of all tensors together.
@@ -278,10 +278,8 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<Vec<SafetensorsFile>>
             return Err(bad(format!("tensor {name:?} is not in {shard:?}, where the index has it")));
         }
     }
-    if place.len() != index.len() {
-        if let Some((name, number)) = place.iter().find(|(name, _)| !index.contains_key(*name)) {
-            return Err(bad(format!("tensor {name:?} of {:?} is not in the index", shards[*number])));
-        }
+    if let Some((name, number)) = place.iter().find(|(name, _)| !index.contains_key(*name)) {
+        return Err(bad(format!("tensor {name:?} of {:?} is not in the index", shards[*number])));
     }
     Ok(files)
 }
@@ -304,7 +302,11 @@ fn open_gguf(path: &Path) -> Result<BTreeMap<String, Held>> {
         };
         let permuted = change == gguf::names::Change::HeadRows;
         let rows = tensor.shape[..tensor.shape.len() - 1].iter().product::<usize>();
-        if permuted && (head_dim < 2 || head_dim % 2 != 0 || !rows.is_multiple_of(head_dim) || tensor.shape.len() != 2)
+        if permuted
+            && (head_dim < 2
+                || !head_dim.is_multiple_of(2)
+                || !rows.is_multiple_of(head_dim)
+                || tensor.shape.len() != 2)
         {
             return Err(bad(name, &format!("of shape {:?} is not made of heads of {head_dim}", tensor.shape)));
         }

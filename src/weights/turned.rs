@@ -1,13 +1,6 @@
 //! A matrix that is stored turned, `[inputs, outputs]`, as GPT-2's `Conv1D` layers are.
 
-use std::{
-    cell::RefCell,
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{ops::Range, sync::Arc};
 
 use super::mapped::{ALIGN, MappedBytes, StoredMatrix};
 
@@ -17,28 +10,12 @@ pub struct Turned {
     stored: Arc<dyn StoredMatrix>,
     /// Columns of the stored matrix: rows of this one.
     rows: usize,
-    /// No other has it.
-    id: u64,
-}
-
-/// A decoded tile of the stored matrix. A product of the backward pass asks for one row after the other, and a row's
-/// neighbours lie beside it: the tile of one serves the next.
-#[derive(Default)]
-struct Tile {
-    /// Whose it is, and its columns and rows there.
-    of: Option<(u64, Range<usize>, Range<usize>)>,
-    values: Vec<f32>,
-}
-
-thread_local! {
-    static TILE: RefCell<Tile> = RefCell::default();
 }
 
 impl Turned {
     /// The transpose of `stored[.., rows]`.
     pub fn new(stored: Arc<dyn StoredMatrix>, rows: usize) -> Self {
-        static IDS: AtomicU64 = AtomicU64::new(0);
-        Self { stored, rows, id: IDS.fetch_add(1, Ordering::Relaxed) }
+        Self { stored, rows }
     }
 }
 
@@ -46,20 +23,13 @@ impl StoredMatrix for Turned {
     fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         // the stored tile's columns are widened to the borders that formats need
         let band = rows.start / ALIGN * ALIGN..rows.end.next_multiple_of(ALIGN).min(self.rows);
-        let width = columns.len();
-        TILE.with_borrow_mut(|tile| {
-            let wanted = Some((self.id, band.clone(), columns.clone()));
-            if tile.of != wanted {
-                tile.values.resize(width * band.len(), 0.0);
-                self.stored.decode(columns, band.clone(), &mut tile.values);
-                tile.of = wanted;
+        let mut tile = vec![0f32; columns.len() * band.len()];
+        self.stored.decode(columns.clone(), band.clone(), &mut tile);
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+            for (out, stored) in out.iter_mut().zip(tile[row - band.start..].iter().step_by(band.len())) {
+                *out = *stored;
             }
-            for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
-                for (out, stored) in out.iter_mut().zip(tile.values[row - band.start..].iter().step_by(band.len())) {
-                    *out = *stored;
-                }
-            }
-        });
+        }
     }
 
     fn parts(&self) -> Vec<&MappedBytes> {

@@ -1,6 +1,6 @@
 //! A smaller base made of a large one, a block of rows at a time: memory stays at a few blocks whatever the model's size.
 //!
-//! [`nf4`] writes a folder as bitsandbytes does, `gguf` one file as llama.cpp's converter does.
+//! `nf4` writes a folder as bitsandbytes does, `gguf` one file as llama.cpp's converter does.
 
 mod gguf;
 mod gguf_tokenizer;

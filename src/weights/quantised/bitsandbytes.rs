@@ -14,20 +14,20 @@ use std::sync::Arc;
 /// The sixteen values of NF4: quantiles of a normal distribution, scaled to −1 … 1 (QLoRA, appendix E).
 pub const NF4: [f32; 16] = [
     -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
     0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
     1.0,
 ];
 
@@ -151,7 +151,7 @@ impl Runs for FourBit {
     #[inline(always)]
     fn run(&self, row: usize, start: usize, out: &mut [f32]) {
         let flat = row * self.columns + start;
-        if flat % 2 == 0 && flat / self.block == (flat + out.len() - 1) / self.block {
+        if flat.is_multiple_of(2) && flat / self.block == (flat + out.len() - 1) / self.block {
             let absmax = self.absmax.at(flat / self.block);
             let values = self.codes.map(|code| self.dtype.round(code * absmax));
             for (out, byte) in out.chunks_mut(2).zip(&self.bytes[flat / 2..]) {

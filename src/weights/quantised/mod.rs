@@ -1,7 +1,7 @@
 //! Quantised safetensors: what several tensors of a file together say of one matrix.
 //!
 //! `config.json` names the method; which modules are quantised, the tensors themselves show, so what a checkpoint
-//! leaves plain stays plain. [`parts`] takes tensors apart with their shapes checked, [`runs`] is how all of these
+//! leaves plain stays plain. `parts` takes tensors apart with their shapes checked, `runs` is how all of these
 //! decode; one file a method follows. Every format gives the numbers that its own program gives.
 
 mod affine;

@@ -50,7 +50,7 @@ fn a_bad_line_is_named() {
         ("[train]\nlr = 1e-4", 7, &["did you mean `learning_rate`?"]),
         ("[train]\nnum_train_epochs = 1", 7, &["did you mean `epochs`?"]),
         ("[trian]\nseed = 1", 6, &["unknown section [trian]; did you mean [train]?"]),
-        ("[memory]\nzzz = 1", 7, &["unknown key `memory.zzz`; [memory] holds `reference_cache`, `compute`"]),
+        ("[memory]\nzzz = 1", 7, &["unknown key `memory.zzz`; [memory] holds `budget`, `reference_cache`, `compute`"]),
         ("[train]\nbatch_size = \"16\"", 7, &["the string \"16\"", "a whole number, at least 1", "without quotes"]),
         ("[train]\nbatch_size = 1.5", 7, &["`train.batch_size` is the number 1.5; expected a whole number"]),
         ("[train]\nbatch_size = 0", 7, &["`train.batch_size` is the number 0; expected a whole number, at least 1"]),

@@ -196,7 +196,9 @@ mod every_call {
         let recipe = |name: &str| {
             let output = format!("run.output={}", tiny.path(&format!("runs/{name}")).display());
             // Shorter than elsewhere: there are hundreds of them.
-            let set = [&SET[..], &["train.max_steps=2", "train.eval_every=1", output.as_str()]].concat();
+            let set =
+                [&SET[..], &["train.max_steps=2", "train.eval_every=1", "train.keep_checkpoints=1", output.as_str()]]
+                    .concat();
             let set: Vec<String> = set.iter().map(ToString::to_string).collect();
             let held_out = format!("data.eval=[\"{}\"]", tiny.path("held-out.jsonl").display());
             let set = [&set[..], &[held_out]].concat();

@@ -588,7 +588,10 @@ fn a_folder_is_itself_and_other_names_are_refused() {
     let hub = place.hub(&nowhere());
     let folder = place.cache.path().to_str().unwrap();
     assert_eq!(hub.model(folder, "main").unwrap(), place.cache.path());
-    let file = place.cache.path().join("model.gguf");
+    let gguf = place.cache.path().join("model.gguf");
+    fs::write(&gguf, "").unwrap();
+    assert_eq!(hub.model(gguf.to_str().unwrap(), "main").unwrap(), gguf);
+    let file = place.cache.path().join("model.safetensors");
     fs::write(&file, "").unwrap();
     says(&input(hub.model(file.to_str().unwrap(), "main")), &["is a file", "folder"]);
     says(&input(hub.model("./not/here", "main")), &["./not/here", "no such folder", "OWNER/NAME"]);

@@ -95,8 +95,7 @@ pub(super) struct Count {
 pub fn train(recipe: &Recipe, from: &From, extend: bool) -> Result<Summary> {
     let started = Instant::now();
     let (mut run, first) = Run::open(recipe, from, extend)?;
-    // from within the pool: a product that another thread begins costs that thread's sleep and its waking
-    let outcome = rayon::scope(|_| run.train(first));
+    let outcome = run.train(first);
     run.reference.flush()?;
     let (before, after, count) = outcome?;
     let summary = run.leave(before, after, &count, started)?;
@@ -279,11 +278,13 @@ impl<'a> Run<'a> {
         let p = recipe.adapter.lora_dropout;
         let dropout =
             (p > 0.0).then(|| StepDropout { p, stream: Stream::new(recipe.train.seed, "dropout").at(step as u64) });
-        let poll = || self.signals.stopped();
-        let engine =
-            Engine { model: &base.model, schedule: &self.plan.schedule, scratch: &recipe.run.output, poll: &poll };
-        let reference = &mut self.reference;
-        pairs::gradient(engine, &batch, reference, &recipe.objective, (adapter, dropout), &mut metrics)?;
+        let (signals, schedule, reference) = (&self.signals, &self.plan.schedule, &mut self.reference);
+        // from within the pool: a product that another thread begins costs that thread's sleep and its waking
+        rayon::scope(|_| {
+            let poll = || signals.stopped();
+            let engine = Engine { model: &base.model, schedule, scratch: &recipe.run.output, poll: &poll };
+            pairs::gradient(engine, &batch, reference, &recipe.objective, (adapter, dropout), &mut metrics)
+        })?;
         let grad_norm = global_norm(&adapter.grads)?;
         let not_finite = |what: &str| Error::NotFinite {
             why: format!("{what}; lower train.learning_rate or objective.beta, or look at the rows"),

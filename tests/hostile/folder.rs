@@ -86,9 +86,12 @@ pub fn indexes() -> Vec<Case> {
     cases
 }
 
+/// What is spoilt, how, and what the message must say.
+type Spoilt<'a> = (&'a str, fn(&Bench), &'a [&'a str]);
+
 /// Puts what `spoil` says into the bench's sharded folder and opens it.
 #[track_caller]
-fn spoilt(cases: &[(&str, fn(&Bench), &[&str])]) {
+fn spoilt(cases: &[Spoilt]) {
     let _alone = alone();
     let mut wrong = Vec::new();
     for (what, spoil, says) in cases {

@@ -31,6 +31,7 @@ use crate::{
         plan::{Mib, Plan},
     },
     export::{AdapterConfig, AdapterFolder},
+    heap,
     model::{linear::Through, lora::Adapter},
     objective::{
         Means, Metrics,
@@ -374,6 +375,8 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn save(&mut self, done: usize) -> Result<()> {
+        // free blocks of a step's sizes are of no use to a checkpoint, which would take its memory beside them
+        heap::settle();
         self.watch.check()?;
         self.reference.flush()?;
         self.metrics.sync()?;

@@ -93,7 +93,7 @@ fn heads(c: &mut Criterion) {
             .map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
         let shape = Heads { n, kv, dim: 64, scale: 0.125, window: None, cap: None };
         let (q, k, v) = (random(tokens, n * 64), random(tokens, kv * 64), random(tokens, kv * 64));
-        let seen: usize = spans.iter().map(|s| s.own.len() * (s.prefix.len() + (s.own.len() + 1) / 2)).sum();
+        let seen: usize = spans.iter().map(|s| s.own.len() * (s.prefix.len() + s.own.len().div_ceil(2))).sum();
         group.throughput(Throughput::Elements((4 * seen * n * 64) as u64));
         group.bench_function(format!("forward/{model}/{tokens}"), |b| {
             b.iter(|| attention(&q, &k, &v, &spans, shape).expect("values"))
@@ -101,7 +101,10 @@ fn heads(c: &mut Criterion) {
         let out = attention(&q, &k, &v, &spans, shape).expect("values");
         group.throughput(Throughput::Elements((10 * seen * n * 64) as u64));
         group.bench_function(format!("backward/{model}/{tokens}"), |b| {
-            b.iter(|| attention_backward([&q, &k, &v], &out, &q, &spans, &[0..3], shape).expect("gradients"))
+            b.iter(|| {
+                attention_backward([&q, &k, &v], &out, &q, &spans, std::slice::from_ref(&(0..3)), shape)
+                    .expect("gradients")
+            })
         });
     }
     group.finish();

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Memory and disk traffic of a run over time.
 
-    benches/memory_over_time.py [--binary dpo-lora] [--cap 2GiB] [--evict 60] [--csv FILE] [--svg FILE] -- train RECIPE [...]
+    benches/memory_over_time.py [--binary dpo-lora] [--cap 2GiB] [--cgroup 3GiB] [--evict 60] [--csv FILE] [--svg FILE] -- train RECIPE [...]
 
 Runs dpo-lora with what follows `--` and reads /proc/PID/status and /proc/PID/io every 50 ms: anonymous pages (RssAnon),
 pages of files (RssFile) and bytes read from the disk. Prints the peaks.
 
 `--cap` refuses the process more private memory than that (RLIMIT_DATA): it counts what is mapped, used or not, so it is
-harder than a cap on what is resident. `--evict` drops the base's files from the page cache before the run and every so many seconds, so that a base that fits
+harder than a cap on what is resident. `--cgroup` runs it in a memory control group with that limit (as root), which counts
+pages of files too: the system then takes back what the run does not let go of, and ends it where that is not enough. `--evict` drops the base's files from the page cache before the run and every so many seconds, so that a base that fits
 into it is read from the disk as on a machine without room for it; what was read ahead and not used yet is then read twice.
 """
 import argparse, os, pathlib, resource, subprocess, sys, threading, time, tomllib
@@ -15,6 +16,7 @@ import argparse, os, pathlib, resource, subprocess, sys, threading, time, tomlli
 ap = argparse.ArgumentParser()
 ap.add_argument("--binary", default=str(pathlib.Path(__file__).resolve().parent.parent / "target/release/dpo-lora"))
 ap.add_argument("--cap")
+ap.add_argument("--cgroup")
 ap.add_argument("--evict", type=float, metavar="SECONDS")
 ap.add_argument("--csv", type=pathlib.Path)
 ap.add_argument("--svg", type=pathlib.Path)
@@ -27,9 +29,29 @@ def size(text):
     return int(float(text[:-3]) * UNITS[text[-3:]])
 
 
+class Group:
+    """A memory control group of this run's own, version 1 or 2."""
+    def __init__(self, limit):
+        second = pathlib.Path("/sys/fs/cgroup/cgroup.controllers").exists()
+        self.folder = pathlib.Path("/sys/fs/cgroup", "" if second else "memory", f"dpo-lora-{os.getpid()}")
+        self.folder.mkdir()
+        (self.folder / ("memory.max" if second else "memory.limit_in_bytes")).write_text(str(limit))
+        self.highest = self.folder / ("memory.peak" if second else "memory.max_usage_in_bytes")
+
+    def enter(self):
+        (self.folder / "cgroup.procs").write_text(str(os.getpid()))
+
+    def leave(self):
+        peak = int(self.highest.read_text())
+        self.folder.rmdir()
+        return peak
+
+
 def limit():
     if a.cap:
         resource.setrlimit(resource.RLIMIT_DATA, (size(a.cap), size(a.cap)))
+    if group:
+        group.enter()
 
 
 def weights():
@@ -51,6 +73,7 @@ def fields(path):
     return dict(line.split(":", 1) for line in open(path).read().splitlines())
 
 
+group = Group(size(a.cgroup)) if a.cgroup else None
 process = subprocess.Popen([a.binary, *a.arguments], preexec_fn=limit)
 ended = threading.Event()
 if a.evict:
@@ -65,6 +88,8 @@ while process.poll() is None:
         pass  # the process ended between two looks
     time.sleep(0.05)
 ended.set()
+if group:
+    print(f"control group of {a.cgroup}: peak {group.leave() / 2**20:.0f} MiB, pages of files included")
 if not rows:
     sys.exit("the run ended before it could be looked at")
 print(f"peak anonymous {max(r[1] for r in rows):.0f} MiB, peak of file pages {max(r[2] for r in rows):.0f} MiB, "

@@ -12,6 +12,7 @@ use dpo_lora::{confined::Allocator, heap::Heap};
 static ALLOCATOR: Allocator<Heap> = Allocator::over(Heap);
 
 fn main() -> ExitCode {
+    dpo_lora::heap::one_for_all_threads();
     // A usage error ends the process here, with exit code 2.
     let args = dpo_lora::cli::args::Args::parse();
     match dpo_lora::cli::run(args) {

@@ -147,8 +147,10 @@ impl Demand {
         phases.extend(self.samples.map(|samples| self.sampling(samples, at_once)));
         // what loading took is measured, not predicted
         for phase in phases.iter_mut().skip(1) {
-            // small blocks, ends of pages, and what the system's allocator does not give back
-            let bytes = phase.total() / 64 + (1 << 19);
+            // small blocks, ends of pages, stacks, and what the system's allocator does not give back: half a MiB in runs of
+            // a few MiB, up to 2 MiB in runs of 30 to 600 MiB
+            let total = phase.total();
+            let bytes = total / 64 + (1 << 19) + (total / 16).min(3 << 19);
             phase.parts.push(Part { what: "small things", bytes });
         }
         phases

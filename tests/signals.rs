@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use dpo_lora::random::Stream;
 use dpo_lora::train::checkpoint;
 use rustix::process::{Pid, Signal, kill_process};
-use tiny::{Tiny, arguments, rows, stderr};
+use tiny::{Tiny, arguments, rows};
 
 /// How long an answer may take.
 const SOON: Duration = Duration::from_secs(2);
@@ -180,7 +180,7 @@ fn while_it_writes_it_writes_to_the_end() {
             .env(CHILD, format!("{at} {}", tiny.path("").display()))
             .output()
             .unwrap();
-        let said = stderr(&child);
+        let said = tiny::stderr(&child);
         assert_eq!(child.status.code(), Some(143), "at call {at}, {:?}: {said}", calls[at]);
         let goes_on = checkpoint::latest(&tiny.path("runs/a")).unwrap();
         assert_eq!(goes_on.damaged, [""; 0], "at call {at}, {:?}: {said}", calls[at]);

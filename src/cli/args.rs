@@ -224,7 +224,8 @@ pub struct GenerateArgs {
 #[command(after_help = "\
 Examples:
   dpo-lora export runs/hh --to merged hh-merged
-  dpo-lora export runs/hh/checkpoint-100 --to peft hh-adapter")]
+  dpo-lora export runs/hh/checkpoint-100 --to peft hh-adapter
+  dpo-lora export runs/hh --to gguf-adapter hh.gguf")]
 pub struct ExportArgs {
     /// A run's folder, or an adapter's
     #[arg(value_name = "RUN|ADAPTER", value_hint = ValueHint::DirPath)]
@@ -232,8 +233,8 @@ pub struct ExportArgs {
     /// What to write
     #[arg(long, value_enum)]
     pub to: ExportTo,
-    /// The folder to write
-    #[arg(value_name = "OUT", value_hint = ValueHint::DirPath)]
+    /// The folder or file to write
+    #[arg(value_name = "OUT", value_hint = ValueHint::AnyPath)]
     pub out: PathBuf,
     /// The base model, where the adapter does not name it rightly
     #[arg(long, value_name = "MODEL")]
@@ -250,8 +251,8 @@ impl ExportArgs {
     /// [`Error::Recipe`], a usage error.
     pub fn check(&self) -> Result<()> {
         match (self.to, self.dtype) {
-            (ExportTo::Peft, Some(_)) => {
-                Err(Error::recipe("--dtype has no meaning for --to peft: an adapter stays in its own type"))
+            (ExportTo::Peft | ExportTo::GgufAdapter, Some(_)) => {
+                Err(Error::recipe("--dtype is for --to merged: an adapter stays in its own type"))
             }
             _ => Ok(()),
         }
@@ -265,6 +266,8 @@ pub enum ExportTo {
     Peft,
     /// The base with the adapter worked into its weights
     Merged,
+    /// A GGUF file for llama.cpp's --lora and Ollama's ADAPTER
+    GgufAdapter,
 }
 
 /// The type of merged weights.

@@ -1,4 +1,4 @@
-//! `export`: a PEFT adapter or a merged model.
+//! `export`: a PEFT adapter, a GGUF adapter or a merged model.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,8 @@ use candle_core::Device;
 use super::args::{ExportArgs, ExportDtype, ExportTo};
 use super::stdout;
 use crate::export::merge::refuse_taken;
-use crate::export::{AdapterFolder, adapter_config, merge};
+use crate::export::{AdapterFolder, adapter_config, gguf_adapter, merge};
+use crate::hub;
 use crate::recipe::Recipe;
 use crate::store::Folder;
 use crate::train::adapters;
@@ -37,16 +38,26 @@ pub fn run(args: ExportArgs) -> Result<()> {
             to_peft(&adapter, recipe.as_ref(), &args.out)?;
             stdout::line(format!("PEFT adapter in {}", args.out.display()))
         }
+        ExportTo::GgufAdapter => {
+            let base = hub::model(base_of(&adapter, &source)?, revision.as_deref().unwrap_or("main"))?;
+            gguf_adapter::write(&adapter, &base, &args.out)?;
+            stdout::line(format!("GGUF adapter in {}", args.out.display()))
+        }
         ExportTo::Merged => {
-            let base = adapter.config.base_model_name_or_path.as_deref().ok_or_else(|| {
-                Error::recipe(format!("{}: the adapter does not name its base; add --base MODEL", source.display()))
-            })?;
+            let base = base_of(&adapter, &source)?;
             let base = Base::open(base, revision.as_deref().unwrap_or("main"), &Device::Cpu, Compute::F32)?;
             merge(&base.folder, &adapter, &args.out, args.dtype.map(dtype))?;
             stdout::line(format!("Merged model in {}", args.out.display()))?;
             report_difference(&base, &adapter, &args.out, recipe.as_ref())
         }
     }
+}
+
+/// The name of the adapter's base.
+fn base_of<'a>(adapter: &'a AdapterFolder, source: &Path) -> Result<&'a str> {
+    adapter.config.base_model_name_or_path.as_deref().ok_or_else(|| {
+        Error::recipe(format!("{}: the adapter does not name its base; add --base MODEL", source.display()))
+    })
 }
 
 /// Opens the merged model and says how far it is from base and adapter, on what the adapter writes to the recipe's

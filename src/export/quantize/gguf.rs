@@ -1,5 +1,7 @@
 //! One GGUF file with config, tokenizer and chat template in it, as llama.cpp's converter writes them.
 
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::Path;
 
 use super::{To, Written, each_block, gguf_tokenizer};
@@ -8,6 +10,7 @@ use crate::model::rope::{Rope, RopeScaling};
 use crate::weights::gguf::GgmlType;
 use crate::weights::gguf::config::ROPE_FREQS;
 use crate::weights::gguf::encode::encode;
+use crate::weights::gguf::matrix::row_of_halves;
 use crate::weights::gguf::names::{Architecture, Change};
 use crate::weights::gguf::writer::{Entry, GgufWriter, Keys};
 use crate::weights::{DType, ModelFolder};
@@ -77,20 +80,17 @@ fn write_tensors(
     told: &mut dyn FnMut(&Written) -> Result<()>,
 ) -> Result<()> {
     let entries: Vec<Entry> = planned.iter().map(|(_, _, entry)| entry.clone()).collect();
-    let mut writer = GgufWriter::create(part, keys, &entries)?;
+    let writing = |e| Error::writing(part, e);
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(part).map_err(writing)?);
+    let mut writer = GgufWriter::begin(&mut file, keys, &entries).map_err(writing)?;
     for (source, permuted, (_, kind, _)) in planned {
         let Some(source) = source else {
-            writer.write(&divisors(rope).iter().flat_map(|divisor| divisor.to_le_bytes()).collect::<Vec<_>>())?;
-            writer.end_tensor()?;
+            let divisors: Vec<u8> = divisors(rope).iter().flat_map(|divisor| divisor.to_le_bytes()).collect();
+            writer.write(&divisors).and_then(|()| writer.end_tensor()).map_err(writing)?;
             continue;
         };
         let tensor = model.tensor(source)?;
-        let (dim, half) = (config.head_dim, config.head_dim / 2);
-        // the inverse of what a reader undoes: neighbours in the file are halves in the folder
-        let order = |place: usize| match permuted {
-            true => place / dim * dim + place % 2 * half + place % dim / 2,
-            false => place,
-        };
+        let order = |place: usize| if *permuted { row_of_halves(place, config.head_dim) } else { place };
         let row = |row: &[f32], bytes: &mut Vec<u8>, back: &mut [f32]| {
             encode(*kind, row, bytes);
             match kind {
@@ -101,12 +101,12 @@ fn write_tensors(
         let mut size = 0;
         let error = each_block(&tensor, order, row, |bytes| {
             size += bytes.len() as u64;
-            writer.write(bytes)
+            writer.write(bytes).map_err(writing)
         })?;
-        writer.end_tensor()?;
+        writer.end_tensor().map_err(writing)?;
         told(&Written { name: source.clone(), format: kind.to_string(), bytes: size, error })?;
     }
-    writer.finish()
+    file.into_inner().map_err(|e| writing(e.into_error()))?.sync_all().map_err(writing)
 }
 
 /// Shapes and rope.

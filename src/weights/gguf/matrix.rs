@@ -77,6 +77,12 @@ pub struct HalvesTogether<M> {
     pub head_dim: usize,
 }
 
+/// The row, in the order of halves, that is stored at `place`: the way back from [`HalvesTogether`].
+pub fn row_of_halves(place: usize, head_dim: usize) -> usize {
+    let (head, within) = (place / head_dim, place % head_dim);
+    head * head_dim + within % 2 * (head_dim / 2) + within / 2
+}
+
 impl<M: StoredMatrix> StoredMatrix for HalvesTogether<M> {
     fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let half = self.head_dim / 2;

@@ -1,11 +1,8 @@
 //! A GGUF file written as a stream: metadata and the tensors' places first, then their bytes as they come.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
 
 use super::blocks::GgmlType;
-use crate::{Error, Result};
 
 /// Tensors begin at multiples of this.
 const ALIGNMENT: usize = 32;
@@ -78,21 +75,20 @@ fn text(bytes: &mut Vec<u8>, value: &str) {
 /// A tensor that is to come: its name, its format, its shape (outermost first).
 pub type Entry = (String, GgmlType, Vec<usize>);
 
-/// Writes one file.
+/// Writes one file into `out`.
 #[derive(Debug)]
-pub struct GgufWriter {
-    path: PathBuf,
-    file: BufWriter<File>,
+pub struct GgufWriter<W> {
+    out: W,
     /// Bytes of the data so far.
     written: usize,
 }
 
-impl GgufWriter {
+impl<W: Write> GgufWriter<W> {
     /// Begins a file with these tensors, in this order.
     ///
     /// # Errors
-    /// [`Error::Run`], or [`Error::Resource`] on a full disk.
-    pub fn create(path: &Path, keys: &Keys, entries: &[Entry]) -> Result<Self> {
+    /// What `out` says.
+    pub fn begin(mut out: W, keys: &Keys, entries: &[Entry]) -> io::Result<Self> {
         let mut header = b"GGUF".to_vec();
         header.extend(3u32.to_le_bytes());
         header.extend((entries.len() as u64).to_le_bytes());
@@ -109,27 +105,19 @@ impl GgufWriter {
             offset = (offset + shape.iter().product::<usize>() / block * size).next_multiple_of(ALIGNMENT);
         }
         header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
-        let writing = |e| Error::writing(path, e);
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(writing)?);
-        file.write_all(&header).map_err(writing)?;
-        Ok(Self { path: path.to_path_buf(), file, written: 0 })
+        out.write_all(&header)?;
+        Ok(Self { out, written: 0 })
     }
 
     /// Appends bytes of the current tensor.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.written += bytes.len();
-        self.file.write_all(bytes).map_err(|e| Error::writing(&self.path, e))
+        self.out.write_all(bytes)
     }
 
     /// Ends the current tensor.
-    pub fn end_tensor(&mut self) -> Result<()> {
+    pub fn end_tensor(&mut self) -> io::Result<()> {
         let padding = self.written.next_multiple_of(ALIGNMENT) - self.written;
         self.write(&[0; ALIGNMENT][..padding])
-    }
-
-    /// Ends the file and brings it to the disk.
-    pub fn finish(self) -> Result<()> {
-        let end = |file: BufWriter<File>| file.into_inner().map_err(|e| e.into_error())?.sync_all();
-        end(self.file).map_err(|e| Error::writing(&self.path, e))
     }
 }

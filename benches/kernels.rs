@@ -23,6 +23,10 @@ use dpo_lora::{
 /// Tokens of two HH pairs.
 const TOKENS: usize = 400;
 
+/// As in the program: large blocks that are freed stay for the next ones.
+#[global_allocator]
+static ALLOCATOR: dpo_lora::heap::Heap = dpo_lora::heap::Heap;
+
 fn random(rows: usize, columns: usize) -> Tensor {
     Tensor::rand(-1f32, 1.0, (rows, columns), &Device::Cpu).expect("numbers")
 }

@@ -24,6 +24,10 @@ use dpo_lora::{
     train::{adapters, base::Base, device, pairs, reference::Reference, rows::Rows},
 };
 
+/// As in the program: large blocks that are freed stay for the next ones.
+#[global_allocator]
+static ALLOCATOR: dpo_lora::heap::Heap = dpo_lora::heap::Heap;
+
 /// Steps that are counted, after one that is not.
 const STEPS: usize = 4;
 
@@ -120,11 +124,13 @@ fn operations(base: &Base, pair: &TokenizedPair) -> f64 {
 /// Operations a second of the micro-kernel on panels that stay in the first-level cache, on all threads at once.
 fn peak(compute: Compute, threads: usize) -> f64 {
     const STEPS: usize = 128;
-    let Micro { mr, nr, tile } = Micro::choose(64, 64, compute);
+    let Micro { mr, nr, tile, .. } = Micro::choose(64, 64, compute);
     let each = |_: rayon::BroadcastContext| {
         // 1.0 in both types
         let (left, right) = (vec![0x3f80_3f80; mr * STEPS], vec![0x3f80_3f80; nr * STEPS]);
         let mut sums = vec![0f32; mr * nr];
+        #[cfg(target_arch = "x86_64")]
+        let _tiles = dpo_lora::kernels::amx::Tiles::ready();
         let (began, mut tiles) = (Instant::now(), 0);
         while began.elapsed() < Duration::from_millis(500) {
             for _ in 0..1000 {

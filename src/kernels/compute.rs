@@ -35,6 +35,8 @@ impl Compute {
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            #[cfg(target_arch = "x86_64")]
+            Self::Bf16 if super::amx::available() => "bf16, in tiles",
             Self::Bf16 => "bf16",
         }
     }

@@ -12,13 +12,11 @@ use rayon::prelude::*;
 
 use super::{
     compute::Compute,
-    micro::{MAX_TILE, Micro},
-    pack::{Floats, Rounded, pair, rounded, transpose},
+    micro::{Left, MAX_TILE, Micro},
+    pack::{Floats, Rounded, along, pair, rounded, transpose},
     words::Words,
 };
 
-/// Most words of k in a block: a packed panel of 32 columns stays in the second-level cache.
-const K_BLOCK: usize = 512;
 /// Panels of the right-hand side that a task packs at once (8 × 32 columns × 512 words: 512 KiB).
 const PANELS: usize = 8;
 /// Products under so many multiply-adds are not worth waking other threads for.
@@ -135,7 +133,7 @@ pub fn gemm([m, n, k]: [usize; 3], alpha: f32, a: Lhs, b: &dyn Rhs, out: Out, th
     let compute = b.compute();
     let micro = Micro::choose(m, n, compute);
     let threads = if m * n * k < SERIAL { Threads::One } else { threads };
-    let blocks = k.div_ceil(K_BLOCK * compute.per_step());
+    let blocks = k.div_ceil(micro.block * compute.per_step());
     // equal blocks in multiples of 32: block-quantised rows are cut between their blocks
     let step = k.div_ceil(blocks).next_multiple_of(32);
     let target = Target { data: out.data.as_mut_ptr().cast(), ld: out.ld };
@@ -152,7 +150,7 @@ pub fn gemm([m, n, k]: [usize; 3], alpha: f32, a: Lhs, b: &dyn Rhs, out: Out, th
     LEFT.set(left);
 }
 
-/// Packs rows of `a` as `[panel][step][mr]` words, scaled, zero beyond the last row.
+/// Packs rows of `a` into panels as the kernel wants them, scaled, zero beyond the last row.
 fn pack_left(
     micro: &Micro,
     m: usize,
@@ -170,6 +168,7 @@ fn pack_left(
             let data = &a.data[rows.start * a.row + k.start..];
             let floats = Floats { data, stride: a.row, k: k.len(), alpha };
             return match compute {
+                _ if micro.left == Left::Rows => along(Rounded(floats), count, panel),
                 Compute::F32 => transpose(floats, count, mr, panel),
                 Compute::Bf16 => transpose(Rounded(floats), count, mr, panel),
             };
@@ -178,6 +177,19 @@ fn pack_left(
             panel.fill(0);
         }
         let element = |r: usize, p: usize| alpha * a.data[(rows.start + r) * a.row + p * a.col];
+        let word = |r: usize, p: usize| {
+            let second = if p + 1 < k.end { rounded(element(r, p + 1)) } else { 0 };
+            pair(rounded(element(r, p)), second)
+        };
+        if micro.left == Left::Rows {
+            let steps = panel.len() / mr;
+            for (r, out) in panel.chunks_exact_mut(steps).take(count).enumerate() {
+                for (step, out) in out.iter_mut().enumerate() {
+                    *out = word(r, k.start + 2 * step);
+                }
+            }
+            return;
+        }
         for (step, out) in panel.chunks_exact_mut(mr).enumerate() {
             let p = k.start + step * compute.per_step();
             match compute {
@@ -186,10 +198,7 @@ fn pack_left(
                     out.iter_mut().zip(from).for_each(|(out, x)| *out = (alpha * x).to_bits());
                 }
                 Compute::F32 => (0..count).for_each(|r| out[r] = element(r, p).to_bits()),
-                Compute::Bf16 => (0..count).for_each(|r| {
-                    let second = if p + 1 < k.end { rounded(element(r, p + 1)) } else { 0 };
-                    out[r] = pair(rounded(element(r, p)), second);
-                }),
+                Compute::Bf16 => (0..count).for_each(|r| out[r] = word(r, p)),
             }
         }
     };
@@ -247,6 +256,8 @@ impl Product<'_> {
     /// Multiplies the row panels with the column panels.
     fn tiles(&self, row_panels: Range<usize>, panels: Range<usize>, n: usize) {
         let (mr, nr, k) = (self.micro.mr, self.micro.nr, self.steps);
+        #[cfg(target_arch = "x86_64")]
+        let _tiles = (self.micro.left == Left::Rows).then(super::amx::Tiles::ready).flatten();
         RIGHT.with_borrow_mut(|right| {
             let right = right.first(panels.len() * nr * k);
             self.right.pack(self.k.clone(), panels.start * nr..n.min(panels.end * nr), nr, right);
@@ -260,7 +271,7 @@ impl Product<'_> {
     }
 
     fn tile(&self, left: &[u32], right: &[u32], i: usize, j: usize, n: usize) {
-        let Micro { mr, nr, tile } = self.micro;
+        let Micro { mr, nr, tile, .. } = self.micro;
         let (k, ld) = (self.steps, self.target.ld);
         let (rows, columns) = (mr.min(self.m - i), nr.min(n - j));
         // SAFETY: `gemm` checked that the result holds m rows of n floats `ld` apart; this tile is ours alone; the

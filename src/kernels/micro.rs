@@ -8,12 +8,21 @@ use super::compute::Compute;
 
 /// Computes `c[mr, nr] (+)= a · b` over `steps` words a row and column.
 ///
-/// `a` is packed `[steps][mr]`, `b` is packed `[steps][nr]`, `c` is row-major with `ldc` floats a row.
+/// `a` is packed as its [`Micro`] says, `b` is packed `[steps][nr]`, `c` is row-major with `ldc` floats a row.
 ///
 /// # Safety
 /// `a` and `b` hold `steps·mr` and `steps·nr` words, `c` is writable over `mr` rows of `nr` floats `ldc` apart, and the
 /// processor has the features that the kernel was chosen by.
 pub type Tile = unsafe fn(steps: usize, a: *const u32, b: *const u32, c: *mut f32, ldc: usize, add: bool);
+
+/// The order of words in a panel of the left-hand side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// `[steps][mr]`
+    Across,
+    /// `[mr][steps]`
+    Rows,
+}
 
 /// A micro-kernel and the shape of its tile.
 #[derive(Clone, Copy)]
@@ -22,14 +31,29 @@ pub struct Micro {
     pub mr: usize,
     /// Columns of the tile.
     pub nr: usize,
+    /// How a panel of the left-hand side lies.
+    pub left: Left,
+    /// Words of k beyond which a product is cut into blocks.
+    pub block: usize,
     /// The kernel.
     pub tile: Tile,
 }
 
 /// The largest tile of any kernel, in floats.
-pub const MAX_TILE: usize = 12 * 32;
+pub const MAX_TILE: usize = 32 * 32;
+
+/// Most words of k in a block: a packed panel of 32 columns stays in the second-level cache.
+const K_BLOCK: usize = 512;
+
+/// The same where tiles multiply: a panel of either side stays in the first-level cache.
+#[cfg(target_arch = "x86_64")]
+const TILE_BLOCK: usize = 256;
 
 impl Micro {
+    const fn new(mr: usize, nr: usize, tile: Tile) -> Self {
+        Self { mr, nr, left: Left::Across, block: K_BLOCK, tile }
+    }
+
     /// The best kernel of this processor for a product of `m` rows and `n` columns.
     ///
     /// # Panics
@@ -37,30 +61,35 @@ impl Micro {
     pub fn choose(m: usize, n: usize, compute: Compute) -> Self {
         #[cfg(target_arch = "x86_64")]
         {
+            if compute == Compute::Bf16 && super::amx::available() {
+                let tiles = |mr, tile| Self { mr, nr: 32, left: Left::Rows, block: TILE_BLOCK, tile };
+                return if m <= 16 { tiles(16, super::amx::tile::<1>) } else { tiles(32, super::amx::tile::<2>) };
+            }
             if compute == Compute::Bf16 && Compute::bf16_or_f32() == Compute::Bf16 {
+                let [few_rows, few_columns, many] = x86::BF16;
                 return match (m, n) {
-                    (0..=4, _) => Self { mr: 4, nr: 32, tile: x86::bf16_4x32 },
-                    (_, 0..=16) => Self { mr: 12, nr: 16, tile: x86::bf16_12x16 },
-                    _ => Self { mr: 12, nr: 32, tile: x86::bf16_12x32 },
+                    (0..=4, _) => few_rows,
+                    (_, 0..=16) => few_columns,
+                    _ => many,
                 };
             }
             if compute == Compute::F32 && is_x86_feature_detected!("avx512f") {
                 return match (m, n) {
-                    (0..=4, _) => Self { mr: 4, nr: 32, tile: x86::avx512_4x32 },
-                    (_, 0..=16) => Self { mr: 12, nr: 16, tile: x86::avx512_12x16 },
-                    _ => Self { mr: 12, nr: 32, tile: x86::avx512_12x32 },
+                    (0..=4, _) => Self::new(4, 32, x86::avx512_4x32),
+                    (_, 0..=16) => Self::new(12, 16, x86::avx512_12x16),
+                    _ => Self::new(12, 32, x86::avx512_12x32),
                 };
             }
             if compute == Compute::F32 && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 return match n {
-                    0..=8 => Self { mr: 6, nr: 8, tile: x86::avx2_6x8 },
-                    _ => Self { mr: 6, nr: 16, tile: x86::avx2_6x16 },
+                    0..=8 => Self::new(6, 8, x86::avx2_6x8),
+                    _ => Self::new(6, 16, x86::avx2_6x16),
                 };
             }
         }
         assert!(compute == Compute::F32, "this processor has no bf16 products");
         let _ = (m, n);
-        Self { mr: 4, nr: 16, tile: tile_portable }
+        Self::new(4, 16, tile_portable)
     }
 }
 
@@ -93,6 +122,8 @@ unsafe fn tile_portable(steps: usize, a: *const u32, b: *const u32, c: *mut f32,
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+
+    use super::Micro;
 
     /// A kernel whose rows and vectors are written out one by one: sums that are indexed by a loop's variable stay in
     /// memory unless the compiler happens to unroll it, at a fifth of the speed.
@@ -206,6 +237,9 @@ mod x86 {
     bf16!(bf16_12x32, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 1]);
     bf16!(bf16_12x16, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0]);
     bf16!(bf16_4x32, [0, 1, 2, 3], [0, 1]);
+    /// For few rows, for few columns, for many of both.
+    pub const BF16: [Micro; 3] =
+        [Micro::new(4, 32, bf16_4x32), Micro::new(12, 16, bf16_12x16), Micro::new(12, 32, bf16_12x32)];
     avx2!(avx2_6x16, [0, 1]);
     avx2!(avx2_6x8, [0]);
 
@@ -242,27 +276,32 @@ mod tests {
 
     fn kernels() -> Vec<(Micro, Compute)> {
         let mut all = vec![
-            Micro { mr: 4, nr: 16, tile: tile_portable },
+            Micro::new(4, 16, tile_portable),
             Micro::choose(1, 64, Compute::F32),
             Micro::choose(64, 8, Compute::F32),
             Micro::choose(64, 64, Compute::F32),
         ];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            all.push(Micro { mr: 6, nr: 16, tile: x86::avx2_6x16 });
-            all.push(Micro { mr: 6, nr: 8, tile: x86::avx2_6x8 });
+            all.push(Micro::new(6, 16, x86::avx2_6x16));
+            all.push(Micro::new(6, 8, x86::avx2_6x8));
         }
         let mut all: Vec<_> = all.into_iter().map(|micro| (micro, Compute::F32)).collect();
         if Compute::bf16_or_f32() == Compute::Bf16 {
-            all.extend([(1, 64), (64, 8), (64, 64)].map(|(m, n)| (Micro::choose(m, n, Compute::Bf16), Compute::Bf16)));
+            #[cfg(target_arch = "x86_64")]
+            all.extend(x86::BF16.map(|micro| (micro, Compute::Bf16)));
+            // tiles, where the processor has them
+            all.extend([1, 64].map(|m| (Micro::choose(m, 64, Compute::Bf16), Compute::Bf16)));
         }
         all
     }
 
     #[test]
     fn every_kernel_multiplies_and_adds() {
-        for (Micro { mr, nr, tile }, compute) in kernels() {
-            let (steps, per) = (5, compute.per_step());
+        for ((Micro { mr, nr, left: order, tile, .. }, compute), steps) in
+            kernels().into_iter().flat_map(|kernel| [5, 16, 37].map(|steps| (kernel, steps)))
+        {
+            let per = compute.per_step();
             let k = steps * per;
             let a = |i: usize, p: usize| ((p * mr + i) % 7) as f32 - 3.0;
             let b = |p: usize, j: usize| ((p * nr + j) % 5) as f32 - 2.0;
@@ -274,9 +313,14 @@ mod tests {
                 let values = |at: usize| (0..per).map(|i| of(at / width * per + i, at % width)).collect::<Vec<_>>();
                 (0..steps * width).map(|at| word(&values(at))).collect()
             };
-            let (left, right) = (pack(mr, &|p, i| a(i, p)), pack(nr, &b));
+            let (mut left, right) = (pack(mr, &|p, i| a(i, p)), pack(nr, &b));
+            if order == Left::Rows {
+                left = (0..mr * steps).map(|at| left[at % steps * mr + at / steps]).collect();
+            }
             let mut c = vec![1f32; mr * (nr + 3)];
-            // SAFETY: the buffers have the sizes that the kernel states.
+            #[cfg(target_arch = "x86_64")]
+            let _tiles = (order == Left::Rows).then(crate::kernels::amx::Tiles::ready);
+            // SAFETY: the buffers have the sizes that the kernel states, and tiles are ready for those that use them.
             unsafe { tile(steps, left.as_ptr(), right.as_ptr(), c.as_mut_ptr(), nr + 3, true) };
             for i in 0..mr {
                 for j in 0..nr {

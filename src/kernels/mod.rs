@@ -4,6 +4,8 @@
 //! ([`host`]); on other devices it is composed of candle's operations. [`gemm`] multiplies, the rest is one idea a file.
 
 pub mod activation;
+#[cfg(target_arch = "x86_64")]
+pub mod amx;
 pub mod attention;
 pub mod compute;
 pub mod dropout;

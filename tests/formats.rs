@@ -6,7 +6,11 @@ mod support {
     pub mod numbers;
 }
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use dpo_lora::{
     data::TokenizedPair,
@@ -66,14 +70,13 @@ fn matrices(name: &str) {
 }
 
 /// A whole model against transformers and PEFT.
-fn model(name: &str) {
-    let folder = fixtures().join(name);
-    let (mut logps, mut grads) = (Most::of("quantised, log-prob of a token"), Most::of("quantised, LoRA gradient"));
+fn model(folder: &Path, logps: &mut Most, grads: &mut Most) {
+    let name = folder.file_name().expect("a name").to_string_lossy();
     let expected: Expected = json(&folder.join("expected.json"));
     let theirs = tensors(&folder.join("expected.safetensors"));
     let pairs: Vec<TokenizedPair> = expected.pairs.into_iter().map(TokenizedPair::from).collect();
-    let model = open(&base(&folder));
-    let adapter = adapter(&fixtures().join(&expected.adapter), &model);
+    let model = open(&base(folder));
+    let adapter = adapter(&folder.parent().expect("fixtures").join(&expected.adapter), &model);
     for (who, through) in [("base", Through::default()), ("policy", policy(&adapter))] {
         for (i, ours) in token_logps(&model, &pairs, through).iter().enumerate() {
             for (side, ours) in ["chosen", "rejected"].iter().zip(ours) {
@@ -91,8 +94,6 @@ fn model(name: &str) {
     for (tensor, ours) in &ours {
         grads.see(relative_l2(ours, &theirs[&format!("grad.{tensor}")]), format!("{name} {tensor}"));
     }
-    logps.at_most(2e-5);
-    grads.at_most(1e-4);
 }
 
 #[test]
@@ -126,7 +127,26 @@ fn fp8_and_packed_matrices_are_those_of_compressed_tensors() {
 
 #[test]
 fn a_quantised_model_computes_what_transformers_does_on_its_numbers() {
+    let (mut logps, mut grads) = (Most::of("quantised, log-prob of a token"), Most::of("quantised, LoRA gradient"));
     for name in ["gguf", "nf4", "int8", "gptq", "awq", "mlx", "fp8", "packed"] {
-        model(name);
+        model(&fixtures().join(name), &mut logps, &mut grads);
     }
+    logps.at_most(2e-5);
+    grads.at_most(1e-4);
+}
+
+/// `tools/fixtures/families.py`
+#[test]
+fn every_family_in_nf4_computes_what_transformers_does_on_its_numbers() {
+    let (mut logps, mut grads) =
+        (Most::of("families in NF4, log-prob of a token"), Most::of("families in NF4, LoRA gradient"));
+    let folders = fs::read_dir(fixtures().join("../families")).expect("fixtures");
+    let folders: BTreeSet<PathBuf> = folders.map(|entry| entry.expect("an entry").path()).collect();
+    assert_eq!(folders.len(), 12);
+    for folder in &folders {
+        assert_eq!(ModelFolder::open(folder).unwrap().quantised(), ["nf4"], "{}", folder.display());
+        model(folder, &mut logps, &mut grads);
+    }
+    logps.at_most(2e-5);
+    grads.at_most(1e-4);
 }

@@ -1,11 +1,19 @@
 //! `quantize`, and a quantised base through every command: what is written is read again, trains, and is merged only on
 //! request.
 
-mod support {
-    pub mod tiny;
-}
+#[path = "support/numbers.rs"]
+mod numbers;
+#[path = "support/mod.rs"]
+mod support;
+#[path = "support/tiny.rs"]
+mod tiny;
 
-use support::tiny::{Tiny, stderr};
+use std::{fs, process::Command};
+
+use dpo_lora::{data::TokenizedPair, export::quantize, model::linear::Through};
+use numbers::{Ids, Most, open, token_logps, worst};
+use serde_json::{Value, json};
+use tiny::{Tiny, stderr};
 
 #[test]
 fn a_gguf_file_of_ours_is_a_base_like_any_other() {
@@ -49,4 +57,48 @@ fn rows_that_do_not_fit_a_format_take_the_next_one_or_are_refused() {
     let refused = tiny.run(&["quantize", "base", "--to", "nf4", "small"]);
     assert!(refused.status.code() == Some(3) && stderr(&refused).contains("choose --to q8_0"), "{}", stderr(&refused));
     assert!(!tiny.path("small").exists());
+}
+
+/// A Conv1D is quantised as the linear layer that it is.
+#[test]
+fn transformers_and_bitsandbytes_read_our_nf4_with_our_log_probs() {
+    let Some(python) = support::required_env("DPO_LORA_PEERS_PYTHON") else { return };
+    let tools = |name: &str| format!("{}/tools/{name}", env!("CARGO_MANIFEST_DIR"));
+    let place = tempfile::tempdir().unwrap();
+    let pairs = json!([
+        {"prompt": [5, 9, 11, 3, 40], "chosen": [7, 8, 30, 2], "rejected": [12, 6, 2]},
+        {"prompt": [4], "chosen": [17, 21, 2], "rejected": [9, 9, 33, 45, 2]},
+    ]);
+    let file = place.path().join("ids.json");
+    fs::write(&file, pairs.to_string()).unwrap();
+    let pairs: Vec<Ids> = serde_json::from_value(pairs).unwrap();
+    let pairs: Vec<TokenizedPair> = pairs.into_iter().map(TokenizedPair::from).collect();
+    let mut logps = Most::of("our NF4 read by transformers, log-prob of a token");
+    for family in ["gpt2", "qwen3"] {
+        let [plain, small] = ["plain", "nf4"].map(|name| place.path().join(format!("{family}-{name}")));
+        let python = |arguments: &[&str]| {
+            let output = Command::new(&python).args(arguments).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            output.stdout
+        };
+        python(&[&tools("tiny_model.py"), family, plain.to_str().unwrap()]);
+        let mut written = 0;
+        quantize::quantize(&plain, quantize::To::Nf4, &small, &mut |tensor| {
+            written += usize::from(tensor.format == "nf4");
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(written, if family == "gpt2" { 8 } else { 14 }, "matrices in NF4");
+        let told =
+            python(&[&tools("check_nf4.py"), small.to_str().unwrap(), plain.to_str().unwrap(), file.to_str().unwrap()]);
+        let told: Value = serde_json::from_slice(&told).unwrap();
+        assert_eq!(told["layers"], written);
+        for (i, ours) in token_logps(&open(&small), &pairs, Through::default()).iter().enumerate() {
+            for (side, ours) in ["chosen_logps", "rejected_logps"].iter().zip(ours) {
+                let theirs: Vec<f32> = serde_json::from_value(told[side][i].clone()).unwrap();
+                logps.see(worst(ours, &theirs), format!("{family} {side} {i}"));
+            }
+        }
+    }
+    logps.at_most(2e-5);
 }

@@ -8,7 +8,7 @@
 set -euo pipefail
 
 torch=2.15.0 transformers=5.23.0 trl=1.16.0 peft=0.21.2
-llamacpp=2026.10.11549 # xllamacpp, llama.cpp in a wheel
+more="xllamacpp==2026.10.11549 bitsandbytes==0.50.2" # the first is llama.cpp in a wheel
 cache=${DPO_LORA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/dpo-lora}
 venv=$cache/peers-torch$torch-transformers$transformers-trl$trl-peft$peft
 
@@ -23,8 +23,9 @@ if [ ! -e "$venv/.complete" ]; then
     "torch==$torch" "transformers==$transformers" "trl==$trl" "peft==$peft" datasets accelerate gguf numpy >&2
   touch "$venv/.complete"
 fi
-if [ ! -e "$venv/.llamacpp-$llamacpp" ]; then
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "xllamacpp==$llamacpp" >&2
-  touch "$venv/.llamacpp-$llamacpp"
+if [ "$(cat "$venv/.more" 2>/dev/null)" != "$more" ]; then
+  # shellcheck disable=SC2086 # two words are two packages
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps $more >&2
+  echo "$more" >"$venv/.more"
 fi
 echo "$venv"

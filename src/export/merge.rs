@@ -3,7 +3,7 @@
 //! Tensors stream from the base's map to the new files a block of rows at a time, so memory stays at a few blocks
 //! whatever the model's size.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -95,8 +95,18 @@ fn merge_in_shards(
         )));
     }
 
+    // what is quantised stands as ordinary linear layers, the merged folder has the family's own
+    let linears = (0..config.num_hidden_layers).flat_map(|layer| config.linears(layer));
+    let to_turn = linears.filter(|linear| config.family.turned && !config.lies_turned(base, &linear.module));
+    let stored_name = |module: &str| config.family.stored_name(&format!("{module}{WEIGHT}"), |name| base.has(name));
+    let to_turn: BTreeSet<String> = to_turn.map(|linear| stored_name(&linear.module)).collect();
+    let tensor = |name: &str| -> Result<StoredTensor> {
+        let tensor = base.tensor(name)?;
+        Ok(if to_turn.contains(name) { tensor.turned() } else { tensor })
+    };
+
     let folder = Folder::create_atomic(out)?;
-    let shards = plan_shards(base, dtype, max_shard)?;
+    let shards = plan_shards(base, &tensor, dtype, max_shard)?;
     let file_name = |number: usize| match shards.len() {
         1 => "model.safetensors".to_string(),
         count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
@@ -104,8 +114,8 @@ fn merge_in_shards(
     let turned = |matrix: &AdapterMatrix| config.family.turned && !is_head(matrix);
     let mut matrices = BTreeMap::new();
     for matrix in &adapter.matrices {
-        let name = config.family.stored_name(&format!("{}{WEIGHT}", matrix.module), |name| base.has(name));
-        let (stored, (output, input)) = (base.tensor(&name)?.shape, (matrix.output, matrix.input));
+        let name = stored_name(&matrix.module);
+        let (stored, (output, input)) = (tensor(&name)?.shape, (matrix.output, matrix.input));
         let stands = if turned(matrix) { [input, output] } else { [output, input] };
         if stored != stands {
             let shown = base.path().display();
@@ -120,7 +130,7 @@ fn merge_in_shards(
         let path = folder.path().join(file_name(number));
         let mut writer = SafetensorsWriter::create(&path, shard, &[("format", "pt")])?;
         for (name, dtype, _) in shard {
-            let tensor = base.tensor(name)?;
+            let tensor = tensor(name)?;
             match (matrices.get(name), base.plain(name)) {
                 (None, Some(plain)) if plain.dtype == *dtype => writer.write(name, plain.bytes())?,
                 (None, _) => write_blocks(&mut writer, name, &tensor, *dtype, |_, _| {})?,
@@ -148,10 +158,15 @@ type Shard = Vec<(String, DType, Vec<usize>)>;
 
 /// Fills files with tensors in the order of their names; within a file the wider numbers come first, so that all
 /// are aligned.
-fn plan_shards(base: &ModelFolder, dtype: Option<DType>, max_shard: u64) -> Result<Vec<Shard>> {
+fn plan_shards(
+    base: &ModelFolder,
+    tensor: impl Fn(&str) -> Result<StoredTensor>,
+    dtype: Option<DType>,
+    max_shard: u64,
+) -> Result<Vec<Shard>> {
     let (mut shards, mut filled) = (vec![Shard::new()], 0);
     for name in base.names() {
-        let tensor = base.tensor(name)?;
+        let tensor = tensor(name)?;
         let own = || DType::named(&tensor.format).ok_or_else(|| unnamed_type(base));
         let dtype = dtype.map_or_else(own, Ok)?;
         let bytes = bytes_of(dtype, &tensor.shape);

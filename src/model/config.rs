@@ -10,7 +10,7 @@ use super::rope_keys::ropes;
 use crate::Result;
 use crate::kernels::activation::Activation;
 use crate::keys::Keys;
-use crate::weights::config_object;
+use crate::weights::{ModelFolder, config_object};
 
 /// Far more than any model has; what is held for each layer is bounded by it.
 const MAX_LAYERS: usize = 10_000;
@@ -149,6 +149,13 @@ impl Config {
         let linears = (0..self.num_hidden_layers).flat_map(|layer| self.linears(layer));
         let head = (self.family.head.to_string(), self.hidden_size, self.vocab_size);
         linears.map(|linear| (linear.module, linear.inputs, linear.outputs)).chain([head]).collect()
+    }
+
+    /// Whether a linear layer's weight lies turned in the folder, `[inputs, outputs]`. What is quantised does not: every program
+    /// puts an ordinary linear layer in the place of a `Conv1D` before it quantises.
+    pub fn lies_turned(&self, folder: &ModelFolder, module: &str) -> bool {
+        let name = self.family.stored_name(&format!("{module}.weight"), |name| folder.has(name));
+        self.family.turned && folder.plain(&name).is_some()
     }
 
     fn from_keys(keys: &Keys) -> Result<Self> {

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     Error, Result,
     kernels::{attention::Heads, compute::Compute, rope::Turn},
-    weights::{StoredMatrix, Turned, folder::ModelFolder, matrix::FrozenMatrix},
+    weights::{StoredMatrix, folder::ModelFolder, matrix::FrozenMatrix},
 };
 
 /// A frozen decoder.
@@ -190,11 +190,11 @@ impl Opener<'_> {
 
     fn linear(&self, shape: LinearShape, id: usize) -> Result<Linear> {
         let LinearShape { module, inputs, outputs, bias } = shape;
-        let weight = match self.config.family.turned {
+        let weight = match self.config.lies_turned(self.folder, &module) {
             false => self.matrix(&module, outputs, inputs)?,
             true => {
                 let stored = self.tensor(&format!("{module}.weight"), &[inputs, outputs])?;
-                self.frozen(Turned::new(Arc::new(stored), outputs), outputs, inputs)?
+                self.frozen(stored.turned(), outputs, inputs)?
             }
         };
         let bias = bias.then(|| self.bias(&module, outputs)).transpose()?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use super::mapped::{MappedBytes, MappedTensor, StoredMatrix};
+use super::turned::Turned;
 
 /// A tensor of a model, plain or quantised. A clone is another view of the same bytes.
 #[derive(Debug, Clone)]
@@ -31,6 +32,13 @@ impl StoredTensor {
     /// Rows: the product of the others.
     pub fn rows(&self) -> usize {
         self.shape.split_last().map_or(1, |(_, rows)| rows.iter().product())
+    }
+
+    /// The transpose of a matrix, another view of the same bytes.
+    pub fn turned(&self) -> Self {
+        let (rows, columns) = (self.rows(), self.columns());
+        let matrix = Turned::new(Arc::clone(&self.matrix), columns);
+        Self { shape: vec![columns, rows], format: self.format.clone(), matrix: Arc::new(matrix) }
     }
 
     /// Bytes that it takes in its files.

@@ -7,11 +7,11 @@ use serde_json::{Map, Value, json};
 
 use super::{Loss, Written, each_block};
 use crate::export::merge::{copy_companions, write_json};
-use crate::model::Config;
+use crate::model::{Config, config::LinearShape};
 use crate::store::{Folder, SafetensorsWriter};
 use crate::weights::quantised::{NF4, NF4_BLOCK};
 use crate::weights::safetensors::Stored;
-use crate::weights::{DType, ModelFolder};
+use crate::weights::{DType, ModelFolder, StoredTensor};
 use crate::{Error, Result};
 
 const STATE: &str = "quant_state.bitsandbytes__nf4";
@@ -19,14 +19,17 @@ const SHARD: &str = "model.safetensors";
 
 pub fn write(model: &ModelFolder, out: &Path, told: &mut dyn FnMut(&Written) -> Result<()>) -> Result<()> {
     let config = Config::read(model.path())?;
-    let matrices: BTreeMap<String, [usize; 2]> = model
-        .names()
-        .filter(|name| name.starts_with(config.family.layers))
-        .filter_map(|name| match model.info(name)?.shape[..] {
-            [rows, columns] if name.ends_with(".weight") && columns.is_multiple_of(NF4_BLOCK) => {
-                Some((name.to_string(), [rows, columns]))
-            }
-            _ => None,
+    // transformers quantises a `Conv1D` as the linear layer that it is
+    let tensor = |name: &str| -> Result<StoredTensor> {
+        let tensor = model.tensor(name)?;
+        Ok(if config.family.turned { tensor.turned() } else { tensor })
+    };
+    let linears = (0..config.num_hidden_layers).flat_map(|layer| config.linears(layer));
+    let matrices: BTreeMap<String, [usize; 2]> = linears
+        .filter(|linear| linear.inputs.is_multiple_of(NF4_BLOCK))
+        .map(|LinearShape { module, inputs, outputs, .. }| {
+            let name = config.family.stored_name(&format!("{module}.weight"), |name| model.has(name));
+            (name, [outputs, inputs])
         })
         .collect();
     if matrices.is_empty() {
@@ -34,6 +37,15 @@ pub fn write(model: &ModelFolder, out: &Path, told: &mut dyn FnMut(&Written) -> 
             "{}: no linear layer has rows in whole blocks of {NF4_BLOCK}, which NF4 needs here; choose --to q8_0",
             model.path().display()
         )));
+    }
+    for (name, shape) in &matrices {
+        let stored = tensor(name)?.shape;
+        if stored != shape {
+            return Err(Error::input(format!(
+                "{}: tensor {name:?} has the shape {stored:?}, config.json says {shape:?}; the two files do not belong together",
+                model.path().display()
+            )));
+        }
     }
     // What bitsandbytes rounds the numbers to again: the model's own type.
     let dtype = matrices.keys().find_map(|name| model.plain(name)).map_or(DType::BF16, |plain| plain.dtype);
@@ -52,7 +64,7 @@ pub fn write(model: &ModelFolder, out: &Path, told: &mut dyn FnMut(&Written) -> 
             let row = |row: &[f32], bytes: &mut Vec<u8>, _: &mut [f32]| {
                 bytes.extend(row.chunks(NF4_BLOCK).flat_map(|block| absmax(block).to_le_bytes()));
             };
-            each_block(&model.tensor(matrix)?, |row| row, row, |bytes| writer.write(name, bytes))?;
+            each_block(&tensor(matrix)?, |row| row, row, |bytes| writer.write(name, bytes))?;
         } else if let Some(matrix) = name.strip_suffix(".quant_map") {
             debug_assert!(matrices.contains_key(matrix));
             writer.write(name, &NF4.iter().flat_map(|code| code.to_le_bytes()).collect::<Vec<_>>())?;
@@ -60,7 +72,7 @@ pub fn write(model: &ModelFolder, out: &Path, told: &mut dyn FnMut(&Written) -> 
             writer.write(name, state)?;
         } else {
             let row = |row: &[f32], bytes: &mut Vec<u8>, back: &mut [f32]| encode(row, dtype, bytes, back);
-            let loss = each_block(&model.tensor(name)?, |row| row, row, |bytes| writer.write(name, bytes))?;
+            let loss = each_block(&tensor(name)?, |row| row, row, |bytes| writer.write(name, bytes))?;
             losses.insert(name.clone(), loss);
             let elements: usize = matrices[name].iter().product();
             let bytes = (elements / 2 + elements / NF4_BLOCK * 4) as u64;

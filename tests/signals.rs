@@ -140,53 +140,138 @@ fn in_the_middle_of_a_step_the_step_is_dropped() {
     assert!(matches!(status.code(), Some(130 | 143)), "{status:?}");
 }
 
-/// While the disk is written to: the signal comes at a call that saves, logs or reports.
+/// Signals at places that a test chooses, in a process of their own: at a call that changes the disk, or at one of the
+/// run's looks for signals.
 #[cfg(debug_assertions)]
-#[test]
-fn while_it_writes_it_writes_to_the_end() {
-    use std::process::Command;
+mod at_chosen_places {
+    use std::path::Path;
+    use std::process::{Command, Output};
 
     use dpo_lora::{
         recipe::Recipe,
         store::disk::faults::{self, Fault},
-        train::run::{From, train},
+        train::{
+            run::{From, train},
+            signals::polls,
+        },
     };
 
-    /// Set in the child: at which call the signal comes, and in which folder.
+    use super::*;
+
+    /// Set in the child: what happens, at which call or look, and in which folder.
     const CHILD: &str = "DPO_LORA_TEST_SIGNAL_AT";
-    let set = ["train.max_steps=3", "train.save_every=1", "train.batch_size=2"];
-    let run = |folder: &std::path::Path, at: usize| {
-        let set: Vec<String> = set.iter().map(ToString::to_string).collect();
+    const SET: [&str; 5] = [
+        "train.max_steps=3",
+        "train.save_every=1",
+        "train.batch_size=2",
+        "train.eval_every=2",
+        "data.eval=[\"held-out.jsonl\"]",
+    ];
+
+    fn run(folder: &Path) -> dpo_lora::Result<()> {
+        let set: Vec<String> = SET.iter().map(ToString::to_string).collect();
         let output = format!("run.output={}", folder.join("runs/a").display());
-        let recipe = Recipe::load(&folder.join("recipe.toml"), &[&set[..], &[output]].concat()).unwrap();
-        faults::plan(at, Fault::Run(|| signal_hook::low_level::raise(15).unwrap()));
-        let outcome = train(&recipe, &From::Start, false);
-        (faults::end(), outcome)
-    };
-    if let Ok(at) = std::env::var(CHILD) {
-        let (at, folder) = at.split_once(' ').unwrap();
-        let (_, outcome) = run(std::path::Path::new(folder), at.parse().unwrap());
-        let error = outcome.expect_err("stopped");
-        std::process::exit(i32::from(error.exit_code()));
+        let held_out = format!("data.eval=[\"{}\"]", folder.join("held-out.jsonl").display());
+        let recipe = Recipe::load(&folder.join("recipe.toml"), &[&set[..], &[output, held_out]].concat()).unwrap();
+        train(&recipe, &From::Start, false).map(drop)
     }
-    let tiny = Tiny::new();
-    tiny.train("whole", &set);
-    let (calls, outcome) = run(tiny.path("").as_path(), usize::MAX);
-    outcome.unwrap();
-    for at in (0..calls.len()).step_by(4) {
-        fs::remove_dir_all(tiny.path("runs/a")).unwrap();
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "while_it_writes_it_writes_to_the_end", "--nocapture"])
-            .env(CHILD, format!("{at} {}", tiny.path("").display()))
+
+    fn tiny() -> Tiny {
+        let tiny = Tiny::new();
+        tiny.write("held-out.jsonl", rows(3));
+        tiny.train("whole", &SET);
+        tiny
+    }
+
+    /// The test of this name as a child that does `what`.
+    fn child(tiny: &Tiny, test: &str, what: &str, at: usize) -> Output {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("at_chosen_places::{test}"), "--nocapture"])
+            .env(CHILD, format!("{what} {at} {}", tiny.path("").display()))
             .output()
-            .unwrap();
-        let said = tiny::stderr(&child);
-        assert_eq!(child.status.code(), Some(143), "at call {at}, {:?}: {said}", calls[at]);
-        let goes_on = checkpoint::latest(&tiny.path("runs/a")).unwrap();
-        assert_eq!(goes_on.damaged, [""; 0], "at call {at}, {:?}: {said}", calls[at]);
-        if goes_on.whole.is_some() {
-            tiny.ok(&arguments("a", &set, &["--resume"]));
-            assert_eq!(result(&tiny, "a"), result(&tiny, "whole"), "at call {at}, {:?}", calls[at]);
+            .unwrap()
+    }
+
+    /// In the child, what it is to do; elsewhere nothing.
+    fn told() -> Option<(String, usize, std::path::PathBuf)> {
+        let told = std::env::var(CHILD).ok()?;
+        let mut parts = told.splitn(3, ' ');
+        let [what, at, folder] = std::array::from_fn(|_| parts.next().unwrap());
+        Some((what.into(), at.parse().unwrap(), folder.into()))
+    }
+
+    /// The run that was stopped is whole, and ends as the one that was not.
+    fn goes_on(tiny: &Tiny, place: &str) {
+        let found = checkpoint::latest(&tiny.path("runs/a")).unwrap();
+        assert_eq!(found.damaged, [""; 0], "{place}");
+        if found.whole.is_some() {
+            tiny.ok(&arguments("a", &SET, &["--resume"]));
+            assert_eq!(result(tiny, "a"), result(tiny, "whole"), "{place}");
+        }
+    }
+
+    /// While it saves, logs or reports.
+    #[test]
+    fn while_it_writes_it_writes_to_the_end() {
+        if let Some((what, at, folder)) = told() {
+            let signals: fn() = match what.as_str() {
+                "once" => || signal_hook::low_level::raise(15).unwrap(),
+                _ => || [15, 2].into_iter().for_each(|signal| signal_hook::low_level::raise(signal).unwrap()),
+            };
+            faults::plan(at, Fault::Run(signals));
+            let error = run(&folder).expect_err("stopped");
+            std::process::exit(i32::from(error.exit_code()));
+        }
+        let tiny = tiny();
+        faults::plan(usize::MAX, Fault::Torn);
+        run(&tiny.path("")).unwrap();
+        let calls = faults::end();
+        for at in (0..calls.len()).step_by(4) {
+            for (what, code) in [("once", 143), ("twice", 130)] {
+                if what == "twice" && at % 12 != 0 {
+                    continue;
+                }
+                fs::remove_dir_all(tiny.path("runs/a")).unwrap();
+                fs::create_dir(tiny.path("runs/a")).unwrap();
+                let child = child(&tiny, "while_it_writes_it_writes_to_the_end", what, at);
+                let place = format!("{what} at call {at}, {:?}: {}", calls[at], tiny::stderr(&child));
+                assert_eq!(child.status.code(), Some(code), "{place}");
+                // who will not wait is not kept waiting: nothing is written after the second one
+                assert!(what == "once" || !place.contains("saved; go on"), "{place}");
+                goes_on(&tiny, &place);
+            }
+        }
+    }
+
+    /// Every look of a run: the held-out pairs before the first step, the reference, the policy's way there and back,
+    /// each layer of it, and the evaluations between and after. The look at hand is the last one.
+    #[test]
+    fn every_look_on_the_way_ends_the_run_there() {
+        if let Some((_, at, folder)) = told() {
+            polls::plan(at);
+            let outcome = run(&folder);
+            eprintln!("{} looks", polls::count());
+            std::process::exit(outcome.map_or_else(|error| i32::from(error.exit_code()), |()| 0));
+        }
+        let tiny = tiny();
+        let child = |at: usize| child(&tiny, "every_look_on_the_way_ends_the_run_there", "once", at);
+        let whole = child(usize::MAX);
+        assert_eq!(whole.status.code(), Some(0), "{}", tiny::stderr(&whole));
+        // Two layers and a head for the policy and for the reference where it is not known yet, two layers back: the
+        // evaluation before the first step, two steps, an evaluation, a step, the last evaluation.
+        let looks = 6 + 8 + 8 + 3 + 8 + 3;
+        assert!(tiny::stderr(&whole).contains(&format!("\n{looks} looks")), "{}", tiny::stderr(&whole));
+        for at in 0..looks {
+            fs::remove_dir_all(tiny.path("runs/a")).unwrap();
+            let child = child(at);
+            let place = format!("at look {at}: {}", tiny::stderr(&child));
+            assert_eq!(child.status.code(), Some(143), "{place}");
+            assert!(place.contains(&format!("\n{} looks", at + 1)), "{place}");
+            let steps = [14, 22, 33].iter().filter(|end| at >= **end).count();
+            let saved = checkpoint::latest(&tiny.path("runs/a")).unwrap().whole;
+            let step = saved.and_then(|path| checkpoint::open(&path).ok()).map_or(0, |state| state.step);
+            assert_eq!(step, steps as u64, "{place}");
+            goes_on(&tiny, &place);
         }
     }
 }

@@ -42,7 +42,7 @@ run() { # rules, then tests by name: each must be there
 
 run "" \
   heap::tests confined::tests kernels::words::tests kernels::host::tests \
-  kernels::micro::tests gemm::tests::columns_of_one_matrix pack::tests::panels_hold \
+  kernels::micro::tests gemm::tests::columns_of_one_matrix \
   attention::tests::heads_side_by_side matrix::tests::a_product_fills
 run "-Zmiri-tree-borrows" \
   gemm::tests::transposed attention::tests::a_few_heads_through_the_pool

@@ -3,7 +3,7 @@
 //!
 //! `DPO_LORA_MUTATIONS` says how many there are in all (100,000 where `DPO_LORA_REQUIRE_ALL=1`, else 4,000) and
 //! `DPO_LORA_MUTATION_SEED` where they start. A failure names its kind and number and leaves its file in the system's
-//! temporary folder. The good files go to `DPO_LORA_CORPUS/TARGET/`, where the fuzzer starts from (`ci/fuzz.sh`).
+//! temporary folder. The good files go to `DPO_LORA_CORPUS/TARGET/`, where the fuzzer starts from.
 
 #[path = "support/counting.rs"]
 mod counting;

@@ -254,7 +254,6 @@ mod at_chosen_places {
                     continue;
                 }
                 fs::remove_dir_all(tiny.path("runs/a")).unwrap();
-                fs::create_dir(tiny.path("runs/a")).unwrap();
                 let child = child(&tiny, "while_it_writes_it_writes_to_the_end", what, at);
                 let place = format!("{what} at call {at}, {:?}: {}", calls[at], tiny::stderr(&child));
                 assert_eq!(child.status.code(), Some(code), "{place}");

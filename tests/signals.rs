@@ -253,7 +253,10 @@ mod at_chosen_places {
                 if what == "twice" && at % 12 != 0 {
                     continue;
                 }
-                fs::remove_dir_all(tiny.path("runs/a")).unwrap();
+                // there is none where the process ended before its first call
+                if tiny.path("runs/a").exists() {
+                    fs::remove_dir_all(tiny.path("runs/a")).unwrap();
+                }
                 let child = child(&tiny, "while_it_writes_it_writes_to_the_end", what, at);
                 let place = format!("{what} at call {at}, {:?}: {}", calls[at], tiny::stderr(&child));
                 assert_eq!(child.status.code(), Some(code), "{place}");

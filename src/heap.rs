@@ -284,3 +284,41 @@ mod large {
         unsafe { libc::munmap(run.start as *mut libc::c_void, run.len) };
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Blocks of every kind of size, moved between them: what was written is there, and a fresh block is zero.
+    #[test]
+    fn blocks_keep_what_is_in_them_however_they_move() {
+        let sizes = [100, LARGE - 1, LARGE, LARGE + 1, 3 * LARGE, LARGE + 5000, 64];
+        let of = |size: usize| Layout::from_size_align(size, 64).unwrap();
+        // SAFETY: a block is freed once, with the layout that it has, and is written within it alone.
+        unsafe {
+            let mut block = Heap.alloc_zeroed(of(sizes[0]));
+            assert!(!block.is_null());
+            let mut kept = 0;
+            for pair in sizes.windows(2) {
+                let [was, is] = [pair[0], pair[1]];
+                assert_eq!(block as usize % 64, 0);
+                block.add(was - 1).write(7);
+                block.write(9);
+                block = Heap.realloc(block, of(was), is);
+                assert!(!block.is_null());
+                assert_eq!(block.read(), 9);
+                if is >= was {
+                    assert_eq!(block.add(was - 1).read(), 7);
+                    kept += 1;
+                }
+                let other = Heap.alloc_zeroed(of(is));
+                assert!(!other.is_null() && other != block);
+                assert!((0..is).step_by(997).all(|at| other.add(at).read() == 0));
+                other.write_bytes(5, is);
+                Heap.dealloc(other, of(is));
+            }
+            assert_eq!(kept, 4);
+            Heap.dealloc(block, of(sizes[sizes.len() - 1]));
+        }
+    }
+}

@@ -214,6 +214,9 @@ mod every_call {
         for call in ["mkdir", "create", "open", "write", "sync", "rename", "remove"] {
             assert!(calls.iter().any(|(name, _)| *name == call), "no {call} among {calls:?}");
         }
+        // from the first sync after it has its name on, a checkpoint is there for good
+        let first =
+            calls.iter().position(|(name, path)| *name == "rename" && path.ends_with("checkpoint-1")).unwrap() + 1;
         let recipe = recipe("a");
         for (at, (call, _)) in calls.iter().enumerate() {
             let fails = match *call {
@@ -232,6 +235,7 @@ mod every_call {
                 let error = outcome.expect_err(&place);
                 let full = matches!(fault, Fault::Torn | Fault::Error(std::io::ErrorKind::StorageFull));
                 assert_eq!(error.exit_code(), if full { 4 } else { 1 }, "{place}");
+                assert!(at <= first || checkpoint::latest(&tiny.path("runs/a")).unwrap().whole.is_some(), "{place}");
                 go_on(&recipe, &tiny.path("runs/a"), &place);
                 assert_eq!(result("a"), whole, "{place}");
                 for run in tiny.names("runs").iter().filter(|run| *run != "whole") {

@@ -9,6 +9,8 @@ use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use tiny::{Tiny, arguments, rows, stderr};
 
 /// Long enough to be looked at while it runs, and to end within a test.
@@ -21,15 +23,16 @@ fn tiny() -> Tiny {
     tiny
 }
 
-/// Starts a run and waits until it has saved.
+/// Starts a run, waits until it has saved, and holds it there: it goes on when the test says so, however busy the machine.
 fn start(tiny: &Tiny, name: &str, more: &[&str]) -> Child {
     let mut command = tiny.command(&arguments(name, &LONG, more));
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let began = Instant::now();
     while !tiny.path(&format!("runs/{name}/checkpoint-10")).exists() {
-        assert!(began.elapsed() < Duration::from_secs(60), "no checkpoint");
+        assert!(began.elapsed() < Duration::from_secs(300), "no checkpoint");
         sleep(Duration::from_millis(1));
     }
+    kill_process(Pid::from_child(&child), Signal::STOP).unwrap();
     child
 }
 
@@ -86,6 +89,7 @@ fn a_base_that_changes_under_a_run_ends_it_and_is_named() {
     for (name, change, how) in changes {
         let child = start(&tiny, name, &[]);
         change(&weights, &other);
+        kill_process(Pid::from_child(&child), Signal::CONT).unwrap();
         let output = child.wait_with_output().unwrap();
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(3), "{name}: {said}");

@@ -12,7 +12,7 @@ fn a_short_peak_is_seen_and_forgotten_on_reset() {
     let before = meter.sample().expect("measured on Linux");
     let held = std::hint::black_box(vec![1u8; SIZE as usize]);
     // The thread alone must see it.
-    let peak = (0..200).find_map(|_| {
+    let peak = (0..4000).find_map(|_| {
         std::thread::sleep(Duration::from_millis(5));
         meter.peak().filter(|&peak| peak >= before + SIZE * 9 / 10)
     });

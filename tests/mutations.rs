@@ -3,7 +3,7 @@
 //!
 //! `DPO_LORA_MUTATIONS` says how many there are in all (100,000 where `DPO_LORA_REQUIRE_ALL=1`, else 4,000) and
 //! `DPO_LORA_MUTATION_SEED` where they start. A failure names its kind and number and leaves its file in the system's
-//! temporary folder.
+//! temporary folder. The good files go to `DPO_LORA_CORPUS/TARGET/`, where the fuzzer starts from.
 
 #[path = "support/counting.rs"]
 mod counting;
@@ -12,11 +12,13 @@ mod mutate;
 #[path = "support/openers.rs"]
 mod openers;
 
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use counting::{Counting, peak_of};
+use counting::{Counting, alone, peak_of};
 use mutate::mutated;
 use openers::{Bench, KINDS, Kind};
 
@@ -44,7 +46,27 @@ fn variable(name: &str) -> Option<u64> {
 }
 
 #[test]
+fn good_files_are_read_and_written_for_the_fuzzer() {
+    let _alone = alone();
+    let (bench, place) = (Bench::new(), tempfile::tempdir().unwrap());
+    let corpus = std::env::var_os("DPO_LORA_CORPUS").map_or(place.path().to_path_buf(), PathBuf::from);
+    for kind in KINDS {
+        let folder = corpus.join(kind.target());
+        fs::create_dir_all(&folder).unwrap();
+        for (number, seed) in kind.seeds().iter().enumerate() {
+            let file = folder.join(format!("good-{number}"));
+            fs::write(&file, seed).unwrap();
+            bench.open(kind, &fs::read(&file).unwrap()).unwrap_or_else(|error| panic!("{kind:?} {number}: {error}"));
+        }
+    }
+    let targets: Vec<_> = fs::read_dir("fuzz/fuzz_targets").unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(targets.len(), KINDS.len(), "a target a kind");
+    assert!(KINDS.iter().all(|kind| targets.contains(&format!("{}.rs", kind.target()).into())), "{targets:?}");
+}
+
+#[test]
 fn mutated_files_are_read_or_refused() {
+    let _alone = alone();
     let all = std::env::var("DPO_LORA_REQUIRE_ALL").is_ok_and(|value| value == "1");
     let count = variable("DPO_LORA_MUTATIONS").unwrap_or(if all { 100_000 } else { 4_000 });
     let first = variable("DPO_LORA_MUTATION_SEED").unwrap_or(0);
@@ -64,7 +86,7 @@ fn mutated_files_are_read_or_refused() {
             let (outcome, held) = peak_of(|| catch_unwind(AssertUnwindSafe(|| bench.open(kind, &bytes))));
             let fail = |why: String| -> ! {
                 let file = std::env::temp_dir().join(format!("dpo-lora-{kind:?}-{number}"));
-                std::fs::write(&file, &bytes).unwrap();
+                fs::write(&file, &bytes).unwrap();
                 panic!("{kind:?} {number}: {why}; the file is {}", file.display());
             };
             if held > kind.allowance(bytes.len()) {

@@ -121,8 +121,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Head
             let first = (span.queries.start + block.start) * heads.width() + head * heads.dim;
             let len = (block.len() - 1) * heads.width() + heads.dim;
             // SAFETY: in bounds since the block's rows are; only columns of this head are written, by this task alone.
-            let mixed = unsafe { std::slice::from_raw_parts_mut(values.add(first), len) };
-            side.mix(span, &met, block.len(), scores, side.v, head, mixed);
+            unsafe { side.mix(span, &met, block.len(), scores, side.v, head, (values.add(first), len)) };
         });
     });
     Ok(Attended { values: matrix(values, rows, heads.width())?, lse: matrix(lse, rows, heads.n)? })
@@ -257,9 +256,13 @@ impl Side<'_> {
         }
     }
 
-    /// `out[rows, dim] = weights[rows, met] · values`, `out` being a head's columns of wider rows.
+    /// `out[rows, dim] = weights[rows, met] · values`, `out` being a head's columns of wider rows: where they start, and
+    /// the floats from there to the end of the last one.
+    ///
+    /// # Safety
+    /// Nothing else touches these columns meanwhile.
     #[allow(clippy::too_many_arguments)]
-    fn mix(
+    unsafe fn mix(
         &self,
         span: &Span,
         met: &Range<usize>,
@@ -267,13 +270,14 @@ impl Side<'_> {
         weights: &[f32],
         values: &[f32],
         head: usize,
-        out: &mut [f32],
+        (out, len): (*mut f32, usize),
     ) {
         let heads = &self.heads;
         for (i, (part, at)) in span.parts(met).enumerate() {
             let left = Lhs { data: &weights[at..], row: met.len(), col: 1 };
             let right = Dense { data: &values[self.key(part.start, head)..], row: heads.kv_width(), col: 1 };
-            let out = Out::new(&mut *out, heads.width(), i > 0);
+            // SAFETY: the caller vouches for the columns.
+            let out = unsafe { Out::columns(out, len, heads.width(), i > 0) };
             gemm([rows, heads.dim, part.len()], 1.0, left, &right, out, Threads::One);
         }
     }
@@ -319,8 +323,7 @@ impl Side<'_> {
             }
             let len = (rows - 1) * heads.width() + heads.dim;
             // SAFETY: in bounds since the block's rows are; a block of a head belongs to one task.
-            let dq = unsafe { std::slice::from_raw_parts_mut(grads.dq.get().add(first), len) };
-            self.mix(span, &met, rows, d_scores, self.k, head, dq);
+            unsafe { self.mix(span, &met, rows, d_scores, self.k, head, (grads.dq.get().add(first), len)) };
             for (part, at) in span.parts(&met) {
                 let to = part.start * heads.width() + head * heads.dim;
                 let len = (part.len() - 1) * heads.width() + heads.dim;
@@ -328,10 +331,9 @@ impl Side<'_> {
                     [(&*d_scores, &self.q[first..], grads.dk), (&*weights, &d_values[first..], grads.dv)]
                 {
                     // SAFETY: in bounds since the keys are; a task has its head's columns of its group's keys to itself.
-                    let grad = unsafe { std::slice::from_raw_parts_mut(grad.get().add(to), len) };
+                    let out = unsafe { Out::columns(grad.get().add(to), len, heads.width(), true) };
                     let left = Lhs { data: &left[at..], row: 1, col: all };
                     let right = Dense { data: right, row: heads.width(), col: 1 };
-                    let out = Out::new(grad, heads.width(), true);
                     gemm([part.len(), heads.dim, rows], 1.0, left, &right, out, Threads::One);
                 }
             }
@@ -468,6 +470,69 @@ mod tests {
             for (ours, theirs) in ours.iter().zip(&theirs) {
                 close(ours, theirs, 2e-5);
             }
+        }
+    }
+
+    /// What attention's tasks write, without rayon between them: Miri objects to the pool's own code under its default
+    /// rules. Heads of one matrix are written by two threads at once, to the bits that one thread alone writes.
+    #[test]
+    fn heads_side_by_side_touch_their_own_numbers_alone() {
+        let spans =
+            [(0..3, 0..0), (3..5, 0..3), (5..6, 0..3)].map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
+        let heads = Heads { n: 2, kv: 2, dim: 3, scale: 0.5, window: None, cap: None };
+        let [q, k, v, values, d_values] =
+            [1, 2, 3, 4, 5].map(|seed| -> Vec<f32> { random((6, 6), seed).flatten_all().unwrap().to_vec1().unwrap() });
+        let lse = [0.5f32; 12];
+        let side = Side { q: &q, k: &k, v: &v, heads };
+        let run = |at_once: bool| {
+            let mut results = [(); 4].map(|()| vec![0f32; 36]);
+            let [mixed, dq, dk, dv] = results.each_mut().map(|result| Shared(result.as_mut_ptr()));
+            let grads = Grads { dq, dk, dv };
+            let work = |head: usize| {
+                for span in &spans {
+                    let block = 0..span.queries.len();
+                    let met = span.met(&block, None);
+                    let mut scores = vec![0f32; block.len() * met.len()];
+                    side.scores(span, &block, &met, head, &mut scores);
+                    for (i, row) in block.clone().zip(scores.chunks_exact_mut(met.len())) {
+                        softmax(row, 0, span.visible(i, None).end);
+                    }
+                    let first = span.queries.start * heads.width() + head * heads.dim;
+                    let len = (block.len() - 1) * heads.width() + heads.dim;
+                    // SAFETY: these rows of this head are this thread's alone.
+                    unsafe { side.mix(span, &met, block.len(), &scores, side.v, head, (mixed.get().add(first), len)) };
+                    side.block_backward(span, block, head, [&values, &lse, &d_values], &grads);
+                }
+            };
+            match at_once {
+                true => std::thread::scope(|scope| {
+                    scope.spawn(|| work(0));
+                    work(1);
+                }),
+                false => (0..2).for_each(work),
+            }
+            results
+        };
+        let results = run(true);
+        assert_eq!(results, run(false));
+        assert!(results.iter().flatten().all(|x| *x != 0.0), "every element is written: {results:?}");
+    }
+
+    /// The same through the pool, small enough for Miri.
+    #[test]
+    fn a_few_heads_through_the_pool() {
+        let spans =
+            [(0..2, 0..0), (2..4, 0..2), (4..5, 0..0)].map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
+        let heads = Heads { n: 4, kv: 2, dim: 3, scale: 0.5, window: None, cap: None };
+        let (q, k, v, dy) = (random((5, 12), 1), random((5, 6), 2), random((5, 6), 3), random((5, 12), 4));
+        let ours = attention(&q, &k, &v, &spans, heads).unwrap();
+        let theirs = plain::attention(&q, &k, &v, &spans, heads).unwrap();
+        close(&ours.values, &theirs.values, 1e-6);
+        close(&ours.lse, &theirs.lse, 1e-6);
+        let ours = attention_backward([&q, &k, &v], &ours, &dy, &spans, &[0..2, 2..3], heads).unwrap();
+        let theirs = plain::attention_backward([&q, &k, &v], &theirs, &dy, &spans, heads).unwrap();
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            close(ours, theirs, 1e-5);
         }
     }
 

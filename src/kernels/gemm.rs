@@ -6,7 +6,7 @@
 //! The cut of k into blocks depends on k alone and every sum runs in the order of k, so an element's value is the same
 //! at any number of threads and whatever other rows stand in the batch. Zero margins at step 0 rest on this.
 
-use std::{cell::RefCell, mem::MaybeUninit, ops::Range};
+use std::{cell::RefCell, marker::PhantomData, mem::MaybeUninit, ops::Range};
 
 use rayon::prelude::*;
 
@@ -46,23 +46,34 @@ pub trait Rhs: Sync {
 }
 
 /// Where the result goes: element `(i, j)` lies at `i·ld + j`.
+///
+/// A pointer, not a slice: tasks that fill columns of one matrix have interleaved elements, which no two slices may share.
 pub struct Out<'a> {
-    data: &'a mut [MaybeUninit<f32>],
+    data: *mut f32,
+    len: usize,
     ld: usize,
     add: bool,
+    borrowed: PhantomData<&'a mut [f32]>,
 }
 
 impl<'a> Out<'a> {
     /// Rows `ld` apart, written over, or added to where `add` says so.
     pub fn new(data: &'a mut [f32], ld: usize, add: bool) -> Self {
-        // SAFETY: the types have one layout, and a product writes nothing but floats.
-        let data = unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), data.len()) };
-        Self { data, ld, add }
+        Self { data: data.as_mut_ptr(), len: data.len(), ld, add, borrowed: PhantomData }
+    }
+
+    /// `len` floats from `data` on, of which the product touches those of its shape alone.
+    ///
+    /// # Safety
+    /// They lie in one buffer that outlives the product, initialised where it adds; nothing else touches the elements of
+    /// the shape meanwhile.
+    pub unsafe fn columns(data: *mut f32, len: usize, ld: usize, add: bool) -> Self {
+        Self { data, len, ld, add, borrowed: PhantomData }
     }
 
     /// Fresh memory for `ld` columns a row; the product writes every element of its shape.
     pub fn fresh(data: &'a mut [MaybeUninit<f32>], ld: usize) -> Self {
-        Self { data, ld, add: false }
+        Self { data: data.as_mut_ptr().cast(), len: data.len(), ld, add: false, borrowed: PhantomData }
     }
 }
 
@@ -122,10 +133,13 @@ pub fn gemm([m, n, k]: [usize; 3], alpha: f32, a: Lhs, b: &dyn Rhs, out: Out, th
     if m == 0 || n == 0 {
         return;
     }
-    assert!(out.ld >= n && out.data.len() >= (m - 1) * out.ld + n, "the result is too small");
+    assert!(out.ld >= n && out.len >= (m - 1) * out.ld + n, "the result is too small");
     if k == 0 {
         if !out.add {
-            (0..m).for_each(|i| out.data[i * out.ld..][..n].fill(MaybeUninit::new(0.0)));
+            for i in 0..m {
+                // SAFETY: the result holds m rows of n floats `ld` apart; zero bytes are 0.0.
+                unsafe { out.data.add(i * out.ld).write_bytes(0, n) };
+            }
         }
         return;
     }
@@ -136,7 +150,7 @@ pub fn gemm([m, n, k]: [usize; 3], alpha: f32, a: Lhs, b: &dyn Rhs, out: Out, th
     let blocks = k.div_ceil(micro.block * compute.per_step());
     // equal blocks in multiples of 32: block-quantised rows are cut between their blocks
     let step = k.div_ceil(blocks).next_multiple_of(32);
-    let target = Target { data: out.data.as_mut_ptr().cast(), ld: out.ld };
+    let target = Target { data: out.data, ld: out.ld };
     // taken, not borrowed: while it waits for others, this thread may be given another product to work on
     let mut left = LEFT.take();
     for start in (0..k).step_by(step) {
@@ -344,6 +358,34 @@ mod tests {
         let (lhs, rhs) = (Lhs { data: &at, row: 1, col: m }, Dense { data: &bt, row: 1, col: k });
         gemm([m, n, k], 1.0, lhs, &rhs, Out::new(&mut ct, n, false), Threads::One);
         assert_eq!(c, ct);
+    }
+
+    /// Two products at once write columns that interleave, as attention's heads do. Small enough for Miri.
+    #[test]
+    fn columns_of_one_matrix_are_filled_side_by_side() {
+        let [m, n, k] = [5, 3, 4];
+        let (a, b) = (numbers(m * k, 7), numbers(k * n, 8));
+        let mut one = vec![0f32; m * n];
+        let (lhs, rhs) = (Lhs { data: &a, row: k, col: 1 }, Dense { data: &b, row: n, col: 1 });
+        gemm([m, n, k], 1.0, lhs, &rhs, Out::new(&mut one, n, false), Threads::One);
+        let mut all = vec![0f32; m * 2 * n];
+        let target = Target { data: all.as_mut_ptr(), ld: 2 * n };
+        let half = |at: usize, add: bool| {
+            let Target { data, .. } = { target };
+            // SAFETY: the columns `at..at + n` are this closure's alone.
+            let out = unsafe { Out::columns(data.add(at), (m - 1) * 2 * n + n, 2 * n, add) };
+            gemm([m, n, k], 1.0, lhs, &rhs, out, Threads::One);
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| half(0, false));
+            half(n, true);
+        });
+        for (row, one) in all.chunks_exact(2 * n).zip(one.chunks_exact(n)) {
+            assert_eq!((&row[..n], &row[n..]), (one, one));
+        }
+        // nothing along k is a sum of nothing
+        gemm([m, n, 0], 1.0, lhs, &rhs, Out::new(&mut one, n, false), Threads::One);
+        assert_eq!(one, vec![0.0; m * n]);
     }
 
     /// Packs slowly now and then, so that threads wait for one another.

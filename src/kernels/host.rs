@@ -88,3 +88,24 @@ pub fn floats_from(n: usize, f: impl FnOnce(&mut [u8]) -> std::io::Result<()>) -
     f(unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), size_of_val(&*floats)) })?;
     Ok(floats)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_of_floats_come_back_as_they_were() {
+        let tensor = matrix(vec![1.0, -0.0, f32::MIN_POSITIVE, 3.5, f32::MAX, -7.25], 3, 2).unwrap();
+        // a view that begins within the storage
+        let view = tensor.narrow(0, 1, 2).unwrap();
+        let copy = bytes(&view, <[u8]>::to_vec).unwrap();
+        let back = floats_from(4, |out| {
+            out.copy_from_slice(&copy);
+            Ok(())
+        });
+        assert_eq!(back.unwrap(), [f32::MIN_POSITIVE, 3.5, f32::MAX, -7.25]);
+        assert!(bytes(&tensor.t().unwrap(), <[u8]>::len).is_err(), "a strided view has no bytes in a row");
+        let failed = floats_from(1, |_| Err(std::io::ErrorKind::UnexpectedEof.into()));
+        assert_eq!(failed.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
+    }
+}

@@ -26,3 +26,20 @@ impl Words {
         &mut all[..n]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_grows_and_keeps_its_alignment() {
+        let mut words = Words::new();
+        assert_eq!(words.first(0), [0u32; 0]);
+        for n in [1, 16, 17, 40, 3] {
+            let first = words.first(n);
+            assert_eq!((first.len(), first.as_ptr() as usize % 64), (n, 0));
+            first.fill(n as u32);
+        }
+        assert_eq!(words.first(40), [&[3u32; 3][..], &[40; 37]].concat());
+    }
+}

@@ -414,4 +414,64 @@ mod tests {
         }
         Ok(())
     }
+
+    /// What a loss of power between two calls may undo is undone in `tests/crash.rs` for bytes; names are held here by the
+    /// order of the calls: each file is synced before the folder, the folder before its rename, and the rename before an
+    /// older checkpoint is touched.
+    #[cfg(debug_assertions)]
+    #[test]
+    fn a_save_syncs_before_it_relies() -> Result<()> {
+        use crate::store::disk::faults::{self, Fault};
+        let run = tempfile::tempdir().expect("a folder");
+        save_step(run.path(), 1)?;
+        faults::plan(usize::MAX, Fault::Torn);
+        save_step(run.path(), 2)?;
+        prune(run.path(), 1)?;
+        let calls = faults::end();
+        let (new, part) = (run.path().join("checkpoint-2"), run.path().join(".checkpoint-2.incomplete"));
+        let last = |call: &str, path: &Path| {
+            let found = calls.iter().rposition(|(name, at)| *name == call && at == path);
+            found.unwrap_or_else(|| panic!("no {call} of {}: {calls:?}", path.display()))
+        };
+        let manifest = last("sync", &part.join(store::MANIFEST));
+        for file in [OPTIMIZER, STATE] {
+            let synced = last("sync", &part.join(file));
+            assert!(last("rename", &part.join(file)) < synced && synced < manifest, "{calls:?}");
+        }
+        assert!(last("write", &part.join(store::MANIFEST)) < manifest, "{calls:?}");
+        let (folder, renamed, above) = (last("sync", &part), last("rename", &new), last("sync", run.path()));
+        let older = last("rename", &run.path().join(".checkpoint-1.removed"));
+        assert!(manifest < folder && folder < renamed && renamed < above && above < older, "{calls:?}");
+        Ok(())
+    }
+
+    /// A disk that garbles what it was given: seen as the save reads back, and what stood there before stays.
+    #[cfg(debug_assertions)]
+    #[test]
+    fn what_does_not_read_back_is_no_checkpoint_and_costs_no_other() -> Result<()> {
+        use std::cell::RefCell;
+
+        use crate::store::disk::faults::{self, Fault};
+        thread_local! {
+            static GARBLED: RefCell<PathBuf> = RefCell::default();
+        }
+        let run = tempfile::tempdir().expect("a folder");
+        let save_both = |step: u64| save_step(run.path(), step).and_then(|_| prune(run.path(), 1));
+        save_both(1)?;
+        let part = run.path().join(".checkpoint-2.incomplete");
+        faults::plan(usize::MAX, Fault::Torn);
+        save_both(2)?;
+        let calls = faults::end();
+        // The sums are taken and written; then, as the folder is synced, the file is another one.
+        let at = calls.iter().rposition(|(name, path)| *name == "sync" && *path == part).expect("the folder's sync");
+        fs::remove_dir_all(run.path().join("checkpoint-2")).expect("removed");
+        save_both(1)?;
+        GARBLED.set(part.join(OPTIMIZER));
+        faults::plan(at, Fault::Run(|| GARBLED.with_borrow(|path| fs::write(path, "3").expect("written"))));
+        let error = save_both(2).expect_err("garbled");
+        faults::end();
+        assert!(error.to_string().contains("a checkpoint cannot be read back: "), "{error}");
+        assert_eq!(latest(run.path())?.whole, Some(run.path().join("checkpoint-1")));
+        Ok(())
+    }
 }

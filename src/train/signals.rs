@@ -43,6 +43,8 @@ impl Signals {
 
     /// [`Error::Stopped`] once a signal was caught: for long work to end at its next whole piece.
     pub fn stopped(&self) -> Result<()> {
+        #[cfg(debug_assertions)]
+        polls::poll();
         self.stop_requested().map_or(Ok(()), |signal| Err(Error::Stopped(signal)))
     }
 
@@ -51,6 +53,31 @@ impl Signals {
         match self.caught.load(Ordering::SeqCst) {
             0 => None,
             signal => Some(signal as i32),
+        }
+    }
+}
+
+/// A signal on demand, as one of the run's looks at [`Signals::stopped`] begins. Only in builds with debug assertions.
+#[cfg(debug_assertions)]
+pub mod polls {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    static AT: AtomicUsize = AtomicUsize::new(usize::MAX);
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+    /// SIGTERM comes as look number `at` of this process, counted from 0, begins.
+    pub fn plan(at: usize) {
+        AT.store(at, Ordering::SeqCst);
+    }
+
+    /// How many looks there were.
+    pub fn count() -> usize {
+        COUNT.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn poll() {
+        if COUNT.fetch_add(1, Ordering::SeqCst) == AT.load(Ordering::SeqCst) {
+            signal_hook::low_level::raise(signal_hook::consts::SIGTERM).expect("raised");
         }
     }
 }

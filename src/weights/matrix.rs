@@ -269,6 +269,38 @@ mod tests {
 
     const TYPES: [Kind; 3] = [Kind::F32, Kind::F16, Kind::BF16];
 
+    /// Numbers in memory: what Miri, which maps no files, can multiply with.
+    #[derive(Debug)]
+    struct Held(Tensor);
+
+    impl StoredMatrix for Held {
+        fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+            let part = self.0.narrow(0, rows.start, rows.len()).unwrap().narrow(1, columns.start, columns.len());
+            out.copy_from_slice(&part.unwrap().flatten_all().unwrap().to_vec1().unwrap());
+        }
+
+        fn parts(&self) -> Vec<&MappedBytes> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn a_product_fills_the_memory_that_it_takes() -> candle_core::Result<()> {
+        let (w, x, dy) = (random((18, 35), 1), random((3, 35), 2), random((3, 18), 3));
+        let ours = FrozenMatrix::new(Arc::new(Held(w.clone())), 18, 35, &Device::Cpu, Compute::F32).unwrap();
+        let y = ours.apply(&x)?;
+        let sum =
+            |i: usize, j: usize| -> candle_core::Result<f32> { (x.get(i)? * w.get(j)?)?.sum_all()?.to_scalar::<f32>() };
+        for (i, j) in [(0, 0), (0, 17), (2, 0), (2, 17), (1, 9)] {
+            assert!((y.get(i)?.get(j)?.to_scalar::<f32>()? - sum(i, j)?).abs() < 1e-5, "{i} {j}");
+        }
+        let dx = Tensor::zeros((3, 35), Kind::F32, &Device::Cpu)?;
+        ours.add_backward(&dx, &dy)?;
+        let expected = (dy.get(2)? * w.t()?.get(34)?)?.sum_all()?.to_scalar::<f32>()?;
+        assert!((dx.get(2)?.get(34)?.to_scalar::<f32>()? - expected).abs() < 1e-5);
+        Ok(())
+    }
+
     /// The same numbers mapped, on a device, and as a plain f32 tensor.
     fn both(outputs: usize, inputs: usize, dtype: Kind) -> ([FrozenMatrix; 2], Tensor) {
         let w = random((outputs, inputs), 1).to_dtype(dtype).unwrap();

@@ -124,6 +124,8 @@ pub fn headers() -> Vec<Case> {
         ),
         case("alignment 0", alignment(4, &[0; 4]), &["general.alignment is not a power of two"]),
         case("alignment 33", alignment(4, &33u32.to_le_bytes()), &["general.alignment is not a power of two"]),
+        case("alignment 32 as a u64", alignment(10, &32u64.to_le_bytes()), &["general.alignment is not a u32"]),
+        case("alignment 32 as a u8", alignment(0, &[32]), &["general.alignment is not a u32"]),
         case("alignment 2^63", alignment(10, &(1u64 << 63).to_le_bytes()), &["general.alignment is not"]),
         case("alignment as a text", alignment(8, &text(b"32")), &["general.alignment is not"]),
         case("alignment below 0", alignment(5, &(-32i32).to_le_bytes()), &["general.alignment is not"]),
@@ -172,6 +174,17 @@ pub fn tensors() -> Vec<Case> {
         case("an offset that is not aligned", two(129), &["tensor \"b\" has the offset 129 where 128 is due"]),
         case("an overlap", two(0), &["tensor \"b\" has the offset 0 where 128 is due"]),
         case("a gap", two(256), &["tensor \"b\" has the offset 256 where 128 is due"]),
+        case(
+            "offsets by another alignment than the file's",
+            Gguf::new()
+                .key("general.alignment", 4, &64u32.to_le_bytes())
+                .tensor("a", &[8], 0, 0)
+                .tensor("b", &[8], 0, 32)
+                .data(4096)
+                .bytes(),
+            &["tensor \"b\" has the offset 32 where 64 is due"],
+        ),
+        case("a dimension below 0", one(&[32, (-1i64).cast_unsigned()], 0, 0), DIMS),
         case("an offset of 2^64 - 1", two(u64::MAX), &["where 128 is due"]),
         case(
             "a tensor twice",

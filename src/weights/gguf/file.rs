@@ -12,7 +12,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 use super::blocks::GgmlType;
-use super::metadata::{Checked, Cursor, Metadata, Value};
+use super::metadata::{Checked, Cursor, Kind, Metadata, Value};
 use crate::{Error, Result, outside};
 
 /// ggml's limit on a tensor's dimensions.
@@ -102,15 +102,19 @@ fn parse(file: &[u8]) -> Checked<Parsed> {
     let mut values = BTreeMap::new();
     for _ in 0..keys {
         let key = cursor.name("a key", MAX_KEY)?;
+        let kind = cursor.at;
         let value = cursor.value(&key)?;
+        // ggml asks for a u32 and ends the program at another kind
+        if key == "general.alignment" && file[kind..kind + 4] != (Kind::U32 as u32).to_le_bytes() {
+            return Err("general.alignment is not a u32".into());
+        }
         if values.insert(key.clone(), value).is_some() {
             return Err(format!("the key {key:?} stands twice"));
         }
     }
     let alignment = match values.get("general.alignment") {
         None => ALIGNMENT,
-        // ggml wants a u32 and nothing else
-        Some(Value::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 31 => *n,
+        Some(Value::Unsigned(n)) if n.is_power_of_two() => *n,
         Some(_) => return Err("general.alignment is not a power of two".into()),
     };
 

@@ -110,7 +110,7 @@ fn metadata_that_lie_are_refused() {
     for alignment in [0, 3, 48] {
         refused(&key("general.alignment", &|b| b.u32(4).u32(alignment)), "not a power of two");
     }
-    refused(&key("general.alignment", &|b| b.u32(5).u32(32)), "not a power of two");
+    refused(&key("general.alignment", &|b| b.u32(5).u32(32)), "not a u32");
     let mut twice = Bytes::head(3, 0, 2);
     twice.text("a").u32(4).u32(1).text("a").u32(4).u32(2);
     refused(&twice.0, "\"a\" stands twice");

@@ -153,6 +153,15 @@ pub fn add_backward(form: &Form, dx: &Tensor, dy: &Tensor, compute: Compute) -> 
     dx.slice_set(&(dx + operand(dy, compute)?.matmul(&weight(form, compute)?)?)?, 0, 0)
 }
 
+/// Bytes that a product with a matrix of so many numbers takes beside operands and result: the decoded matrix, and its widened
+/// copy.
+pub fn scratch(numbers: usize, compute: Compute) -> usize {
+    match compute {
+        Compute::F32 => numbers * 4,
+        Compute::Bf16 => numbers * (2 + 4),
+    }
+}
+
 /// A side of a product whose operands are of `compute`, widened: products of two bf16 numbers are exact in f32.
 fn operand(x: &Tensor, compute: Compute) -> Result<Tensor> {
     match compute {

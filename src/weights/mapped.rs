@@ -5,7 +5,10 @@ use std::{fmt, ops::Range, sync::Arc};
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use super::{DType, upload::Uploader};
-use crate::kernels::dequantise::{Form, Numbers};
+use crate::kernels::{
+    compute::Compute,
+    dequantise::{Form, Numbers},
+};
 
 /// Columns in a decoded tile start at multiples of this; every quantised format's smallest block divides it or is it.
 pub const ALIGN: usize = 32;
@@ -75,6 +78,11 @@ pub trait StoredMatrix: fmt::Debug + Send + Sync {
     fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
         uploader.decoded(self, rows, columns)
     }
+
+    /// Bytes that the matrix of so many numbers takes on a device, multiplying in `compute`.
+    fn device_bytes(&self, numbers: usize, compute: Compute) -> usize {
+        numbers * compute.size()
+    }
 }
 
 /// A tensor of plain numbers where it lies in its file. A clone is another view of the same bytes.
@@ -127,5 +135,9 @@ impl StoredMatrix for MappedTensor {
     fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
         let numbers = uploader.raw(&self.bytes, self.dtype.into())?.reshape((rows, columns))?;
         Ok(Form { rows, columns, numbers: Numbers::Plain(numbers) })
+    }
+
+    fn device_bytes(&self, _: usize, _: Compute) -> usize {
+        self.bytes.len()
     }
 }

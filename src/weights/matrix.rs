@@ -75,6 +75,15 @@ impl FrozenMatrix {
         }
     }
 
+    /// Bytes that the matrix takes on a device, multiplying in `compute` there.
+    pub fn device_bytes(&self, compute: Compute) -> usize {
+        let stored = match &self.place {
+            Place::Mapped(stored, _) => stored,
+            Place::Device(resident) => &resident.stored,
+        };
+        stored.device_bytes(self.outputs * self.inputs, compute)
+    }
+
     /// `x[tokens, inputs] · Wᵀ`: `[tokens, outputs]`.
     pub fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let _timed = Timed::start(Part::Products);

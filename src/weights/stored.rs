@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::mapped::{MappedBytes, MappedTensor, StoredMatrix};
 use super::upload::Uploader;
+use crate::kernels::compute::Compute;
 use crate::kernels::dequantise::Form;
 
 /// A tensor of a model, plain or quantised. A clone is another view of the same bytes.
@@ -70,5 +71,9 @@ impl StoredMatrix for StoredTensor {
 
     fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
         self.matrix.on_device(rows, columns, uploader)
+    }
+
+    fn device_bytes(&self, numbers: usize, compute: Compute) -> usize {
+        self.matrix.device_bytes(numbers, compute)
     }
 }

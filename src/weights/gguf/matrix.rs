@@ -7,6 +7,7 @@ use candle_core::DType as Kind;
 
 use super::blocks::{GgmlType, RUN};
 use super::file::{GgufFile, GgufTensor};
+use crate::kernels::compute::Compute;
 use crate::kernels::dequantise::{Block, Blocks, Form, Numbers};
 use crate::weights::dtype::DType;
 use crate::weights::folder::{Held, Unread};
@@ -71,15 +72,24 @@ impl StoredMatrix for GgufMatrix {
     }
 
     fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
-        let kind = match self.kind {
-            GgmlType::Q4_0 => Block::Q4_0,
-            GgmlType::Q8_0 => Block::Q8_0,
-            GgmlType::Q4_K => Block::Q4_K,
-            GgmlType::Q6_K => Block::Q6_K,
-            _ => return uploader.decoded(self, rows, columns),
-        };
+        let Some(kind) = on_devices(self.kind) else { return uploader.decoded(self, rows, columns) };
         let bytes = uploader.raw(&self.bytes, Kind::U8)?.reshape((rows, self.row_bytes))?;
         Ok(Form { rows, columns, numbers: Numbers::Blocks(Blocks { bytes, kind, halves: None }) })
+    }
+
+    fn device_bytes(&self, numbers: usize, compute: Compute) -> usize {
+        on_devices(self.kind).map_or(numbers * compute.size(), |_| self.bytes.len())
+    }
+}
+
+/// The format as devices have it.
+fn on_devices(kind: GgmlType) -> Option<Block> {
+    match kind {
+        GgmlType::Q4_0 => Some(Block::Q4_0),
+        GgmlType::Q8_0 => Some(Block::Q8_0),
+        GgmlType::Q4_K => Some(Block::Q4_K),
+        GgmlType::Q6_K => Some(Block::Q6_K),
+        _ => None,
     }
 }
 
@@ -120,5 +130,13 @@ impl<M: StoredMatrix> StoredMatrix for HalvesTogether<M> {
             _ => return uploader.decoded(self, rows, columns),
         }
         Ok(form)
+    }
+
+    fn device_bytes(&self, numbers: usize, compute: Compute) -> usize {
+        match self.stored.device_bytes(numbers, compute) {
+            // blocks stay blocks; plain rows, of two bytes a number or more, are decoded to be put in order
+            blocks if blocks < 2 * numbers => blocks,
+            _ => numbers * compute.size(),
+        }
     }
 }

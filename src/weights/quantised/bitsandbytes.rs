@@ -199,6 +199,15 @@ impl Runs for FourBit {
         };
         Ok(Some(Form { rows, columns: self.columns, numbers: Numbers::FourBit(four_bit) }))
     }
+
+    fn device_bytes(&self) -> Option<usize> {
+        let as_f32 = |floats: &Floats| floats.bytes.len() / floats.dtype.size() * size_of::<f32>();
+        let scales = match &self.absmax {
+            Absmax::Plain(absmax) => as_f32(absmax),
+            Absmax::Nested { bytes, map, absmax, .. } => bytes.len() + as_f32(map) + as_f32(absmax),
+        };
+        Some(self.bytes.len() + size_of_val(&self.codes) + scales)
+    }
 }
 
 /// Signed bytes and the largest absolute value of each row.

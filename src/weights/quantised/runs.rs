@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
+use crate::kernels::compute::Compute;
 use crate::kernels::dequantise::Form;
 use crate::weights::mapped::{ALIGN, MappedBytes, StoredMatrix};
 use crate::weights::upload::Uploader;
@@ -21,6 +22,11 @@ pub trait Runs: Debug + Send + Sync {
     /// The matrix of so many rows in its stored form on a device, where it has one there.
     fn on_device(&self, _rows: usize, _uploader: &Uploader) -> candle_core::Result<Option<Form>> {
         Ok(None)
+    }
+
+    /// Bytes of that form, where there is one.
+    fn device_bytes(&self) -> Option<usize> {
+        None
     }
 }
 
@@ -47,6 +53,10 @@ impl<T: Runs> StoredMatrix for ByRuns<T> {
             Some(form) => Ok(form),
             None => uploader.decoded(self, rows, columns),
         }
+    }
+
+    fn device_bytes(&self, numbers: usize, compute: Compute) -> usize {
+        self.0.device_bytes().unwrap_or(numbers * compute.size())
     }
 }
 

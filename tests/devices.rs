@@ -22,6 +22,7 @@ use dpo_lora::{
 mod devices;
 #[path = "support/numbers.rs"]
 mod numbers;
+mod support;
 
 use devices::{Place, devices, fixtures};
 use numbers::{Most, adapter, by_name, dpo, gradient_by, json, open, pair, policy, relative_l2, token_logps, worst};
@@ -30,6 +31,8 @@ use numbers::{Most, adapter, by_name, dpo, gradient_by, json, open, pair, policy
 const F32: f64 = 1e-3;
 /// Log-probs in bf16 on a device to the CPU's in f32, and gradients, relative: two roundings to 8 bits a product.
 const BF16: [f64; 2] = [0.1, 0.2];
+/// The most that bf16 moves a token of SmolLM2; the CPU's own bf16 products are held to the same in `tests/golden.rs`.
+const GOLDEN_BF16: f64 = 0.25;
 const VOCABULARY: usize = 48;
 
 fn folders(within: &Path) -> Vec<PathBuf> {
@@ -153,6 +156,38 @@ fn bf16_products_on_a_device_stay_within_their_bounds() {
         }
         logps.at_most(BF16[0]);
         grads.at_most(BF16[1]);
+    }
+}
+
+/// A real model's log-probs against TRL's, where `DPO_LORA_SMOLLM2` and `DPO_LORA_GOLDEN` say where they are.
+#[test]
+fn golden_log_probs_are_trl_s_on_every_device() {
+    #[derive(serde::Deserialize)]
+    struct Row {
+        prompt_ids: Vec<u32>,
+        chosen_ids: Vec<u32>,
+        rejected_ids: Vec<u32>,
+        policy_chosen_token_logps: Vec<f32>,
+        policy_rejected_token_logps: Vec<f32>,
+    }
+    let (at, golden) = (support::required_env("DPO_LORA_SMOLLM2"), support::required_env("DPO_LORA_GOLDEN"));
+    let Some((at, golden)) = at.zip(golden) else { return };
+    let rows: Vec<Row> = json(&golden.join("pairs.json"));
+    for place in devices() {
+        for (compute, limit) in [(Compute::F32, F32), (Compute::Bf16, GOLDEN_BF16)] {
+            let mut logps = Most::of("device, golden log-prob of a token");
+            let model = place.open(&at, compute);
+            let adapter = adapter(&golden.join("init_adapter"), &model);
+            for (i, row) in rows.iter().enumerate() {
+                let (prompt, chosen, rejected) =
+                    (row.prompt_ids.clone(), row.chosen_ids.clone(), row.rejected_ids.clone());
+                let pair = TokenizedPair { prompt, chosen, rejected, origin: (0, 1) };
+                let [chosen, rejected] = token_logps(&model, &[pair], policy(&adapter)).remove(0);
+                logps.see(worst(&chosen, &row.policy_chosen_token_logps), format!("{compute:?} {i}, chosen"));
+                logps.see(worst(&rejected, &row.policy_rejected_token_logps), format!("{compute:?} {i}, rejected"));
+            }
+            logps.at_most(limit);
+        }
     }
 }
 

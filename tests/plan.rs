@@ -95,11 +95,11 @@ fn a_base_beyond_the_machine_is_read_twice_a_step_at_most() {
 #[test]
 fn weights_of_a_device_stay_where_they_fit_and_stream_where_they_do_not() {
     let (mut demand, loads, limits) = demand();
-    (demand.start, demand.loading, demand.threads, demand.samples) = (0, 0, 0, None);
+    (demand.start, demand.loading, demand.samples) = (0, 0, None);
     let [all, layer, head, scratch] = [4_000, 90, 300, 60].map(|mib: usize| mib << 20);
     demand.device = Some(DeviceWeights { all, layer, head, scratch });
-    let run = (demand, loads, limits);
-    let roomy = at(&run, 8_000 * MIB).unwrap();
+    let run = (demand, loads, Limits { weights: 4_000 * MIB, ..limits });
+    let roomy = at(&run, u64::MAX).unwrap();
     assert!(!roomy.schedule.stream && roomy.peak() >= 4_060 * MIB);
     let tight = at(&run, 1_500 * MIB).unwrap();
     assert!(tight.schedule.stream && tight.peak() <= 1_500 * MIB && tight.cost > roomy.cost);

@@ -151,6 +151,19 @@ fn a_budget_that_is_too_small_ends_with_4_before_anything_is_written() {
     assert_eq!((output.status.code(), stderr(&output).contains("a size like `6GiB`")), (Some(2), true));
 }
 
+/// The weights are a part of what a device holds; no device is needed to say so.
+#[test]
+fn a_plan_for_a_device_needs_no_device() {
+    let tiny = Tiny::new();
+    let text = tiny.ok(&["plan", "recipe.toml", "--device", "cuda:0", "--memory", "1GiB"]);
+    for part in ["on the device they count", "1GiB of the device's memory", "weights", "a decoded matrix"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    assert!(!text.contains("threads' buffers"), "{text}");
+    let output = tiny.run(&["plan", "recipe.toml", "--device", "gpu", "--memory", "1GiB"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+}
+
 #[test]
 fn a_person_is_told_where_the_memory_goes() {
     let tiny = Tiny::new();

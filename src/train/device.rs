@@ -50,14 +50,10 @@ pub fn free(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu => None,
         #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => {
-            use candle_core::cuda_backend::cudarc::driver::result::mem_get_info;
-            cuda.cuda_stream().context().bind_to_thread().ok()?;
-            mem_get_info().ok().map(|(free, _)| free as u64)
-        }
+        Device::Cuda(cuda) => cuda.cuda_stream().context().mem_get_info().ok().map(|(free, _)| free as u64),
         #[cfg(feature = "metal")]
         Device::Metal(metal) => {
-            let device = metal.metal_device().device();
+            let device = metal.metal_device();
             let most = device.recommended_max_working_set_size();
             Some(most.saturating_sub(device.current_allocated_size()) as u64)
         }

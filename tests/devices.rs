@@ -1,5 +1,5 @@
-//! What a device computes, against the CPU: stored matrices decoded there, every family's and format's model, weights that
-//! stream. The CPU itself goes the way of a device too, so that the way is tested where there is none.
+//! What a device computes, against the CPU: stored matrices decoded there, every family's and format's model, weights
+//! that stream. The CPU itself goes the way of a device too, so that the way is tested where there is none.
 
 use std::{
     fs,

@@ -1,7 +1,7 @@
 //! What a run holds under a schedule, phase by phase: the sums behind the plan.
 //!
-//! The parts that a layer and the head hold are in [`crate::model::footprint`], beside the code that holds them; here they
-//! are put together as [`super::pass`] goes through a sweep. All sizes are bytes.
+//! The parts that a layer and the head hold are in [`crate::model::footprint`], beside the code that holds them; here
+//! they are put together as [`super::pass`] goes through a sweep. All sizes are bytes.
 
 use serde::Serialize;
 
@@ -170,8 +170,8 @@ impl Demand {
         phases.extend(self.samples.map(|samples| self.sampling(samples, at_once)));
         // what loading took is measured, not predicted
         for phase in phases.iter_mut().skip(1) {
-            // small blocks, ends of pages, stacks, and what the system's allocator does not give back: half a MiB in runs of
-            // a few MiB, up to 2 MiB in runs of 30 to 600 MiB
+            // small blocks, ends of pages, stacks, and what the system's allocator does not give back: half a MiB in
+            // runs of a few MiB, up to 2 MiB in runs of 30 to 600 MiB
             let total = phase.total();
             let bytes = total / 64 + (1 << 19) + (total / 16).min(3 << 19);
             phase.parts.push(Part { what: "small things", bytes });
@@ -258,8 +258,8 @@ impl Demand {
         Phase::new("evaluation", self.always(schedule.stream).into_iter().chain(parts))
     }
 
-    /// A checkpoint: the adapter's numbers as a vector and as matrices, then the moments as bytes. Reading one holds them
-    /// as a file, as tensors and as the optimizer's own.
+    /// A checkpoint: the adapter's numbers as a vector and as matrices, then the moments as bytes. Reading one holds
+    /// them as a file, as tensors and as the optimizer's own.
     fn saving(&self, streams: bool) -> Phase {
         let vector = self.learning * F32;
         let writing = (2 * vector).max(self.moments * vector);

@@ -1,8 +1,8 @@
 //! A frozen matrix on a device in the form that it has on disk, and the products with it.
 //!
-//! A quantised matrix stays its stored bytes; a product decodes the whole of it into one scratch, which is freed with the
-//! product. Here everything is composed of candle's operations ([`plain`]), which any device has; a kernel of a device's own takes
-//! over in [`dequantise`], [`apply`] or [`add_backward`], and has the plain form as its test.
+//! A quantised matrix stays its stored bytes; a product decodes the whole of it into one scratch, which is freed with
+//! the product. Here everything is composed of candle's operations ([`plain`]), which any device has; a kernel of a
+//! device's own takes over in [`dequantise`], [`apply`] or [`add_backward`], and has the plain form as its test.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -65,8 +65,8 @@ impl Block {
     }
 }
 
-/// Blocks of the flattened matrix, two codes a byte, the first in the high half. A number is `code · absmax` of its block,
-/// rounded to `round`.
+/// Blocks of the flattened matrix, two codes a byte, the first in the high half. A number is `code · absmax` of its
+/// block, rounded to `round`.
 #[derive(Debug, Clone)]
 pub struct FourBit {
     /// u8, `[⌈rows · columns / 2⌉]`.
@@ -119,8 +119,8 @@ impl Form {
     }
 }
 
-/// The matrix as numbers of `dtype` (f32 or bf16), contiguous `[rows, columns]`: the scratch of one product. f32 has the bits of
-/// the CPU's decoder; bf16 is that rounded to nearest.
+/// The matrix as numbers of `dtype` (f32 or bf16), contiguous `[rows, columns]`: the scratch of one product. f32 has
+/// the bits of the CPU's decoder; bf16 is that rounded to nearest.
 ///
 /// # Errors
 /// Where the device has no room.
@@ -153,8 +153,8 @@ pub fn add_backward(form: &Form, dx: &Tensor, dy: &Tensor, compute: Compute) -> 
     dx.slice_set(&(dx + operand(dy, compute)?.matmul(&weight(form, compute)?)?)?, 0, 0)
 }
 
-/// Bytes that a product with a matrix of so many numbers takes beside operands and result: the decoded matrix, and its widened
-/// copy.
+/// Bytes that a product with a matrix of so many numbers takes beside operands and result: the decoded matrix, and its
+/// widened copy.
 pub fn scratch(numbers: usize, compute: Compute) -> usize {
     match compute {
         Compute::F32 => numbers * 4,

@@ -45,7 +45,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Opens the model in `folder`: nothing is copied on the CPU but norms and biases. Its matrices multiply in `compute`.
+    /// Opens the model in `folder`: nothing is copied on the CPU but norms and biases. Its matrices multiply in
+    /// `compute`.
     ///
     /// # Errors
     /// [`Error::Input`] where a tensor is missing or has another shape than `config` says.

@@ -5,7 +5,8 @@ use candle_core::{Device, utils};
 pub use crate::kernels::compute::Compute;
 use crate::{Error, Result, recipe, report::MemoryMeter};
 
-/// The device of that name: `auto`, `cpu`, `cuda`, `cuda:N` or `metal`. `auto` takes what the build and the machine have.
+/// The device of that name: `auto`, `cpu`, `cuda`, `cuda:N` or `metal`. `auto` takes what the build and the machine
+/// have.
 ///
 /// # Errors
 /// [`Error::Recipe`] for another name, or for a device that this build or machine does not have.
@@ -44,8 +45,8 @@ pub fn compute(asked: recipe::Compute, accelerator: bool) -> Compute {
     }
 }
 
-/// Reads how much of a device's memory is free, in bytes: all programs' use counted on CUDA, this process's on Metal, of what
-/// Metal recommends. None for the CPU, and where the device does not say.
+/// Reads how much of a device's memory is free, in bytes: all programs' use counted on CUDA, this process's on Metal,
+/// of what Metal recommends. None for the CPU, and where the device does not say.
 pub fn free(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu => None,
@@ -62,7 +63,8 @@ pub fn free(device: &Device) -> Option<u64> {
     }
 }
 
-/// A meter of the memory that a run is planned for, the host's or the device's, and what the device has free as it starts.
+/// A meter of the memory that a run is planned for, the host's or the device's, and what the device has free as it
+/// starts.
 pub fn meter(device: &Device) -> (MemoryMeter, Option<u64>) {
     match (device.is_cpu(), free(device)) {
         (true, _) => (MemoryMeter::start(), None),

@@ -70,8 +70,8 @@ pub trait StoredMatrix: fmt::Debug + Send + Sync {
         None
     }
 
-    /// The matrix `[rows, columns]` on a device: in its stored form where that has one there, else decoded to the type in
-    /// which it multiplies.
+    /// The matrix `[rows, columns]` on a device: in its stored form where that has one there, else decoded to the type
+    /// in which it multiplies.
     ///
     /// # Errors
     /// Where the device has no room.

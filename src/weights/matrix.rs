@@ -38,8 +38,8 @@ enum Place {
 }
 
 impl FrozenMatrix {
-    /// A matrix `[outputs, inputs]` as it is stored, multiplied in `compute`: where it lies on the CPU, uploaded at its first
-    /// use elsewhere.
+    /// A matrix `[outputs, inputs]` as it is stored, multiplied in `compute`: where it lies on the CPU, uploaded at its
+    /// first use elsewhere.
     pub fn new(
         stored: Arc<dyn StoredMatrix>,
         outputs: usize,
@@ -53,7 +53,8 @@ impl FrozenMatrix {
         }
     }
 
-    /// A matrix that is uploaded at its first use, whatever the device is: on the CPU it goes the way of an accelerator's.
+    /// A matrix that is uploaded at its first use, whatever the device is: on the CPU it goes the way of an
+    /// accelerator's.
     pub fn uploaded(stored: Arc<dyn StoredMatrix>, outputs: usize, inputs: usize, uploader: Uploader) -> Self {
         let resident = Resident::new(stored, outputs, inputs, uploader);
         Self { place: Place::Device(Arc::new(resident)), outputs, inputs }
@@ -119,8 +120,8 @@ impl FrozenMatrix {
         }
     }
 
-    /// The rows `ids`, as f32: `[ids, inputs]`. Every id is below `outputs`. For a device they are taken from the file too,
-    /// so that an embedding takes no room there.
+    /// The rows `ids`, as f32: `[ids, inputs]`. Every id is below `outputs`. For a device they are taken from the file
+    /// too, so that an embedding takes no room there.
     pub fn rows(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
         let (stored, device) = match &self.place {
             Place::Mapped(stored, _) => (stored, &Device::Cpu),

@@ -1,7 +1,7 @@
 //! A frozen matrix of a device: uploaded when it is first used or asked for ahead, dropped when a pass is done with it.
 //!
-//! A base that fits stays after its first use. Where the plan says that it does not, the pass says what it needs next and
-//! what it is done with, layer by layer, and the next layer's matrices come from the map while this one computes.
+//! A base that fits stays after its first use. Where the plan says that it does not, the pass says what it needs next
+//! and what it is done with, layer by layer, and the next layer's matrices come from the map while this one computes.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

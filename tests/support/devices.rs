@@ -1,5 +1,5 @@
-//! Where the numerical tests run: the CPU, the CPU by the way that matrices go on an accelerator, and every accelerator that
-//! this build knows and this machine opens.
+//! Where the numerical tests run: the CPU, the CPU by the way that matrices go on an accelerator, and every accelerator
+//! that this build knows and this machine opens.
 
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,8 @@ pub fn devices() -> Vec<Place> {
     found
 }
 
-/// The folder `tests/fixtures`: of the sources, or where `DPO_LORA_FIXTURES` says, for a test that was taken to another machine.
+/// The folder `tests/fixtures`: of the sources, or where `DPO_LORA_FIXTURES` says, for a test that was taken to another
+/// machine.
 pub fn fixtures() -> PathBuf {
     match std::env::var_os("DPO_LORA_FIXTURES") {
         Some(path) => path.into(),

@@ -1,7 +1,7 @@
 //! Decoders of quantised matrices in candle's operations: slow, on any device, with the bits of the CPU's own decoders.
 //!
-//! Bytes become f32, in which their halves and quarters are taken apart exactly; every product and difference is the one
-//! that the CPU's decoder has, in its order.
+//! Bytes become f32, in which their halves and quarters are taken apart exactly; every product and difference is the
+//! one that the CPU's decoder has, in its order.
 
 use candle_core::{D, DType, Result, Tensor, bail};
 

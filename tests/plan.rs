@@ -8,7 +8,7 @@ mod tiny;
 use dpo_lora::{
     Error,
     engine::{
-        demand::{Demand, PairSize, SampleSize},
+        demand::{Demand, DeviceWeights, PairSize, SampleSize},
         plan::{self, Limits, Loads, Plan},
     },
     model::footprint::{HeadWidths, Widths},
@@ -36,6 +36,7 @@ fn demand() -> (Demand, Loads, Limits) {
         samples: Some(SampleSize { prompt: 40, per_prompt: 50, new: 60 }),
         threads: 2,
         widest: 128,
+        device: None,
     };
     let mut loads = Loads::default();
     for step in 0..5 {
@@ -91,6 +92,23 @@ fn a_base_beyond_the_machine_is_read_twice_a_step_at_most() {
     assert!(plan.schedule.sweep >= 7_664 && plan.schedule.micro <= 768, "{:?}", plan.schedule);
 }
 
+#[test]
+fn weights_of_a_device_stay_where_they_fit_and_stream_where_they_do_not() {
+    let (mut demand, loads, limits) = demand();
+    (demand.start, demand.loading, demand.samples) = (0, 0, None);
+    let [all, layer, head, scratch] = [4_000, 90, 300, 60].map(|mib: usize| mib << 20);
+    demand.device = Some(DeviceWeights { all, layer, head, scratch });
+    let run = (demand, loads, Limits { weights: 4_000 * MIB, ..limits });
+    let roomy = at(&run, u64::MAX).unwrap();
+    assert!(!roomy.schedule.stream && roomy.peak() >= 4_060 * MIB);
+    let tight = at(&run, 1_500 * MIB).unwrap();
+    assert!(tight.schedule.stream && tight.peak() <= 1_500 * MIB && tight.cost > roomy.cost);
+    let held = tight.highest().parts.iter().find(|part| part.what == "weights").unwrap();
+    assert_eq!(held.bytes, (2 * 90 + 300) * MIB);
+    // two layers and the head are the least
+    assert!(at(&run, 400 * MIB).unwrap_err().to_string().contains("weights 480 MiB"));
+}
+
 fn planned(tiny: &Tiny, set: &[&str]) -> Value {
     let sets = set.iter().flat_map(|set| ["--set", set]);
     let arguments: Vec<&str> = ["plan", "recipe.toml", "--json"].into_iter().chain(sets).collect();
@@ -131,6 +149,19 @@ fn a_budget_that_is_too_small_ends_with_4_before_anything_is_written() {
     assert!(!tiny.path("runs").exists());
     let output = tiny.run(&["plan", "recipe.toml", "--memory", "6"]);
     assert_eq!((output.status.code(), stderr(&output).contains("a size like `6GiB`")), (Some(2), true));
+}
+
+/// The weights are a part of what a device holds; no device is needed to say so.
+#[test]
+fn a_plan_for_a_device_needs_no_device() {
+    let tiny = Tiny::new();
+    let text = tiny.ok(&["plan", "recipe.toml", "--device", "cuda:0", "--memory", "1GiB"]);
+    for part in ["on the device they count", "1GiB of the device's memory", "weights", "a decoded matrix"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    assert!(!text.contains("threads' buffers"), "{text}");
+    let output = tiny.run(&["plan", "recipe.toml", "--device", "gpu", "--memory", "1GiB"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
 }
 
 #[test]

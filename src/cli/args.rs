@@ -133,6 +133,9 @@ pub struct PlanArgs {
     /// The most memory, like 8GiB; the same as --set memory.budget=SIZE
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
+    /// Where it would run, like cuda:0; with --memory it need not be there. The same as --set run.device=NAME
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
@@ -142,7 +145,8 @@ impl PlanArgs {
     /// `--set`, and after it what stands for a `--set`, so that it wins.
     pub fn overrides(&self) -> Vec<String> {
         let memory = self.memory.as_ref().map(|size| format!("memory.budget={size}"));
-        self.set.set.iter().cloned().chain(memory).collect()
+        let device = self.device.as_ref().map(|name| format!("run.device={name}"));
+        self.set.set.iter().cloned().chain(memory).chain(device).collect()
     }
 }
 

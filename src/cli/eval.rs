@@ -29,7 +29,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     };
     device::use_threads(recipe.run.threads)?;
     let device = device::choose(&recipe.run.device)?;
-    let compute = device::compute(recipe.memory.compute, &device)?;
+    let compute = device::compute(recipe.memory.compute, !device.is_cpu());
     let base = Base::open(&recipe.model.base, &recipe.model.revision, &device, compute)?;
     let adapter = args.adapter.or_else(|| is_run.then(|| args.target.join(folder::ADAPTER)));
     let adapter = adapter.map(|path| adapters::from_folder(&AdapterFolder::read(&path)?, &base)).transpose()?;

@@ -1,5 +1,6 @@
 //! `plan`: what a run would hold, and what another budget would buy.
 
+use candle_core::Device;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -10,12 +11,12 @@ use crate::{
         demand::Phase,
         plan::{Mib, Plan},
     },
-    recipe::Recipe,
+    recipe::{Budget, Recipe},
     report::MemoryMeter,
     train::{
         adapters,
         base::Base,
-        budget::{self, Held, Planned},
+        budget::{self, Held, Memory, Planned},
         device,
         rows::Rows,
         samples,
@@ -47,14 +48,21 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.overrides())?;
     let meter = MemoryMeter::start();
     device::use_threads(recipe.run.threads)?;
-    let device = device::choose(&recipe.run.device)?;
-    let compute = device::compute(recipe.memory.compute, &device)?;
-    let base = Base::open(&recipe.model.base, &recipe.model.revision, &device, compute)?;
+    // a plan for an accelerator needs none: only shapes are looked at
+    let accelerator = device::is_accelerator(&recipe.run.device);
+    let compute = device::compute(recipe.memory.compute, accelerator);
+    let free = match device::choose(&recipe.run.device) {
+        Ok(device) => device::free(&device),
+        Err(_) if accelerator && recipe.memory.budget != Budget::Auto => None,
+        Err(error) => return Err(error),
+    };
+    let base = Base::open(&recipe.model.base, &recipe.model.revision, &Device::Cpu, compute)?;
     samples::check(&base, &recipe.samples)?;
     let rows = Rows::load(&recipe, &base)?;
     let held = Held::measure(&meter);
     let (_, adapter) = adapters::start(&recipe, &base)?;
-    let planned = budget::plan(&recipe, &base, &rows, &adapter.shapes, false, held)?;
+    let memory = if accelerator { Memory::Device { free } } else { Memory::Host(held) };
+    let planned = budget::plan(&recipe, &base, &rows, &adapter.shapes, false, memory)?;
     let pace = budget::pace(&planned);
     match args.json {
         true => stdout::json(&told(&planned, pace)),
@@ -87,7 +95,9 @@ fn text(name: &str, planned: &Planned, pace: f64) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "{text}");
     };
-    line(format!("{name}: {} of weights, which are pages of files and do not count\n", Mib(planned.limits.weights)));
+    let counted =
+        if planned.on_device() { "on the device they count" } else { "which are pages of files and do not count" };
+    line(format!("{name}: {} of weights, {counted}\n", Mib(planned.limits.weights)));
     line(format!("memory.budget   {}", planned.budget));
     line(format!("predicted peak  {}, in the {} phase", Mib(plan.peak()), plan.highest().name));
     line(format!("schedule        {}", words(plan, planned.layers())));

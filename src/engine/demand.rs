@@ -1,7 +1,7 @@
 //! What a run holds under a schedule, phase by phase: the sums behind the plan.
 //!
-//! The parts that a layer and the head hold are in [`crate::model::footprint`], beside the code that holds them; here they
-//! are put together as [`super::pass`] goes through a sweep. All sizes are bytes.
+//! The parts that a layer and the head hold are in [`crate::model::footprint`], beside the code that holds them; here
+//! they are put together as [`super::pass`] goes through a sweep. All sizes are bytes.
 
 use serde::Serialize;
 
@@ -78,6 +78,26 @@ pub struct SampleSize {
     pub new: usize,
 }
 
+/// A base's matrices on a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceWeights {
+    /// All layers and the head.
+    pub all: usize,
+    /// The largest layer.
+    pub layer: usize,
+    /// The head.
+    pub head: usize,
+    /// The largest matrix as a product decodes it.
+    pub scratch: usize,
+}
+
+impl DeviceWeights {
+    /// There at once: all, or a layer at work and the next one on its way, and the head.
+    fn held(&self, streams: bool) -> usize {
+        if streams { self.all.min(2 * self.layer + self.head) } else { self.all }
+    }
+}
+
 /// All that decides what a run holds, but for its schedule and the load under it.
 #[derive(Debug, Clone)]
 pub struct Demand {
@@ -105,6 +125,8 @@ pub struct Demand {
     pub threads: usize,
     /// Inputs or outputs of the widest linear layer.
     pub widest: usize,
+    /// On a device: its memory is what is planned, and the weights are a part of it.
+    pub device: Option<DeviceWeights>,
 }
 
 /// Something that is held.
@@ -141,14 +163,15 @@ impl Demand {
     /// Every phase of a run under `schedule`, whose cut gives these loads, `at_once` samples being drawn together.
     pub fn phases(&self, schedule: &Schedule, training: &Load, evaluation: &Load, at_once: usize) -> Vec<Phase> {
         let mut phases = vec![Phase::new("loading", [("program, tokenizer, rows", self.loading as usize)])];
+        let streams = schedule.stream;
         phases.extend(self.training(schedule, training));
         phases.extend((evaluation.sweeps > 0).then(|| self.evaluation(schedule, evaluation)));
-        phases.push(self.saving());
+        phases.push(self.saving(streams));
         phases.extend(self.samples.map(|samples| self.sampling(samples, at_once)));
         // what loading took is measured, not predicted
         for phase in phases.iter_mut().skip(1) {
-            // small blocks, ends of pages, stacks, and what the system's allocator does not give back: half a MiB in runs of
-            // a few MiB, up to 2 MiB in runs of 30 to 600 MiB
+            // small blocks, ends of pages, stacks, and what the system's allocator does not give back: half a MiB in
+            // runs of a few MiB, up to 2 MiB in runs of 30 to 600 MiB
             let total = phase.total();
             let bytes = total / 64 + (1 << 19) + (total / 16).min(3 << 19);
             phase.parts.push(Part { what: "small things", bytes });
@@ -157,9 +180,11 @@ impl Demand {
     }
 
     /// What is held from the first step to the last.
-    fn always(&self) -> [(&'static str, usize); 4] {
+    fn always(&self, streams: bool) -> [(&'static str, usize); 6] {
         let vector = self.learning * F32;
         [
+            ("weights", self.device.map_or(0, |weights| weights.held(streams))),
+            ("a decoded matrix", self.device.map_or(0, |weights| weights.scratch)),
             ("program, tokenizer, rows", self.start as usize),
             ("adapter and its gradients", 2 * vector),
             ("optimizer's moments", self.moments * vector),
@@ -169,6 +194,9 @@ impl Demand {
 
     /// Buffers that threads keep for products, and scores of attention while they exist.
     fn buffers(&self, load: &Load, backward: bool) -> (&'static str, usize) {
+        if self.device.is_some() {
+            return ("threads' buffers", 0);
+        }
         let (tokens, wide) = (load.tokens, self.widest.min(BLOCK));
         // the left-hand side of the products with matrices, and of those that give the adapter's gradients
         let left = (tokens * wide).max(if backward { self.widest * tokens.min(BLOCK) } else { 0 });
@@ -196,7 +224,7 @@ impl Demand {
                 (working.0, working.1 * F32),
                 self.buffers(load, backward),
             ];
-            Phase::new(name, self.always().into_iter().chain(parts))
+            Phase::new(name, self.always(schedule.stream).into_iter().chain(parts))
         };
         let logits = self.head.score(load.rows, schedule.head_chunk, true);
         let gradients = self.head.kept(load.sweep_rows);
@@ -227,16 +255,19 @@ impl Demand {
             if layer.1 > head.1 { layer } else { head },
             self.buffers(load, false),
         ];
-        Phase::new("evaluation", self.always().into_iter().chain(parts))
+        Phase::new("evaluation", self.always(schedule.stream).into_iter().chain(parts))
     }
 
-    /// A checkpoint: the adapter's numbers as a vector and as matrices, then the moments as bytes. Reading one holds them
-    /// as a file, as tensors and as the optimizer's own.
-    fn saving(&self) -> Phase {
+    /// A checkpoint: the adapter's numbers as a vector and as matrices, then the moments as bytes. Reading one holds
+    /// them as a file, as tensors and as the optimizer's own.
+    fn saving(&self, streams: bool) -> Phase {
         let vector = self.learning * F32;
         let writing = (2 * vector).max(self.moments * vector);
         let reading = if self.resumes { 2 * self.moments * vector } else { 0 };
-        Phase::new("saving", self.always().into_iter().chain([("a checkpoint on its way", writing.max(reading))]))
+        Phase::new(
+            "saving",
+            self.always(streams).into_iter().chain([("a checkpoint on its way", writing.max(reading))]),
+        )
     }
 
     fn sampling(&self, samples: SampleSize, at_once: usize) -> Phase {
@@ -257,7 +288,8 @@ impl Demand {
         let keys = samples.prompt + samples.new;
         let load = Load { tokens, rows: n * samples.new, keys, ..Load::default() };
         let parts = [(work.0, work.1 * F32), self.buffers(&load, false)];
-        Phase::new("samples", self.always().into_iter().chain(parts))
+        // samples are drawn with all weights there
+        Phase::new("samples", self.always(false).into_iter().chain(parts))
     }
 
     /// Angles, ids, positions and places of a sweep's tokens.

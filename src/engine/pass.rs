@@ -80,7 +80,9 @@ impl Engine<'_> {
             }
             self.leave(layer);
         }
-        xs.into_iter().zip(micros).map(|(x, micro)| Ok(self.head(x, micro, false)?.0)).collect()
+        let scores = xs.into_iter().zip(micros).map(|(x, micro)| Ok(self.head(x, micro, false)?.0)).collect();
+        self.leave_head();
+        scores
     }
 
     /// Scores of the policy's micro-batches and what [`Engine::backward`] needs of them; in the same visit of every
@@ -127,6 +129,7 @@ impl Engine<'_> {
             scores.push(tokens);
             heads.extend(head);
         }
+        self.leave_head();
         Ok((scores, reference_scores, Saved { inputs, kept, heads }))
     }
 
@@ -170,9 +173,6 @@ impl Engine<'_> {
         drop(x);
         let normed = model.final_norm(&picked)?;
         let (scores, d_normed) = score(&model.head, &normed, &micro.packed.targets, schedule.head_chunk, gradient)?;
-        if schedule.stream {
-            model.head.weight.done_with();
-        }
         Ok((scores, d_normed.map(|d_normed| Head { picked, d_normed })))
     }
 
@@ -207,6 +207,13 @@ impl Engine<'_> {
     fn leave(&self, layer: usize) {
         if self.schedule.stream {
             self.model.blocks[layer].linears().for_each(|linear| linear.weight.done_with());
+        }
+    }
+
+    /// All micro-batches of a sweep have passed the head.
+    fn leave_head(&self) {
+        if self.schedule.stream {
+            self.model.head.weight.done_with();
         }
     }
 }

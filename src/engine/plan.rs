@@ -106,7 +106,7 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Samples drawn at once.
     pub at_once: usize,
-    /// Whether the base is larger than what the machine has for it, so that every sweep reads it twice.
+    /// Whether the base is larger than what the machine or the device has for it, so that every sweep reads it twice.
     pub from_disk: bool,
     /// What is held when.
     pub phases: Vec<Phase>,
@@ -192,19 +192,26 @@ fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<
     let at_once = fitting.unwrap_or(1);
     loads.cuts.iter().flat_map(move |cut| {
         HEAD.into_iter().flat_map(move |head_chunk| {
-            [false, true].into_iter().map(move |scratch| {
+            // weights of a device count, so that whether they stream is tried like the rest
+            let ways = [(false, false), (true, false), (false, true), (true, true)];
+            let ways = ways.into_iter().filter(|(_, stream)| !stream || demand.device.is_some());
+            ways.map(move |(scratch, stream)| {
                 let plan = |keep: usize| {
                     // what a step has at most is as good a number as any larger one
                     let sweep = cut.sweep.min(cut.training.sweep_tokens.max(cut.micro));
-                    let schedule = Schedule { sweep, micro: cut.micro, keep, head_chunk, scratch, stream: false };
+                    let schedule = Schedule { sweep, micro: cut.micro, keep, head_chunk, scratch, stream };
                     let phases = demand.phases(&schedule, &cut.training, &cut.evaluation, at_once);
                     Plan { schedule, at_once, from_disk: false, phases, cost: 0.0 }
                 };
                 let fits = (1..=demand.layers).rev().map(plan).find(|plan| plan.peak() <= limits.budget);
                 let mut chosen = fits.unwrap_or_else(|| plan(0));
-                let with_base = chosen.peak().saturating_add(limits.weights);
-                chosen.schedule.stream = with_base > limits.with_base;
-                chosen.from_disk = with_base > limits.machine;
+                if demand.device.is_none() {
+                    let with_base = chosen.peak().saturating_add(limits.weights);
+                    chosen.schedule.stream = with_base > limits.with_base;
+                    chosen.from_disk = with_base > limits.machine;
+                } else {
+                    chosen.from_disk = stream;
+                }
                 chosen.cost = cost(demand, loads, limits, &chosen, &cut.training);
                 chosen
             })

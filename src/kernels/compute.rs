@@ -31,6 +31,14 @@ impl Compute {
         }
     }
 
+    /// Bytes of an operand's number.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
     /// Names the arithmetic in which the products run: results under one name have the same bits.
     pub fn name(self) -> &'static str {
         match self {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// The most memory that a run may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Budget {
-    /// What the machine has free, less a margin.
+    /// What the machine or the device has free, less a margin.
     Auto,
     /// So many bytes.
     Bytes(u64),

@@ -225,7 +225,7 @@ pub enum Optimizer {
 /// `[memory]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
-    /// The most anonymous memory that a run may take.
+    /// The most memory that a run may take: anonymous, or a device's.
     pub budget: Budget,
     /// Keep the reference's log-probs on disk and use them again.
     pub reference_cache: bool,
@@ -237,11 +237,11 @@ pub struct Memory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Compute {
-    /// f32.
+    /// f32 on a CPU, bf16 on an accelerator.
     Auto,
     /// f32.
     F32,
-    /// bf16 with sums in f32, where the CPU multiplies it; else f32.
+    /// bf16 with sums in f32, where the device multiplies it; else f32.
     Bf16,
 }
 

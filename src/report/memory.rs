@@ -19,17 +19,24 @@ pub struct MemoryMeter {
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug, Default)]
 struct Shared {
+    /// Reads the counter, in bytes.
+    read: Box<dyn Fn() -> Option<u64> + Send + Sync>,
     /// Highest reading in bytes; 0: none yet.
     peak: AtomicU64,
     ended: AtomicBool,
 }
 
 impl MemoryMeter {
-    /// Starts to measure.
+    /// Starts to measure this process's anonymous memory.
     pub fn start() -> Self {
-        let shared = Arc::new(Shared::default());
+        Self::of(anonymous_bytes)
+    }
+
+    /// Starts to measure whatever `read` says, in bytes and from any thread; none where it cannot say.
+    pub fn of(read: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
+        let shared = Shared { read: Box::new(read), peak: AtomicU64::new(0), ended: AtomicBool::new(false) };
+        let shared = Arc::new(shared);
         let mut meter = Self { shared: Arc::clone(&shared), thread: None };
         if meter.sample().is_some() {
             let name = "memory-meter".to_string();
@@ -68,6 +75,12 @@ impl MemoryMeter {
     }
 }
 
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "a peak of {} bytes", self.peak.load(Ordering::Relaxed))
+    }
+}
+
 impl Drop for MemoryMeter {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Relaxed);
@@ -81,7 +94,7 @@ impl Drop for MemoryMeter {
 
 impl Shared {
     fn sample(&self) -> Option<u64> {
-        let bytes = anonymous_bytes()?;
+        let bytes = (self.read)()?;
         self.peak.fetch_max(bytes, Ordering::Relaxed);
         Some(bytes)
     }

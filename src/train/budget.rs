@@ -7,17 +7,21 @@ use crate::{
     Error, Result,
     data::TokenizedPair,
     engine::{
-        demand::{Demand, PairSize, SampleSize},
+        demand::{Demand, DeviceWeights, PairSize, SampleSize},
         plan::{self, Limits, Loads, Plan},
     },
     heap,
-    kernels::gemm::{Dense, Lhs, Out, Threads, gemm},
+    kernels::{
+        dequantise::scratch,
+        gemm::{Dense, Lhs, Out, Threads, gemm},
+    },
     model::{
         footprint::{HeadWidths, Widths},
         lora::Shape,
     },
     recipe::{Budget, Optimizer, Recipe, Reference},
     report::{MemoryMeter, available::available},
+    weights::matrix::FrozenMatrix,
 };
 
 /// Pairs that are evaluated together.
@@ -44,6 +48,18 @@ impl Held {
     }
 }
 
+/// The memory that a plan is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// The host's, of which this is held.
+    Host(Held),
+    /// A device's, of which so many bytes are free, where it says so.
+    Device {
+        /// In bytes.
+        free: Option<u64>,
+    },
+}
+
 /// A plan and what it was made from.
 #[derive(Debug)]
 pub struct Planned {
@@ -63,6 +79,11 @@ impl Planned {
         self.demand.layers
     }
 
+    /// Whether it is for a device's memory.
+    pub fn on_device(&self) -> bool {
+        self.demand.device.is_some()
+    }
+
     /// Plans for other budgets, from the least that works to the one beyond which nothing gets faster.
     pub fn ladder(&self) -> Vec<Plan> {
         plan::ladder(&self.demand, &self.loads, &self.limits)
@@ -72,30 +93,40 @@ impl Planned {
 /// Plans a run; nothing of the base but its shapes is looked at.
 ///
 /// # Errors
-/// [`Error::Resource`] where the budget is too small, with the least that works; [`Error::Recipe`] for a budget on a
-/// device for which none is kept.
-pub fn plan(recipe: &Recipe, base: &Base, rows: &Rows, shapes: &[Shape], resumes: bool, held: Held) -> Result<Planned> {
-    if !base.model.device.is_cpu() && recipe.memory.budget != Budget::Auto {
-        return Err(Error::recipe(
-            "memory.budget is kept on the CPU only; leave it \"auto\" on this device, or set run.device to \"cpu\"",
-        ));
-    }
-    let demand = demand(recipe, base, shapes, resumes, held)?;
+/// [`Error::Resource`] where the budget is too small, with the least that works.
+pub fn plan(
+    recipe: &Recipe,
+    base: &Base,
+    rows: &Rows,
+    shapes: &[Shape],
+    resumes: bool,
+    memory: Memory,
+) -> Result<Planned> {
+    let demand = demand(recipe, base, shapes, resumes, memory)?;
     let loads = loads(recipe, rows);
     let matrices = base.model.linears().map(|linear| linear.weight.inputs * linear.weight.outputs).sum();
-    let (limits, budget) = limits(recipe.memory.budget, held, base.folder.total_bytes(), matrices);
+    let weights = base.folder.total_bytes();
+    let (limits, budget) = match memory {
+        Memory::Host(held) => limits(recipe.memory.budget, held, weights, matrices),
+        Memory::Device { free } => device_limits(recipe.memory.budget, free, weights, matrices),
+    };
     let plan = plan::choose(&demand, &loads, &limits)?;
     Ok(Planned { plan, limits, budget, demand, loads })
 }
 
-fn demand(recipe: &Recipe, base: &Base, shapes: &[Shape], resumes: bool, held: Held) -> Result<Demand> {
+fn demand(recipe: &Recipe, base: &Base, shapes: &[Shape], resumes: bool, memory: Memory) -> Result<Demand> {
     let dropout = recipe.adapter.lora_dropout > 0.0;
     let widths = base.model.blocks.iter().map(|block| Widths::of(block, shapes, dropout));
     let widths = widths.max_by_key(Widths::backward).ok_or_else(|| Error::input("the model has no layers"))?;
     let held_to = recipe.objective.reference == Reference::Start && recipe.adapter.start_from.is_some();
+    let (held, device) = match memory {
+        Memory::Host(held) => (held, None),
+        Memory::Device { .. } => (Held { now: 0, most: 0 }, Some(device_weights(base))),
+    };
     Ok(Demand {
         start: held.now,
         loading: held.most,
+        device,
         widths,
         layers: base.model.blocks.len(),
         head: HeadWidths::of(&base.model.head),
@@ -169,6 +200,37 @@ fn limits(budget: Budget, held: Held, weights: u64, matrices: usize) -> (Limits,
             );
             (at_most(bytes, free), said)
         }
+    }
+}
+
+/// The budget of a device's memory, and where it comes from.
+fn device_limits(budget: Budget, free: Option<u64>, weights: u64, matrices: usize) -> (Limits, String) {
+    let (bytes, said) = match (budget, free) {
+        (Budget::Bytes(bytes), _) => (bytes, format!("{budget} of the device's memory, as the recipe says")),
+        (Budget::Auto, None) => (u64::MAX, "auto: this device does not say what is free".into()),
+        (Budget::Auto, Some(free)) => {
+            let mib = plan::Mib;
+            (
+                free - free / 10,
+                format!("auto: {}, of {} that the device has free, less a tenth", mib(free - free / 10), mib(free)),
+            )
+        }
+    };
+    (Limits { budget: bytes, with_base: u64::MAX, machine: u64::MAX, weights, matrices }, said)
+}
+
+fn device_weights(base: &Base) -> DeviceWeights {
+    let bytes = |weight: &FrozenMatrix| weight.device_bytes(base.compute);
+    let layers = base.model.blocks.iter().map(|block| block.linears().map(|linear| bytes(&linear.weight)).sum());
+    let layers: Vec<usize> = layers.collect();
+    let head = &base.model.head.weight;
+    let matrices = base.model.linears().map(|linear| &linear.weight).chain([head]);
+    let largest = matrices.map(|weight| weight.inputs * weight.outputs).max().unwrap_or(0);
+    DeviceWeights {
+        all: layers.iter().sum::<usize>() + bytes(head),
+        layer: layers.iter().copied().max().unwrap_or(0),
+        head: bytes(head),
+        scratch: scratch(largest, base.compute),
     }
 }
 

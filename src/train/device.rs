@@ -3,9 +3,10 @@
 use candle_core::{Device, utils};
 
 pub use crate::kernels::compute::Compute;
-use crate::{Error, Result, recipe};
+use crate::{Error, Result, recipe, report::MemoryMeter};
 
-/// The device of that name: `auto`, `cpu`, `cuda`, `cuda:N` or `metal`. `auto` takes what the build and the machine have.
+/// The device of that name: `auto`, `cpu`, `cuda`, `cuda:N` or `metal`. `auto` takes what the build and the machine
+/// have.
 ///
 /// # Errors
 /// [`Error::Recipe`] for another name, or for a device that this build or machine does not have.
@@ -27,17 +28,52 @@ pub fn choose(name: &str) -> Result<Device> {
     }
 }
 
-/// The type in which the frozen matrices multiply there.
-///
-/// # Errors
-/// [`Error::Recipe`] where bf16 is asked for on another device than the CPU.
-pub fn compute(asked: recipe::Compute, device: &Device) -> Result<Compute> {
-    match asked {
-        recipe::Compute::Auto | recipe::Compute::F32 => Ok(Compute::F32),
-        recipe::Compute::Bf16 if device.is_cpu() => Ok(Compute::bf16_or_f32()),
-        recipe::Compute::Bf16 => Err(Error::recipe(
-            "memory.compute = \"bf16\" is for the CPU; set it to \"auto\", or run.device to \"cpu\"".to_string(),
-        )),
+/// Whether a name means an accelerator, be it there or not; `auto` does where the build and the machine have one.
+pub fn is_accelerator(name: &str) -> bool {
+    match name.split(':').next() {
+        Some("auto") => utils::cuda_is_available() || utils::metal_is_available(),
+        kind => matches!(kind, Some("cuda" | "metal")),
+    }
+}
+
+/// The type in which the frozen matrices multiply: on an accelerator `auto` is bf16.
+pub fn compute(asked: recipe::Compute, accelerator: bool) -> Compute {
+    match (asked, accelerator) {
+        (recipe::Compute::F32, _) | (recipe::Compute::Auto, false) => Compute::F32,
+        (recipe::Compute::Bf16, false) => Compute::bf16_or_f32(),
+        (recipe::Compute::Auto | recipe::Compute::Bf16, true) => Compute::Bf16,
+    }
+}
+
+/// Reads how much of a device's memory is free, in bytes: all programs' use counted on CUDA, this process's on Metal,
+/// of what Metal recommends. None for the CPU, and where the device does not say.
+pub fn free(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cpu => None,
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda.cuda_stream().context().mem_get_info().ok().map(|(free, _)| free as u64),
+        #[cfg(feature = "metal")]
+        Device::Metal(metal) => {
+            let device = metal.metal_device();
+            let most = device.recommended_max_working_set_size();
+            Some(most.saturating_sub(device.current_allocated_size()) as u64)
+        }
+        #[allow(unreachable_patterns)] // a build with neither has devices that cannot be opened
+        _ => None,
+    }
+}
+
+/// A meter of the memory that a run is planned for, the host's or the device's, and what the device has free as it
+/// starts.
+pub fn meter(device: &Device) -> (MemoryMeter, Option<u64>) {
+    match (device.is_cpu(), free(device)) {
+        (true, _) => (MemoryMeter::start(), None),
+        (false, None) => (MemoryMeter::of(|| None), None),
+        (false, Some(at_start)) => {
+            let device = device.clone();
+            let taken = move || Some(at_start.saturating_sub(free(&device)?).max(1));
+            (MemoryMeter::of(taken), Some(at_start))
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use super::{
     adapters,
     base::Base,
-    budget::{self, EVALUATED, Held},
+    budget::{self, EVALUATED, Held, Memory},
     checkpoint::{self, MadeOf, State},
     device::{self, Compute},
     folder, identity,
@@ -113,10 +113,11 @@ impl<'a> Run<'a> {
     fn open(recipe: &'a Recipe, from: &From, extend: bool) -> Result<(Self, usize)> {
         // until the folder is touched Ctrl-C ends the process at once: nothing is there to save
         let signals = Signals::install()?;
-        let (progress, memory) = (Progress::stderr(), MemoryMeter::start());
+        let progress = Progress::stderr();
         device::use_threads(recipe.run.threads)?;
         let device = device::choose(&recipe.run.device)?;
-        let compute = device::compute(recipe.memory.compute, &device)?;
+        let compute = device::compute(recipe.memory.compute, !device.is_cpu());
+        let (memory, free) = device::meter(&device);
         if recipe.memory.compute == recipe::Compute::Bf16 && compute == Compute::F32 {
             progress.note("memory.compute is bf16, but this CPU does not multiply it (AVX512-BF16): f32 is used");
         }
@@ -129,7 +130,10 @@ impl<'a> Run<'a> {
             progress.note(&format!("eval rows: {}", report.summary()));
         }
         let fingerprint = base.folder.fingerprint()?;
-        let held = Held::measure(&memory);
+        let held = match device.is_cpu() {
+            true => Memory::Host(Held::measure(&memory)),
+            false => Memory::Device { free },
+        };
         let (config, adapter) = adapters::start(recipe, &base)?;
         let made_of = identity::made_of(recipe, &base, &fingerprint, &rows, &adapter.values.to_vec1()?)?;
         let planned = budget::plan(recipe, &base, &rows, &adapter.shapes, *from != From::Start, held)?;

@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-
 use super::mapped::{MappedBytes, MappedTensor, StoredMatrix};
 use super::turned::Turned;
+use super::upload::Uploader;
+use crate::kernels::compute::Compute;
+use crate::kernels::dequantise::Form;
 
 /// A tensor of a model, plain or quantised. A clone is another view of the same bytes.
 #[derive(Debug, Clone)]
@@ -76,7 +77,11 @@ impl StoredMatrix for StoredTensor {
         self.matrix.bf16()
     }
 
-    fn upload(&self, rows: usize, columns: usize, device: &Device) -> candle_core::Result<Tensor> {
-        self.matrix.upload(rows, columns, device)
+    fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
+        self.matrix.on_device(rows, columns, uploader)
+    }
+
+    fn device_bytes(&self, numbers: usize, compute: Compute) -> usize {
+        self.matrix.device_bytes(numbers, compute)
     }
 }

@@ -13,6 +13,8 @@ pub mod gate;
 pub mod gemm;
 pub mod host;
 pub mod layer_norm;
+#[cfg(any(test, feature = "metal"))]
+pub(crate) mod metal;
 pub mod micro;
 pub mod norm;
 #[cfg(test)]

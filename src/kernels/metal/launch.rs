@@ -16,18 +16,10 @@ pub struct Launch<'a> {
 }
 
 /// Whether the kernels here do the work on this tensor: f32, on a Mac's GPU on which the shaders compiled.
-pub fn serves(x: &Tensor) -> bool {
-    x.dtype() == DType::F32 && on_device(x.device())
-}
-
 #[cfg(feature = "metal")]
-fn on_device(device: &Device) -> bool {
-    matches!(device, Device::Metal(device) if super::device::pipelines(device).is_some())
-}
-
-#[cfg(not(feature = "metal"))]
-fn on_device(_: &Device) -> bool {
-    false
+pub fn serves(x: &Tensor) -> bool {
+    let compiled = |device: &Device| matches!(device, Device::Metal(it) if super::device::pipelines(it).is_some());
+    x.dtype() == DType::F32 && compiled(x.device())
 }
 
 /// Runs a kernel over `inputs`, `outputs` and the words, which are its arguments in this order. Inputs and outputs are

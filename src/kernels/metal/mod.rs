@@ -18,6 +18,9 @@ pub mod optimizer;
 pub mod rope;
 pub mod soft_cap;
 
+#[cfg(test)]
+pub use host::on;
+#[cfg(feature = "metal")]
 pub use launch::serves;
 
 /// The shaders in the order of their compilation, as one file.

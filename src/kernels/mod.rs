@@ -8,6 +8,7 @@ pub mod activation;
 pub mod amx;
 pub mod attention;
 pub mod compute;
+pub mod dequantise;
 pub mod dropout;
 pub mod gate;
 pub mod gemm;

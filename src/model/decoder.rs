@@ -21,7 +21,7 @@ use super::{
 use crate::{
     Error, Result,
     kernels::{attention::Heads, compute::Compute, rope::Turn},
-    weights::{StoredMatrix, Turned, folder::ModelFolder, matrix::FrozenMatrix},
+    weights::{StoredMatrix, Turned, folder::ModelFolder, matrix::FrozenMatrix, upload::Uploader},
 };
 
 /// A frozen decoder.
@@ -50,8 +50,20 @@ impl Decoder {
     /// # Errors
     /// [`Error::Input`] where a tensor is missing or has another shape than `config` says.
     pub fn open(folder: &ModelFolder, config: &Config, device: &Device, compute: Compute) -> Result<Self> {
+        Self::opened(Opener { folder, config, device, compute, uploads: !device.is_cpu() })
+    }
+
+    /// The same with every matrix uploaded, whatever the device is: on the CPU it goes the way of an accelerator's.
+    ///
+    /// # Errors
+    /// As [`Decoder::open`].
+    pub fn open_uploaded(folder: &ModelFolder, config: &Config, device: &Device, compute: Compute) -> Result<Self> {
+        Self::opened(Opener { folder, config, device, compute, uploads: true })
+    }
+
+    fn opened(open: Opener) -> Result<Self> {
+        let Opener { config, device, .. } = open;
         let (family, hidden) = (config.family, config.hidden_size);
-        let open = Opener { folder, config, device, compute };
         let embed = open.matrix(family.embed, config.vocab_size, hidden)?;
         let head = match config.tie_word_embeddings {
             true => embed.clone(),
@@ -134,6 +146,8 @@ struct Opener<'a> {
     config: &'a Config,
     device: &'a Device,
     compute: Compute,
+    /// Whether matrices go to the device, or are used where they lie.
+    uploads: bool,
 }
 
 impl Opener<'_> {
@@ -194,7 +208,7 @@ impl Opener<'_> {
             false => self.matrix(&module, outputs, inputs)?,
             true => {
                 let stored = self.tensor(&format!("{module}.weight"), &[inputs, outputs])?;
-                self.frozen(Turned::new(Arc::new(stored), outputs), outputs, inputs)?
+                self.frozen(Turned::new(Arc::new(stored), outputs), outputs, inputs)
             }
         };
         let bias = bias.then(|| self.bias(&module, outputs)).transpose()?;
@@ -213,11 +227,17 @@ impl Opener<'_> {
 
     fn matrix(&self, module: &str, rows: usize, columns: usize) -> Result<FrozenMatrix> {
         let stored = self.tensor(&format!("{module}.weight"), &[rows, columns])?;
-        self.frozen(stored, rows, columns)
+        Ok(self.frozen(stored, rows, columns))
     }
 
-    fn frozen(&self, stored: impl StoredMatrix + 'static, rows: usize, columns: usize) -> Result<FrozenMatrix> {
-        FrozenMatrix::new(Arc::new(stored), rows, columns, self.device, self.compute)
+    fn frozen(&self, stored: impl StoredMatrix + 'static, rows: usize, columns: usize) -> FrozenMatrix {
+        match self.uploads {
+            true => {
+                let uploader = Uploader::new(self.device, self.compute);
+                FrozenMatrix::uploaded(Arc::new(stored), rows, columns, uploader)
+            }
+            false => FrozenMatrix::new(Arc::new(stored), rows, columns, self.device, self.compute),
+        }
     }
 
     fn bias(&self, module: &str, len: usize) -> Result<Tensor> {

@@ -2,10 +2,10 @@
 
 use std::{fmt, ops::Range, sync::Arc};
 
-use candle_core::{DType as Kind, Device, Tensor};
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
-use super::DType;
+use super::{DType, upload::Uploader};
+use crate::kernels::dequantise::{Form, Numbers};
 
 /// Columns in a decoded tile start at multiples of this; every quantised format's smallest block divides it or is it.
 pub const ALIGN: usize = 32;
@@ -67,11 +67,13 @@ pub trait StoredMatrix: fmt::Debug + Send + Sync {
         None
     }
 
-    /// The matrix `[rows, columns]` as a tensor on an accelerator.
-    fn upload(&self, rows: usize, columns: usize, device: &Device) -> candle_core::Result<Tensor> {
-        let mut all = vec![0f32; rows * columns];
-        self.decode(0..rows, 0..columns, &mut all);
-        Tensor::from_vec(all, (rows, columns), device)?.to_dtype(Kind::BF16)
+    /// The matrix `[rows, columns]` on a device: in its stored form where that has one there, else decoded to the type in
+    /// which it multiplies.
+    ///
+    /// # Errors
+    /// Where the device has no room.
+    fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
+        uploader.decoded(self, rows, columns)
     }
 }
 
@@ -122,7 +124,8 @@ impl StoredMatrix for MappedTensor {
         (self.dtype == DType::BF16).then_some(&*self.bytes)
     }
 
-    fn upload(&self, rows: usize, columns: usize, device: &Device) -> candle_core::Result<Tensor> {
-        Tensor::from_raw_buffer(&self.bytes, self.dtype.into(), &[rows, columns], device)
+    fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
+        let numbers = uploader.raw(&self.bytes, self.dtype.into())?.reshape((rows, columns))?;
+        Ok(Form { rows, columns, numbers: Numbers::Plain(numbers) })
     }
 }

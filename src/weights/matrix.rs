@@ -2,19 +2,21 @@
 
 use std::{cell::RefCell, ops::Range, sync::Arc};
 
-use candle_core::{CpuStorage, DType as Kind, Device, InplaceOp2, Layout, Tensor, bail};
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor, bail};
 use rayon::prelude::*;
 
-use super::mapped::{ALIGN, MappedBytes, StoredMatrix};
-use crate::{
-    Result,
-    kernels::{
-        compute::Compute,
-        gemm::{Lhs, Out, Rhs, Threads, gemm},
-        host::{floats, matrix, operand, operand_mut},
-        pack::{self, Floats, Pairs, Rounded, Step, Widened, transpose},
-        profile::{Part, Timed},
-    },
+use super::{
+    mapped::{ALIGN, MappedBytes, StoredMatrix},
+    resident::Resident,
+    upload::Uploader,
+};
+use crate::kernels::{
+    compute::Compute,
+    dequantise,
+    gemm::{Lhs, Out, Rhs, Threads, gemm},
+    host::{floats, matrix, operand, operand_mut},
+    pack::{self, Floats, Pairs, Rounded, Step, Widened, transpose},
+    profile::{Part, Timed},
 };
 
 /// A matrix `[outputs, inputs]` that never learns.
@@ -31,39 +33,45 @@ pub struct FrozenMatrix {
 enum Place {
     /// In its file, for the CPU, which multiplies it in this type.
     Mapped(Arc<dyn StoredMatrix>, Compute),
-    /// On an accelerator, in the type it has on disk.
-    Device(Tensor),
+    /// For an accelerator, in the form it has on disk.
+    Device(Arc<Resident>),
 }
 
 impl FrozenMatrix {
-    /// A matrix `[outputs, inputs]` as it is stored, uploaded unless `device` is the CPU, where it multiplies in `compute`.
+    /// A matrix `[outputs, inputs]` as it is stored, multiplied in `compute`: where it lies on the CPU, uploaded at its first
+    /// use elsewhere.
     pub fn new(
         stored: Arc<dyn StoredMatrix>,
         outputs: usize,
         inputs: usize,
         device: &Device,
         compute: Compute,
-    ) -> Result<Self> {
-        let place = match device.is_cpu() {
-            true => Place::Mapped(stored, compute),
-            false => Place::Device(stored.upload(outputs, inputs, device)?),
-        };
-        Ok(Self { place, outputs, inputs })
+    ) -> Self {
+        match device.is_cpu() {
+            true => Self { place: Place::Mapped(stored, compute), outputs, inputs },
+            false => Self::uploaded(stored, outputs, inputs, Uploader::new(device, compute)),
+        }
     }
 
-    /// Asks the system to read the matrix ahead.
+    /// A matrix that is uploaded at its first use, whatever the device is: on the CPU it goes the way of an accelerator's.
+    pub fn uploaded(stored: Arc<dyn StoredMatrix>, outputs: usize, inputs: usize, uploader: Uploader) -> Self {
+        let resident = Resident::new(stored, outputs, inputs, uploader);
+        Self { place: Place::Device(Arc::new(resident)), outputs, inputs }
+    }
+
+    /// Asks the system to read the matrix ahead; for a device, begins to upload it.
     pub fn will_need(&self) {
-        self.each_part(|part| part.will_need());
+        match &self.place {
+            Place::Mapped(w, _) => w.parts().into_iter().for_each(MappedBytes::will_need),
+            Place::Device(resident) => resident.will_need(),
+        }
     }
 
-    /// Lets go of the matrix's pages.
+    /// Lets go of the matrix's pages, or of its copy on the device.
     pub fn done_with(&self) {
-        self.each_part(|part| part.done_with());
-    }
-
-    fn each_part(&self, act: impl Fn(&MappedBytes)) {
-        if let Place::Mapped(w, _) = &self.place {
-            w.parts().into_iter().for_each(act);
+        match &self.place {
+            Place::Mapped(w, _) => w.parts().into_iter().for_each(MappedBytes::done_with),
+            Place::Device(resident) => resident.done_with(),
         }
     }
 
@@ -71,7 +79,7 @@ impl FrozenMatrix {
     pub fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let _timed = Timed::start(Part::Products);
         match &self.place {
-            Place::Device(w) => x.matmul(&w.to_dtype(x.dtype())?.t()?),
+            Place::Device(w) => dequantise::apply(&*w.form()?, x, w.uploader.compute),
             Place::Mapped(w, compute) => {
                 let (tokens, inputs) = x.dims2()?;
                 if inputs != self.inputs {
@@ -94,7 +102,7 @@ impl FrozenMatrix {
     pub fn add_backward(&self, dx: &Tensor, dy: &Tensor) -> candle_core::Result<()> {
         let _timed = Timed::start(Part::Products);
         match &self.place {
-            Place::Device(w) => dx.slice_set(&(dx + dy.matmul(&w.to_dtype(dy.dtype())?)?)?, 0, 0),
+            Place::Device(w) => dequantise::add_backward(&*w.form()?, dx, dy, w.uploader.compute),
             Place::Mapped(w, compute) => {
                 let (outputs, inputs) = (self.outputs, self.inputs);
                 dx.inplace_op2(dy, &Straight { w: &**w, outputs, inputs, compute: *compute })
@@ -102,22 +110,22 @@ impl FrozenMatrix {
         }
     }
 
-    /// The rows `ids`, as f32: `[ids, inputs]`. Every id is below `outputs`.
+    /// The rows `ids`, as f32: `[ids, inputs]`. Every id is below `outputs`. For a device they are taken from the file too,
+    /// so that an embedding takes no room there.
     pub fn rows(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
-        match &self.place {
-            Place::Device(w) => w.index_select(&Tensor::new(ids, w.device())?, 0)?.to_dtype(Kind::F32),
-            Place::Mapped(w, _) => {
-                if let Some(id) = ids.iter().find(|id| **id as usize >= self.outputs) {
-                    bail!("row {id} of a matrix of {} rows", self.outputs);
-                }
-                let mut rows = vec![0f32; ids.len() * self.inputs];
-                rows.par_chunks_mut(self.inputs).zip(ids).for_each(|(row, &id)| {
-                    let id = id as usize;
-                    w.decode(id..id + 1, 0..self.inputs, row);
-                });
-                matrix(rows, ids.len(), self.inputs)
-            }
+        let (stored, device) = match &self.place {
+            Place::Mapped(stored, _) => (stored, &Device::Cpu),
+            Place::Device(resident) => (&resident.stored, &resident.uploader.device),
+        };
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.outputs) {
+            bail!("row {id} of a matrix of {} rows", self.outputs);
         }
+        let mut rows = vec![0f32; ids.len() * self.inputs];
+        rows.par_chunks_mut(self.inputs).zip(ids).for_each(|(row, &id)| {
+            let id = id as usize;
+            stored.decode(id..id + 1, 0..self.inputs, row);
+        });
+        matrix(rows, ids.len(), self.inputs)?.to_device(device)
     }
 }
 
@@ -258,12 +266,14 @@ impl FrozenMatrix {
         candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
         let mapped = super::ModelFolder::open(folder.path()).unwrap().tensor("w").unwrap();
         let (outputs, inputs) = tensor.dims2().unwrap();
-        Self::new(Arc::new(mapped), outputs, inputs, &Device::Cpu, Compute::F32).unwrap()
+        Self::new(Arc::new(mapped), outputs, inputs, &Device::Cpu, Compute::F32)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType as Kind;
+
     use super::*;
     use crate::kernels::oracle::{random, worst};
 
@@ -272,8 +282,12 @@ mod tests {
     /// The same numbers mapped, on a device, and as a plain f32 tensor.
     fn both(outputs: usize, inputs: usize, dtype: Kind) -> ([FrozenMatrix; 2], Tensor) {
         let w = random((outputs, inputs), 1).to_dtype(dtype).unwrap();
-        let device = FrozenMatrix { place: Place::Device(w.clone()), outputs, inputs };
-        ([FrozenMatrix::of(&w), device], w.to_dtype(Kind::F32).unwrap())
+        let mapped = FrozenMatrix::of(&w);
+        let Place::Mapped(stored, compute) = &mapped.place else { panic!("a mapped matrix") };
+        // a buffer that is smaller than the matrix
+        let uploader = Uploader { staging: 64, ..Uploader::new(&Device::Cpu, *compute) };
+        let device = FrozenMatrix::uploaded(Arc::clone(stored), outputs, inputs, uploader);
+        ([mapped, device], w.to_dtype(Kind::F32).unwrap())
     }
 
     #[test]

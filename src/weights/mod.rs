@@ -2,7 +2,7 @@
 //!
 //! [`dtype`] turns stored bytes into f32 and back; [`safetensors`] and [`gguf`] read one file each and trust none of
 //! it; [`quantised`] puts quantised matrices together; [`folder`] makes one model of them; [`mapped`] says what a stored
-//! matrix is, [`stored`] is a tensor of any format, [`Turned`] a stored matrix as its transpose, and [`matrix`] multiplies
+//! matrix is, [`upload`] takes one to a device and `resident` keeps it there, [`stored`] is a tensor of any format, [`Turned`] a stored matrix as its transpose, and [`matrix`] multiplies
 //! with one where it lies.
 
 pub mod dtype;
@@ -11,10 +11,12 @@ pub mod gguf;
 pub mod mapped;
 pub mod matrix;
 pub mod quantised;
+mod resident;
 pub mod safetensors;
 pub mod stored;
 mod turned;
 mod unique;
+pub mod upload;
 
 pub use dtype::DType;
 pub use folder::{ModelFolder, config_object, is_gguf};

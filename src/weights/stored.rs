@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-
 use super::mapped::{MappedBytes, MappedTensor, StoredMatrix};
+use super::upload::Uploader;
+use crate::kernels::dequantise::Form;
 
 /// A tensor of a model, plain or quantised. A clone is another view of the same bytes.
 #[derive(Debug, Clone)]
@@ -68,7 +68,7 @@ impl StoredMatrix for StoredTensor {
         self.matrix.bf16()
     }
 
-    fn upload(&self, rows: usize, columns: usize, device: &Device) -> candle_core::Result<Tensor> {
-        self.matrix.upload(rows, columns, device)
+    fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
+        self.matrix.on_device(rows, columns, uploader)
     }
 }

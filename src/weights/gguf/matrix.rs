@@ -3,12 +3,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use candle_core::DType as Kind;
+
 use super::blocks::{GgmlType, RUN};
 use super::file::{GgufFile, GgufTensor};
+use crate::kernels::dequantise::{Block, Blocks, Form, Numbers};
 use crate::weights::dtype::DType;
 use crate::weights::folder::{Held, Unread};
 use crate::weights::mapped::{MappedBytes, MappedTensor, StoredMatrix};
 use crate::weights::stored::StoredTensor;
+use crate::weights::upload::Uploader;
 
 /// A tensor of a file; with `head_dim`, its rows put back in the order of halves.
 pub(in crate::weights) fn held(file: &GgufFile, tensor: &GgufTensor, head_dim: Option<usize>) -> Held {
@@ -65,6 +69,18 @@ impl StoredMatrix for GgufMatrix {
     fn parts(&self) -> Vec<&MappedBytes> {
         vec![&self.bytes]
     }
+
+    fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
+        let kind = match self.kind {
+            GgmlType::Q4_0 => Block::Q4_0,
+            GgmlType::Q8_0 => Block::Q8_0,
+            GgmlType::Q4_K => Block::Q4_K,
+            GgmlType::Q6_K => Block::Q6_K,
+            _ => return uploader.decoded(self, rows, columns),
+        };
+        let bytes = uploader.raw(&self.bytes, Kind::U8)?.reshape((rows, self.row_bytes))?;
+        Ok(Form { rows, columns, numbers: Numbers::Blocks(Blocks { bytes, kind, halves: None }) })
+    }
 }
 
 /// The q and k rows of a Llama: llama.cpp turns neighbours where transformers turns halves, so a head's rows
@@ -95,5 +111,14 @@ impl<M: StoredMatrix> StoredMatrix for HalvesTogether<M> {
 
     fn parts(&self) -> Vec<&MappedBytes> {
         self.stored.parts()
+    }
+
+    fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
+        let mut form = self.stored.on_device(rows, columns, uploader)?;
+        match &mut form.numbers {
+            Numbers::Blocks(blocks) => blocks.halves = Some(self.head_dim),
+            _ => return uploader.decoded(self, rows, columns),
+        }
+        Ok(form)
     }
 }

@@ -1,14 +1,17 @@
 //! bitsandbytes (Dettmers et al. 2022, 2023): 4-bit NF4 and FP4, with and without a second quantisation of their
 //! scales, and 8-bit LLM.int8.
 
+use candle_core::{DType as Kind, Tensor};
 use serde_json::Value;
 
 use super::parts::{Floats, Parts};
 use super::runs::{ByRuns, Runs};
 use crate::Result;
+use crate::kernels::dequantise::{self, Form, Numbers};
 use crate::weights::dtype::DType;
 use crate::weights::mapped::MappedBytes;
 use crate::weights::stored::StoredTensor;
+use crate::weights::upload::Uploader;
 use std::sync::Arc;
 
 /// The sixteen values of NF4: quantiles of a normal distribution, scaled to −1 … 1 (QLoRA, appendix E).
@@ -174,6 +177,27 @@ impl Runs for FourBit {
             Absmax::Plain(absmax) => vec![&self.bytes, &absmax.bytes],
             Absmax::Nested { bytes, map, absmax, .. } => vec![&self.bytes, bytes, &map.bytes, &absmax.bytes],
         }
+    }
+
+    fn on_device(&self, rows: usize, uploader: &Uploader) -> candle_core::Result<Option<Form>> {
+        let absmax = match &self.absmax {
+            Absmax::Plain(absmax) => dequantise::Absmax::Plain(absmax.on_device(uploader)?),
+            Absmax::Nested { bytes, map, absmax, block, offset } => dequantise::Absmax::Nested {
+                bytes: uploader.raw(bytes, Kind::U8)?,
+                map: map.on_device(uploader)?,
+                absmax: absmax.on_device(uploader)?,
+                block: *block,
+                offset: *offset,
+            },
+        };
+        let four_bit = dequantise::FourBit {
+            bytes: uploader.raw(&self.bytes, Kind::U8)?,
+            codes: Tensor::new(&self.codes, &uploader.device)?,
+            absmax,
+            block: self.block,
+            round: self.dtype.into(),
+        };
+        Ok(Some(Form { rows, columns: self.columns, numbers: Numbers::FourBit(four_bit) }))
     }
 }
 

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use candle_core::Tensor;
+
 use crate::weights::dtype::DType;
 use crate::weights::folder::Held;
 use crate::weights::mapped::MappedBytes;
 use crate::weights::stored::StoredTensor;
+use crate::weights::upload::Uploader;
 use crate::{Error, Result};
 
 /// A model's tensors, from which parts are taken.
@@ -27,6 +30,11 @@ impl Floats {
     pub fn at(&self, index: usize) -> f32 {
         let at = index * self.dtype.size();
         self.dtype.one(&self.bytes[at..])
+    }
+
+    /// All of them on a device, as f32.
+    pub fn on_device(&self, uploader: &Uploader) -> candle_core::Result<Tensor> {
+        uploader.raw(&self.bytes, self.dtype.into())?.to_dtype(candle_core::DType::F32)
     }
 }
 

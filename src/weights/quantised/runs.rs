@@ -3,7 +3,9 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
+use crate::kernels::dequantise::Form;
 use crate::weights::mapped::{ALIGN, MappedBytes, StoredMatrix};
+use crate::weights::upload::Uploader;
 
 /// Numbers in a run; every group and block of the formats here is a multiple of it, or is handled number by number.
 pub const RUN: usize = ALIGN;
@@ -15,6 +17,11 @@ pub trait Runs: Debug + Send + Sync {
 
     /// Everything of it that lies in files.
     fn parts(&self) -> Vec<&MappedBytes>;
+
+    /// The matrix of so many rows in its stored form on a device, where it has one there.
+    fn on_device(&self, _rows: usize, _uploader: &Uploader) -> candle_core::Result<Option<Form>> {
+        Ok(None)
+    }
 }
 
 /// Makes a stored matrix of runs.
@@ -33,6 +40,13 @@ impl<T: Runs> StoredMatrix for ByRuns<T> {
 
     fn parts(&self) -> Vec<&MappedBytes> {
         self.0.parts()
+    }
+
+    fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
+        match self.0.on_device(rows, uploader)? {
+            Some(form) => Ok(form),
+            None => uploader.decoded(self, rows, columns),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Attention by `attention.metal` and `attention_backward.metal`: cuts queries and keys into the blocks that threadgroups
+//! Attention on a GPU: cuts queries and keys into the blocks that threadgroups
 //! take, and says which queries see which keys.
 
 use std::ops::Range;

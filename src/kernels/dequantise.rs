@@ -127,6 +127,8 @@ impl Form {
 pub fn dequantise(form: &Form, dtype: DType) -> Result<Tensor> {
     match &form.numbers {
         Numbers::Plain(w) => w.to_dtype(dtype),
+        #[cfg(feature = "metal")]
+        _ if super::metal::dequantise::serves(form) => super::metal::dequantise::dequantise(form)?.to_dtype(dtype),
         _ => plain::dequantise(form, dtype),
     }
 }

@@ -136,12 +136,28 @@ fn build() -> Option<Entry> {
     write("fibers.hpp", include_str!("host/fibers.hpp"));
     let names: Vec<String> = KERNELS.iter().map(|kernel| format!("NAME({kernel})")).collect();
     let names = format!("\n#define NAMES {}\n", names.join(" "));
-    write("shaders.cpp", &[&SOURCES.concat(), &names, include_str!("host/launch.hpp")].map(|s| &**s).concat());
+    write("shaders.cpp", &[SOURCES.concat().as_str(), names.as_str(), include_str!("host/launch.hpp")].concat());
     let library = folder.path().join("shaders.so");
     let output = Command::new(&compiler)
-        .args(["-std=c++14", "-O2", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Werror"])
+        .args([
+            "-std=c++14",
+            "-ffp-contract=off",
+            "-O2",
+            "-fPIC",
+            "-shared",
+            "-U_FORTIFY_SOURCE",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+        ])
         // what Metal alone reads, and arguments that every kernel has
-        .args(["-Wno-attributes", "-Wno-unused-parameter", "-Wno-unused-variable", "-Wno-unused-function"])
+        .args([
+            "-Wno-attributes",
+            "-Wno-unknown-pragmas",
+            "-Wno-unused-parameter",
+            "-Wno-unused-variable",
+            "-Wno-unused-function",
+        ])
         .arg("-I")
         .arg(folder.path())
         .arg(folder.path().join("shaders.cpp"))

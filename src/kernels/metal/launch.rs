@@ -15,10 +15,15 @@ pub struct Launch<'a> {
     pub words: &'a [u32],
 }
 
-/// Whether the kernels here do the work on this tensor: f32, on a Mac's GPU on which the shaders compiled.
+/// Whether this is a Mac's GPU on which the shaders compiled.
+#[cfg(feature = "metal")]
+pub fn compiled(device: &Device) -> bool {
+    matches!(device, Device::Metal(it) if super::device::pipelines(it).is_some())
+}
+
+/// Whether the kernels here do the work on this tensor: f32, where they compiled.
 #[cfg(feature = "metal")]
 pub fn serves(x: &Tensor) -> bool {
-    let compiled = |device: &Device| matches!(device, Device::Metal(it) if super::device::pipelines(it).is_some());
     x.dtype() == DType::F32 && compiled(x.device())
 }
 

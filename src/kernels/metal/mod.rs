@@ -6,6 +6,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod dequantise;
 #[cfg(feature = "metal")]
 mod device;
 pub mod head;
@@ -24,7 +25,7 @@ pub use host::on;
 pub use launch::serves;
 
 /// The shaders in the order of their compilation, as one file.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     include_str!("common.metal"),
     include_str!("norm.metal"),
     include_str!("layer_norm.metal"),
@@ -34,10 +35,11 @@ const SOURCES: [&str; 9] = [
     include_str!("attention_backward.metal"),
     include_str!("head.metal"),
     include_str!("optimizer.metal"),
+    include_str!("dequantise.metal"),
 ];
 
 /// Every kernel's name.
-const KERNELS: [&str; 28] = [
+const KERNELS: [&str; 30] = [
     "rms_norm",
     "rms_norm_backward",
     "layer_norm",
@@ -66,4 +68,6 @@ const KERNELS: [&str; 28] = [
     "rmsprop_check",
     "rmsprop_step",
     "squares",
+    "dequantise_blocks",
+    "dequantise_four_bit",
 ];

@@ -30,6 +30,7 @@ fn size(heads: Heads) -> Option<&'static Size> {
 }
 
 /// Whether there is a kernel for heads of this size.
+#[cfg(any(feature = "cuda", feature = "metal"))]
 pub fn takes(heads: Heads) -> bool {
     size(heads).is_some()
 }
@@ -258,7 +259,7 @@ mod tests {
                 for meeting in meetings[block[2] as usize * MEETING..block[3] as usize * MEETING].chunks(MEETING) {
                     for (i, j) in (0..meeting[1]).flat_map(|i| (0..block[1]).map(move |j| (i, j))) {
                         let (end, key) = (meeting[3] + i, meeting[2] + j);
-                        if key < end && window.is_none_or(|window| end - key <= window) {
+                        if key < end && window.is_none_or(|window| (end - key) as usize <= window) {
                             assert!(met.insert((meeting[0] + i, block[0] + j)), "met twice");
                         }
                     }
@@ -277,7 +278,9 @@ mod tests {
                 } else {
                     130..133
                 };
-                (key < 70 || own.contains(&key)) && key_place <= place && window.is_none_or(|w| place - key_place < w)
+                (key < 70 || own.contains(&key))
+                    && key_place <= place
+                    && window.is_none_or(|w| ((place - key_place) as usize) < w)
             };
             for (query, key) in (0..133).flat_map(|query| (0..133).map(move |key| (query, key))) {
                 assert_eq!(met.contains(&(query, key)), sees(query, key), "{query} {key} {window:?}");

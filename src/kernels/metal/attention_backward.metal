@@ -173,6 +173,9 @@ inline void attention_dkv(device const float* q, device const float* k, device c
   }
 }
 
+// the tile, and two weights for every one of up to 32 rows and every lane
+static_assert(4 * (LANES * TILE_ROW + 2 * SIMDS * 4 * LANES) <= 32768, "a threadgroup has 32 KiB");
+
 #define ATTENTION_BACKWARD(DIM, CHUNKS, R)                                                                             \
   KERNEL attention_dq_##DIM(device const float* q, device const float* k, device const float* v,                      \
                             device const float* d_values, device const float* lse, device const float* delta,         \

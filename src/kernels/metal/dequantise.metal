@@ -85,7 +85,7 @@ struct FourBitShape {
 inline float rounded_to_half(float x) {
   float size = fabs(x);
   // below 2^-14 an f16 counts in steps of 2^-24, as f32 does between 1/2 and 1
-  if (size < 6.1035156e-5f) return (x + 0.75f) - 0.75f;
+  if (size < 6.1035156e-5f) return copysign((x + 0.75f) - 0.75f, x);
   if (size >= 65520.0f) return copysign(as_type<float>(0x7f800000u), x);
   uint bits = as_type<uint>(x);
   return as_type<float>((bits + 0xfffu + (bits >> 13 & 1u)) & ~0x1fffu);

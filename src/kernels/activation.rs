@@ -34,9 +34,9 @@ pub enum Activation {
 
 /// `f(gate) · up`, element by element.
 pub fn gated(f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    #[cfg(feature = "metal")]
-    if super::metal::serves(gate) {
-        return super::metal::activation::gated(f, gate, up);
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(gate) {
+        return super::gpu::activation::gated(f, gate, up);
     }
     match f {
         Activation::Silu => swiglu(gate, up),
@@ -48,9 +48,9 @@ pub fn gated(f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// `(dgate, dup)` from the gradient `dy` of `f(gate) · up`.
 pub fn gated_backward(f: Activation, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
-    #[cfg(feature = "metal")]
-    if super::metal::serves(gate) {
-        return super::metal::activation::gated_backward(f, gate, up, dy);
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(gate) {
+        return super::gpu::activation::gated_backward(f, gate, up, dy);
     }
     match f {
         Activation::Silu => swiglu_backward(gate, up, dy),
@@ -62,9 +62,9 @@ pub fn gated_backward(f: Activation, gate: &Tensor, up: &Tensor, dy: &Tensor) ->
 
 /// `f(x)`, element by element.
 pub fn apply(f: Activation, x: &Tensor) -> Result<Tensor> {
-    #[cfg(feature = "metal")]
-    if super::metal::serves(x) {
-        return super::metal::activation::apply(f, x);
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(x) {
+        return super::gpu::activation::apply(f, x);
     }
     match f {
         _ if !x.device().is_cpu() => plain::apply(f, x),
@@ -76,9 +76,9 @@ pub fn apply(f: Activation, x: &Tensor) -> Result<Tensor> {
 
 /// The gradient of `x` from that of `f(x)`.
 pub fn backward(f: Activation, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    #[cfg(feature = "metal")]
-    if super::metal::serves(x) {
-        return super::metal::activation::backward(f, x, dy);
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(x) {
+        return super::gpu::activation::backward(f, x, dy);
     }
     match f {
         _ if !x.device().is_cpu() => dy * plain::slope(f, x)?,

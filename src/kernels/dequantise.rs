@@ -127,8 +127,8 @@ impl Form {
 pub fn dequantise(form: &Form, dtype: DType) -> Result<Tensor> {
     match &form.numbers {
         Numbers::Plain(w) => w.to_dtype(dtype),
-        #[cfg(feature = "metal")]
-        _ if super::metal::dequantise::serves(form) => super::metal::dequantise::dequantise(form)?.to_dtype(dtype),
+        #[cfg(any(feature = "cuda", feature = "metal"))]
+        _ if super::gpu::dequantise::serves(form) => super::gpu::dequantise::dequantise(form)?.to_dtype(dtype),
         _ => plain::dequantise(form, dtype),
     }
 }

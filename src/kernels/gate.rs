@@ -14,9 +14,9 @@ const BLOCK: usize = 1 << 13;
 
 /// `silu(gate) · up`, element by element.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    #[cfg(feature = "metal")]
-    if super::metal::serves(gate) {
-        return super::metal::activation::gated(super::activation::Activation::Silu, gate, up);
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(gate) {
+        return super::gpu::activation::gated(super::activation::Activation::Silu, gate, up);
     }
     if !gate.device().is_cpu() {
         return plain::swiglu(gate, up);
@@ -36,9 +36,9 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 ///
 /// With `s = sigmoid(gate)`: `dup = dy · gate · s`, `dgate = dy · up · s · (1 + gate · (1 − s))`.
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
-    #[cfg(feature = "metal")]
-    if super::metal::serves(gate) {
-        return super::metal::activation::gated_backward(super::activation::Activation::Silu, gate, up, dy);
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(gate) {
+        return super::gpu::activation::gated_backward(super::activation::Activation::Silu, gate, up, dy);
     }
     if !gate.device().is_cpu() {
         return plain::swiglu_backward(gate, up, dy);

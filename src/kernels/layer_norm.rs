@@ -10,9 +10,9 @@ const ROWS: usize = 8;
 
 /// `y = (x − mean(x)) / sqrt(variance(x) + eps) · w + b`.
 pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
-    #[cfg(feature = "metal")]
-    if super::metal::serves(x) {
-        return super::metal::layer_norm::layer_norm(x, w, b, eps);
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(x) {
+        return super::gpu::layer_norm::layer_norm(x, w, b, eps);
     }
     if !x.device().is_cpu() {
         return plain::layer_norm(x, w, b, eps);
@@ -34,9 +34,9 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor
 /// With `c = x − mean(x)`, `s = 1 / sqrt(variance(x) + eps)` and `g = dy · w`:
 /// `dx = s · (g − mean(g) − c · s² · mean(g · c))`.
 pub fn layer_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor, residual: &Tensor) -> Result<Tensor> {
-    #[cfg(feature = "metal")]
-    if super::metal::serves(x) {
-        return super::metal::layer_norm::layer_norm_backward(x, w, eps, dy, residual);
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(x) {
+        return super::gpu::layer_norm::layer_norm_backward(x, w, eps, dy, residual);
     }
     if !x.device().is_cpu() {
         return plain::layer_norm_backward(x, w, eps, dy, residual);

@@ -14,9 +14,9 @@ const ROWS: usize = 8;
 
 /// `y = x / sqrt(mean(x²) + eps) · w`.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
-    #[cfg(feature = "metal")]
-    if super::metal::serves(x) {
-        return super::metal::norm::rms_norm(x, w, eps);
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(x) {
+        return super::gpu::norm::rms_norm(x, w, eps);
     }
     if !x.device().is_cpu() {
         return plain::rms_norm(x, w, eps);
@@ -33,9 +33,9 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
 ///
 /// With `s = 1 / sqrt(mean(x²) + eps)` and `g = dy · w`: `dx = s · (g − x · s² · mean(g · x))`.
 pub fn rms_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor, residual: &Tensor) -> Result<Tensor> {
-    #[cfg(feature = "metal")]
-    if super::metal::serves(x) {
-        return super::metal::norm::rms_norm_backward(x, w, eps, dy, residual);
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(x) {
+        return super::gpu::norm::rms_norm_backward(x, w, eps, dy, residual);
     }
     if !x.device().is_cpu() {
         return plain::rms_norm_backward(x, w, eps, dy, residual);

@@ -34,9 +34,9 @@ pub fn rope(x: Tensor, cos: &Tensor, sin: &Tensor, turn: Turn, back: bool) -> Re
         x.inplace_op3(cos, sin, &Rope { turn, back })?;
         return Ok(x);
     }
-    #[cfg(feature = "metal")]
-    if super::metal::serves(&x) {
-        return super::metal::rope::rope(x, cos, sin, turn, back);
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(&x) {
+        return super::gpu::rope::rope(x, cos, sin, turn, back);
     }
     plain(&x, cos, sin, turn, back)
 }

@@ -5,8 +5,8 @@ use rayon::prelude::*;
 
 use super::elementwise::flat;
 use crate::Result;
-#[cfg(feature = "metal")]
-use crate::kernels::metal;
+#[cfg(any(feature = "cuda", feature = "metal"))]
+use crate::kernels::gpu;
 
 /// Elements a partial sum. Fixed, and the partial sums are added in order: the norm does not depend on the number of
 /// threads.
@@ -17,9 +17,9 @@ const CHUNK: usize = 16 * 1024;
 pub fn global_norm(grads: &Tensor) -> Result<f64> {
     let (storage, layout) = grads.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
-        #[cfg(feature = "metal")]
-        if metal::serves(grads) {
-            return Ok(metal::optimizer::norm(grads)?);
+        #[cfg(any(feature = "cuda", feature = "metal"))]
+        if gpu::serves(grads) {
+            return Ok(gpu::optimizer::norm(grads)?);
         }
         return norm_by_tensors(grads);
     };

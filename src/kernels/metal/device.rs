@@ -9,8 +9,9 @@ use candle_core::{MetalDevice, MetalError, Result, Storage, Tensor, bail, metal_
 use candle_metal_kernels::metal::ComputePipeline;
 use objc2_metal::{MTLCompileOptions, MTLSize};
 
-use super::{
-    KERNELS, SOURCES,
+use super::SOURCES;
+use crate::kernels::gpu::{
+    KERNELS,
     launch::{Launch, THREADS},
 };
 
@@ -53,7 +54,7 @@ fn compile(device: &MetalDevice) -> Result<Pipelines> {
     Ok(pipelines)
 }
 
-/// See [`super::launch::run`].
+/// See [`crate::kernels::gpu::launch::run`].
 pub fn run(device: &MetalDevice, launch: &Launch, inputs: &[&Tensor], outputs: &[&Tensor]) -> Result<()> {
     let pipelines = pipelines(device);
     let Some(pipeline) = pipelines.as_ref().and_then(|pipelines| pipelines.get(launch.kernel)) else {

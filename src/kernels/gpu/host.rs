@@ -1,10 +1,11 @@
-//! The shaders on the CPU, for tests: compiled as C++ by the machine's compiler with a stand-in for Metal's standard library
-//! (`host/metal_stdlib`), loaded, and run with the launcher's own grid and arguments.
+//! The kernels on the CPU, for tests: CUDA's and Metal's each compiled as C++ by the machine's compiler with a stand-in for
+//! what the GPU's compiler brings (`cuda/host`, `metal/host`), loaded, and run with the launcher's own grid and arguments.
 //!
 //! Every launch runs twice, with the threads in opposite orders: a result that depends on the order is a race. Buffers have
 //! margins that no kernel may touch, and memory that nobody wrote holds NaN.
 
 use std::{
+    cell::Cell,
     ffi::{CStr, CString, c_char, c_int, c_void},
     path::Path,
     process::Command,
@@ -14,9 +15,22 @@ use std::{
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{
-    KERNELS, SOURCES,
+    KERNELS,
     launch::{Launch, THREADS},
 };
+use crate::kernels::{cuda, metal};
+
+/// Whose kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Language {
+    Cuda,
+    Metal,
+}
+
+thread_local! {
+    /// Whose kernels this thread's launches on the CPU run.
+    static LANGUAGE: Cell<Language> = const { Cell::new(Language::Cuda) };
+}
 
 /// `launch` of `host/launch.hpp`.
 type Entry = unsafe extern "C" fn(*const c_char, *const u32, u32, *mut *mut c_void, c_int) -> *const c_char;
@@ -26,18 +40,24 @@ const MARGIN: usize = 64;
 /// What they hold: a NaN of its own.
 const UNTOUCHED: u32 = 0x7fc1_2345;
 
-/// Calls `check` with the tensors on every device that has the kernels: here, and on a Mac with the feature `metal` its
-/// GPU. Without a C++ compiler it says so, and fails where nothing may be skipped.
+/// Calls `check` with the tensors on every device that has the kernels: here, once with CUDA's and once with Metal's, and on
+/// the GPU that the build is for. Without a C++ compiler it says so, and fails where nothing may be skipped.
 pub fn on<const N: usize>(tensors: [&Tensor; N], check: impl Fn([&Tensor; N]) -> Result<()>) -> Result<()> {
-    if entry().is_some() {
-        check(tensors)?;
+    if entry(Language::Cuda).is_some() {
+        for language in [Language::Cuda, Language::Metal] {
+            LANGUAGE.set(language);
+            check(tensors)?;
+        }
     } else if std::env::var_os("DPO_LORA_REQUIRE_ALL").is_some() {
-        bail!("no C++ compiler for the shaders");
+        bail!("no C++ compiler for the kernels");
     } else {
-        eprintln!("skipped: no C++ compiler for the shaders");
+        eprintln!("skipped: no C++ compiler for the kernels");
     }
-    #[cfg(feature = "metal")]
+    #[cfg(any(feature = "cuda", feature = "metal"))]
     {
+        #[cfg(feature = "cuda")]
+        let device = Device::new_cuda(0)?;
+        #[cfg(not(feature = "cuda"))]
         let device = Device::new_metal(0)?;
         let there: Vec<Tensor> = tensors.iter().map(|tensor| tensor.to_device(&device)).collect::<Result<_>>()?;
         check(std::array::from_fn(|i| &there[i]))?;
@@ -80,7 +100,8 @@ fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
 
 /// See [`super::launch::run`].
 pub fn run(launch: &Launch, inputs: &[&Tensor], outputs: &[&Tensor]) -> Result<()> {
-    let Some((entry, turn)) = entry() else { bail!("no C++ compiler for the shaders") };
+    let language = LANGUAGE.get();
+    let Some((entry, turn)) = entry(language) else { bail!("no C++ compiler for the kernels") };
     let (name, groups) = (CString::new(launch.kernel).expect("a name"), launch.groups.map(|n| n as u32));
     let mut results = Vec::new();
     for descending in [0, 1] {
@@ -101,7 +122,7 @@ pub fn run(launch: &Launch, inputs: &[&Tensor], outputs: &[&Tensor]) -> Result<(
             (!trouble.is_null()).then(|| CStr::from_ptr(trouble).to_string_lossy())
         };
         if let Some(trouble) = trouble {
-            bail!("{}: {trouble}", launch.kernel);
+            bail!("{} of {language:?}: {trouble}", launch.kernel);
         }
         for (i, argument) in arguments.iter().enumerate() {
             assert!(argument.is_whole(), "{} writes beyond argument {i}", launch.kernel);
@@ -120,47 +141,46 @@ pub fn run(launch: &Launch, inputs: &[&Tensor], outputs: &[&Tensor]) -> Result<(
     Ok(())
 }
 
-/// The library's entry and whose turn it is; none without a compiler.
-fn entry() -> Option<(Entry, &'static Mutex<()>)> {
-    static TURN: Mutex<()> = Mutex::new(());
-    static ENTRY: OnceLock<Option<Entry>> = OnceLock::new();
-    ENTRY.get_or_init(build).map(|entry| (entry, &TURN))
+/// A library's entry and whose turn it is; none without a compiler.
+fn entry(language: Language) -> Option<(Entry, &'static Mutex<()>)> {
+    static TURNS: [Mutex<()>; 2] = [const { Mutex::new(()) }; 2];
+    static ENTRIES: [OnceLock<Option<Entry>>; 2] = [const { OnceLock::new() }; 2];
+    let i = language as usize;
+    ENTRIES[i].get_or_init(|| build(language)).map(|entry| (entry, &TURNS[i]))
 }
 
-fn build() -> Option<Entry> {
+fn sources(language: Language) -> String {
+    match language {
+        Language::Cuda => ["#include \"cuda.hpp\"\n", &cuda::SOURCES.concat()].concat(),
+        Language::Metal => metal::SOURCES.concat(),
+    }
+}
+
+fn build(language: Language) -> Option<Entry> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     Command::new(&compiler).arg("--version").output().ok()?;
     let folder = tempfile::tempdir().expect("a folder");
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("a file");
-    write("metal_stdlib", include_str!("host/metal_stdlib"));
+    write("cuda.hpp", include_str!("../cuda/host/cuda.hpp"));
+    write("metal_stdlib", include_str!("../metal/host/metal_stdlib"));
     write("fibers.hpp", include_str!("host/fibers.hpp"));
     let names: Vec<String> = KERNELS.iter().map(|kernel| format!("NAME({kernel})")).collect();
     let names = format!("\n#define NAMES {}\n", names.join(" "));
-    write("shaders.cpp", &[SOURCES.concat().as_str(), names.as_str(), include_str!("host/launch.hpp")].concat());
-    let library = folder.path().join("shaders.so");
+    let launch = match language {
+        Language::Cuda => include_str!("../cuda/host/launch.hpp"),
+        Language::Metal => include_str!("../metal/host/launch.hpp"),
+    };
+    write("kernels.cpp", &[&*sources(language), &*names, launch].concat());
+    let library = folder.path().join("kernels.so");
     let output = Command::new(&compiler)
-        .args([
-            "-std=c++14",
-            "-ffp-contract=off",
-            "-O2",
-            "-fPIC",
-            "-shared",
-            "-U_FORTIFY_SOURCE",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-        ])
-        // what Metal alone reads, and arguments that every kernel has
-        .args([
-            "-Wno-attributes",
-            "-Wno-unknown-pragmas",
-            "-Wno-unused-parameter",
-            "-Wno-unused-variable",
-            "-Wno-unused-function",
-        ])
+        .args(["-std=c++14", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-U_FORTIFY_SOURCE"])
+        .args(["-Wall", "-Wextra", "-Werror"])
+        // what a GPU's compiler alone reads, and arguments that every kernel has
+        .args(["-Wno-attributes", "-Wno-unknown-pragmas", "-Wno-unused-parameter"])
+        .args(["-Wno-unused-variable", "-Wno-unused-function"])
         .arg("-I")
         .arg(folder.path())
-        .arg(folder.path().join("shaders.cpp"))
+        .arg(folder.path().join("kernels.cpp"))
         .arg("-o")
         .arg(&library)
         .output()
@@ -183,7 +203,11 @@ fn load(library: &Path) -> Entry {
 
 #[test]
 fn every_kernel_is_listed() {
-    let text = SOURCES.concat();
+    [Language::Cuda, Language::Metal].map(is_listed);
+}
+
+fn is_listed(language: Language) {
+    let text = sources(language);
     let plain = text.split("\nKERNEL ").skip(1).map(|rest| rest.split('(').next().unwrap_or_default().to_string());
     let made = text.split("\nATTENTION").skip(1).flat_map(|rest| {
         let name = rest.split(['(', ',']).nth(1).unwrap_or_default();
@@ -195,5 +219,5 @@ fn every_kernel_is_listed() {
     let mut found: Vec<String> = plain.chain(made).collect();
     let mut listed = KERNELS.map(String::from).to_vec();
     (found.sort(), listed.sort());
-    assert_eq!(found, listed);
+    assert_eq!(found, listed, "{language:?}");
 }

@@ -1,4 +1,4 @@
-//! Layer norm by `layer_norm.metal`.
+//! Layer norm on a GPU.
 
 use candle_core::{Result, Tensor};
 

@@ -1,4 +1,4 @@
-//! Token scores and their slope by `head.metal`.
+//! Token scores and their slope on a GPU.
 
 use candle_core::{Result, Tensor};
 

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
-/// Threads of a threadgroup, as `common.metal` has it.
+/// Threads of a threadgroup (CUDA: of a block), as `common.cu` and `common.metal` have it.
 pub const THREADS: usize = 256;
 
 /// Which kernel, and over what.
@@ -15,14 +15,20 @@ pub struct Launch<'a> {
     pub words: &'a [u32],
 }
 
-/// Whether this is a Mac's GPU on which the shaders compiled.
-#[cfg(feature = "metal")]
+/// Whether this is a card, or a Mac's GPU on which the shaders compiled.
+#[cfg(any(feature = "cuda", feature = "metal"))]
 pub fn compiled(device: &Device) -> bool {
-    matches!(device, Device::Metal(it) if super::device::pipelines(it).is_some())
+    match device {
+        #[cfg(feature = "metal")]
+        Device::Metal(device) => crate::kernels::metal::device::pipelines(device).is_some(),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => true,
+        _ => false,
+    }
 }
 
-/// Whether the kernels here do the work on this tensor: f32, where they compiled.
-#[cfg(feature = "metal")]
+/// Whether the kernels do the work on this tensor: f32, where they compiled.
+#[cfg(any(feature = "cuda", feature = "metal"))]
 pub fn serves(x: &Tensor) -> bool {
     x.dtype() == DType::F32 && compiled(x.device())
 }
@@ -36,13 +42,15 @@ pub fn run(launch: &Launch, inputs: &[&Tensor], outputs: &[&Tensor]) -> Result<(
             bail!("{}: a tensor {:?} is not contiguous or too large", launch.kernel, tensor.shape());
         }
     }
-    // Metal knows no empty grid
+    // GPUs know no empty grid
     if launch.groups.contains(&0) {
         return Ok(());
     }
     match outputs[0].device() {
         #[cfg(feature = "metal")]
-        Device::Metal(device) => super::device::run(device, launch, inputs, outputs),
+        Device::Metal(device) => crate::kernels::metal::device::run(device, launch, inputs, outputs),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => crate::kernels::cuda::device::run(device, launch, inputs, outputs),
         #[cfg(test)]
         Device::Cpu => super::host::run(launch, inputs, outputs),
         other => bail!("{}: no kernel for {other:?}", launch.kernel),

@@ -1,4 +1,4 @@
-//! Quantised matrices as f32 by `dequantise.metal`.
+//! Quantised matrices as f32 on a GPU.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -6,7 +6,7 @@ use super::launch::{Launch, a_thread_each, room, run};
 use crate::kernels::dequantise::{Absmax, Block, Form, FourBit, Numbers};
 
 /// Whether there is a kernel for this matrix, where it lies.
-#[cfg(feature = "metal")]
+#[cfg(any(feature = "cuda", feature = "metal"))]
 pub fn serves(form: &Form) -> bool {
     let bytes = match &form.numbers {
         Numbers::Plain(_) => return false,

@@ -1,4 +1,4 @@
-//! Attention by `attention.metal` and `attention_backward.metal`: cuts queries and keys into the blocks that threadgroups
+//! Attention on a GPU: cuts queries and keys into the blocks that threadgroups
 //! take, and says which queries see which keys.
 
 use std::ops::Range;
@@ -30,7 +30,7 @@ fn size(heads: Heads) -> Option<&'static Size> {
 }
 
 /// Whether there is a kernel for heads of this size.
-#[cfg(feature = "metal")]
+#[cfg(any(feature = "cuda", feature = "metal"))]
 pub fn takes(heads: Heads) -> bool {
     size(heads).is_some()
 }

@@ -1,4 +1,4 @@
-//! The soft cap by `activation.metal`.
+//! The soft cap on a GPU.
 
 use candle_core::{Result, Tensor};
 

@@ -1,4 +1,4 @@
-//! RMSNorm by `norm.metal`.
+//! RMSNorm on a GPU.
 
 use candle_core::{Result, Tensor};
 

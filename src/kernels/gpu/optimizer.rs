@@ -1,4 +1,4 @@
-//! AdamW, RMSprop and the squared norm over one flat vector by `optimizer.metal`: a launch that asks whether the step is
+//! AdamW, RMSprop and the squared norm over one flat vector on a GPU: a launch that asks whether the step is
 //! finite, and one that takes it.
 
 use candle_core::{Result, Tensor};

@@ -1,4 +1,4 @@
-//! Activations and gates by `activation.metal`.
+//! Activations and gates on a GPU.
 
 use candle_core::{Result, Tensor};
 

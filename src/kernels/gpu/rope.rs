@@ -1,4 +1,4 @@
-//! Rotary positions by `rope.metal`.
+//! Rotary positions on a GPU.
 
 use candle_core::{Result, Tensor, bail};
 

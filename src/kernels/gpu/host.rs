@@ -186,28 +186,14 @@ fn build(language: Language) -> Option<Entry> {
         Language::Cuda => include_str!("../cuda/host/launch.hpp"),
         Language::Metal => include_str!("../metal/host/launch.hpp"),
     };
-    write("kernels.cpp", &[sources(language).as_str(), names.as_str(), launch].concat());
+    write("kernels.cpp", &[&*sources(language), &*names, launch].concat());
     let library = folder.path().join("kernels.so");
     let output = Command::new(&compiler)
-        .args([
-            "-std=c++14",
-            "-ffp-contract=off",
-            "-O2",
-            "-fPIC",
-            "-shared",
-            "-U_FORTIFY_SOURCE",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-        ])
+        .args(["-std=c++14", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-U_FORTIFY_SOURCE"])
+        .args(["-Wall", "-Wextra", "-Werror"])
         // what a GPU's compiler alone reads, and arguments that every kernel has
-        .args([
-            "-Wno-attributes",
-            "-Wno-unknown-pragmas",
-            "-Wno-unused-parameter",
-            "-Wno-unused-variable",
-            "-Wno-unused-function",
-        ])
+        .args(["-Wno-attributes", "-Wno-unknown-pragmas", "-Wno-unused-parameter"])
+        .args(["-Wno-unused-variable", "-Wno-unused-function"])
         .arg("-I")
         .arg(folder.path())
         .arg(folder.path().join("kernels.cpp"))

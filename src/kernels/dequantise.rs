@@ -128,7 +128,7 @@ pub fn dequantise(form: &Form, dtype: DType) -> Result<Tensor> {
     match &form.numbers {
         Numbers::Plain(w) => w.to_dtype(dtype),
         #[cfg(any(feature = "cuda", feature = "metal"))]
-        _ if super::gpu::dequantise::serves(form) => super::gpu::dequantise::dequantise(form)?.to_dtype(dtype),
+        _ if super::gpu::dequantise::serves(form) => super::gpu::dequantise::decoded(form, dtype),
         _ => plain::dequantise(form, dtype),
     }
 }
@@ -141,6 +141,13 @@ pub fn apply(form: &Form, x: &Tensor, compute: Compute) -> Result<Tensor> {
     if x.dims2()?.1 != form.columns {
         bail!("x {:?} does not fit a matrix of {} inputs", x.shape(), form.columns);
     }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        let dtype = numbers(compute);
+        let y = Tensor::zeros((x.dim(0)?, form.rows), DType::F32, x.device())?;
+        super::cuda::cublas::product(&y, 1.0, &x.to_dtype(dtype)?, &dequantise(form, dtype)?.t()?, 0.0)?;
+        return Ok(y);
+    }
     operand(x, compute)?.matmul(&weight(form, compute)?.t()?)
 }
 
@@ -152,7 +159,21 @@ pub fn add_backward(form: &Form, dx: &Tensor, dy: &Tensor, compute: Compute) -> 
     if dy.dims2()?.1 != form.rows || dx.dims2()? != (dy.dim(0)?, form.columns) {
         bail!("dx {:?} and dy {:?} do not fit the matrix", dx.shape(), dy.shape());
     }
+    #[cfg(feature = "cuda")]
+    if dx.device().is_cuda() {
+        let dtype = numbers(compute);
+        return super::cuda::cublas::product(dx, 1.0, &dy.to_dtype(dtype)?, &dequantise(form, dtype)?, 1.0);
+    }
     dx.slice_set(&(dx + operand(dy, compute)?.matmul(&weight(form, compute)?)?)?, 0, 0)
+}
+
+/// What the numbers of a product's sides are.
+#[cfg(feature = "cuda")]
+fn numbers(compute: Compute) -> DType {
+    match compute {
+        Compute::F32 => DType::F32,
+        Compute::Bf16 => DType::BF16,
+    }
 }
 
 /// A side of a product whose operands are of `compute`, widened: products of two bf16 numbers are exact in f32.

@@ -1,5 +1,4 @@
-// SiLU, GELU and its tanh form, alone and as gates, and Gemma's soft cap: a thread an element. Metal has no erf; its form
-// here is that of src/kernels/special.rs.
+// SiLU, GELU and its tanh form, alone and as gates, and Gemma's soft cap: a thread an element.
 struct Elements {
   uint n;
   // 0: SiLU, 1: GELU by erf, 2: GELU by tanh
@@ -10,29 +9,6 @@ struct Capped {
   uint n;
   float cap;
 };
-
-DEVICE float error_function(float x) {
-  float size = fabsf(x), small = fminf(size, 1.0f), z = small * small;
-  float near = 7.8824974e-5f;
-  near = near * z - 8.018855e-4f;
-  near = near * z + 5.189312e-3f;
-  near = near * z - 2.6854329e-2f;
-  near = near * z + 0.11283597f;
-  near = near * z - 0.37612626f;
-  near = near * z + 1.1283792f;
-  // the logarithm of 1 − erf on [1, 4]; beyond, erf is 1 in f32
-  float t = fminf(fmaxf(size, 1.0f), 4.0f);
-  float log = 1.6140616e-6f;
-  log = log * t - 4.5590623e-5f;
-  log = log * t + 5.9276953e-4f;
-  log = log * t - 4.7402224e-3f;
-  log = log * t + 2.6364718e-2f;
-  log = log * t - 0.10997824f;
-  log = log * t - 0.6319371f;
-  log = log * t - 1.1301666f;
-  log = log * t + 3.0321296e-4f;
-  return size >= 1.0f ? copysignf(1.0f - expf(log), x) : near * x;
-}
 
 // A value, and the derivative there.
 struct Valued {
@@ -47,7 +23,7 @@ DEVICE Valued activated(float x, uint form) {
     f.value = x * s;
     f.slope = s * (1.0f + x * (1.0f - s));
   } else if (form == 1) {
-    float probability = 0.5f * (1.0f + error_function(x * 0.70710678f));
+    float probability = 0.5f * (1.0f + erff(x * 0.70710678f));
     f.value = x * probability;
     f.slope = probability + x * 0.39894228f * expf(-0.5f * x * x);
   } else {

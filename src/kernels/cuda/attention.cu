@@ -1,5 +1,5 @@
-// Causal attention over segments that share prompts (../attention.rs), forward: a block a block of queries and a
-// head. Keys pass in tiles of 32; a warp has a few queries, whose scores its lanes hold, one key each; the scores
+// Causal attention over segments that share prompts (../attention.rs), forward: a thread block has a block of queries
+// and a head. Keys pass in tiles of 32; a warp has a few queries, whose scores its lanes hold, one key each; the scores
 // never leave the block. A head's coordinates pass through the tile 64 at a time.
 #define WIDE 64u
 // a row of the tile is one number longer, so that lanes reading a column meet different banks

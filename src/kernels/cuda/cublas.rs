@@ -49,7 +49,7 @@ mod on_card {
             result::gemm_ex,
             sys::{
                 cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+                cublasGemmAlgo_t::CUBLAS_GEMM_DFALT,
                 cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T},
                 cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F},
             },
@@ -109,7 +109,7 @@ mod on_card {
                 CUDA_R_32F,
                 ldc,
                 CUBLAS_COMPUTE_32F,
-                CUBLAS_GEMM_DEFAULT,
+                CUBLAS_GEMM_DFALT,
             )
         };
         done.map_err(candle_core::Error::wrap)

@@ -1,5 +1,6 @@
-// Quantised matrices as f32, a thread a number, with the bits of the CPU's decoders (src/weights/gguf/blocks.rs and
-// src/weights/quantised/bitsandbytes.rs): no product may be joined with the sum after it, which the _rn functions see to.
+// Quantised matrices as f32 or bf16, a thread a number, in f32 with the bits of the CPU's decoders
+// (src/weights/gguf/blocks.rs and src/weights/quantised/bitsandbytes.rs): no product may be joined with the sum after it,
+// which the _rn functions see to.
 
 struct BlocksShape {
   uint n;
@@ -10,6 +11,8 @@ struct BlocksShape {
   uint kind;
   // rows of a head whose rows are stored as [half, 2] for what is [2, half]; 0: as they are
   uint halves;
+  // 1: the result is bf16, 0: f32
+  uint narrow;
 };
 
 // The f16 in two bytes, its NaNs as infinite.
@@ -52,7 +55,22 @@ DEVICE float q6_k(const uchar* block, uint i) {
   return (float(low | high << 4) - 32.0f) * (signed_byte(block[192 + i / 16]) * half_at(block + 208));
 }
 
-KERNEL dequantise_blocks(const uchar* bytes, float* out, const BlocksShape shape) {
+// To the nearest bf16, ties to even; no number that is decoded is NaN.
+DEVICE float rounded_to_bfloat(float x) {
+  uint bits = __float_as_uint(x);
+  return __uint_as_float((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
+}
+
+// Puts a result, rounded to the nearest bf16 where that is asked for.
+DEVICE void store(void* out, uint at, float value, uint narrow) {
+  if (narrow) {
+    ((unsigned short*)out)[at] = (unsigned short)(__float_as_uint(rounded_to_bfloat(value)) >> 16);
+  } else {
+    ((float*)out)[at] = value;
+  }
+}
+
+KERNEL dequantise_blocks(const uchar* bytes, void* out, const BlocksShape shape) {
   PLACE;
   uint at = blockIdx.x * THREADS + index;
   if (at >= shape.n) return;
@@ -62,12 +80,14 @@ KERNEL dequantise_blocks(const uchar* bytes, float* out, const BlocksShape shape
     row = row - place + place % half_rows * 2 + place / half_rows;
   }
   const uchar* of_row = bytes + row * shape.row_bytes;
+  float value;
   switch (shape.kind) {
-    case 0: out[at] = q4_0(of_row + column / 32 * 18, column % 32); break;
-    case 1: out[at] = q8_0(of_row + column / 32 * 34, column % 32); break;
-    case 2: out[at] = q4_k(of_row + column / 256 * 144, column % 256); break;
-    default: out[at] = q6_k(of_row + column / 256 * 210, column % 256);
+    case 0: value = q4_0(of_row + column / 32 * 18, column % 32); break;
+    case 1: value = q8_0(of_row + column / 32 * 34, column % 32); break;
+    case 2: value = q4_k(of_row + column / 256 * 144, column % 256); break;
+    default: value = q6_k(of_row + column / 256 * 210, column % 256);
   }
+  store(out, at, value, shape.narrow);
 }
 
 struct FourBitShape {
@@ -79,6 +99,8 @@ struct FourBitShape {
   float offset;
   // 0: f32, 1: f16, 2: bf16
   uint round;
+  // 1: the result is bf16, 0: f32
+  uint narrow;
 };
 
 // To the nearest f16, ties to even.
@@ -91,14 +113,9 @@ DEVICE float rounded_to_half(float x) {
   return __uint_as_float((bits + 0xfffu + (bits >> 13 & 1u)) & ~0x1fffu);
 }
 
-DEVICE float rounded_to_bfloat(float x) {
-  uint bits = __float_as_uint(x);
-  return __uint_as_float((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
-}
-
 // bitsandbytes' two codes a byte, the first in the high half: code · absmax of its block
 KERNEL dequantise_four_bit(const uchar* bytes, const float* codes, const float* absmax,
-                           const uchar* absmax_bytes, const float* map, float* out,
+                           const uchar* absmax_bytes, const float* map, void* out,
                            const FourBitShape shape) {
   PLACE;
   uint at = blockIdx.x * THREADS + index;
@@ -112,5 +129,7 @@ KERNEL dequantise_four_bit(const uchar* bytes, const float* codes, const float* 
     scale = absmax[block];
   }
   float value = codes[at % 2 ? byte & 15u : byte >> 4] * scale;
-  out[at] = shape.round == 0 ? value : shape.round == 1 ? rounded_to_half(value) : rounded_to_bfloat(value);
+  if (shape.round == 1) value = rounded_to_half(value);
+  if (shape.round == 2) value = rounded_to_bfloat(value);
+  store(out, at, value, shape.narrow);
 }

@@ -30,7 +30,7 @@ DEVICE Moments adam(float p, float g, float m, float v, const AdamShape shape) {
   return next;
 }
 
-// bad[group] = how many elements would not be finite
+// bad[block] = how many elements would not be finite
 KERNEL adam_check(const float* params, const float* grads, const float* m, const float* v,
                   float* bad, const AdamShape shape) {
   PLACE;

@@ -1,8 +1,8 @@
-//! Quantised matrices as f32 on a GPU.
+//! Quantised matrices as numbers on a GPU.
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::launch::{Launch, a_thread_each, room, run};
+use super::launch::{Launch, a_thread_each, room_for, run};
 use crate::kernels::dequantise::{Absmax, Block, Form, FourBit, Numbers};
 
 /// Whether there is a kernel for this matrix, where it lies.
@@ -17,8 +17,20 @@ pub fn serves(form: &Form) -> bool {
     super::launch::compiled(bytes.device()) && form.rows * form.columns < 1 << 31
 }
 
-/// See [`crate::kernels::dequantise::dequantise`]: f32, `[rows, columns]`.
-pub fn dequantise(form: &Form) -> Result<Tensor> {
+/// The matrix in `dtype`, by a kernel that gives it or from one that gives f32.
+#[cfg(any(feature = "cuda", feature = "metal"))]
+pub fn decoded(form: &Form, dtype: DType) -> Result<Tensor> {
+    let given = if cfg!(feature = "cuda") && dtype == DType::BF16 { dtype } else { DType::F32 };
+    dequantise(form, given)?.to_dtype(dtype)
+}
+
+/// See [`crate::kernels::dequantise::dequantise`]: f32, or bf16 on CUDA, `[rows, columns]`.
+pub fn dequantise(form: &Form, dtype: DType) -> Result<Tensor> {
+    let narrow = match dtype {
+        DType::F32 => 0,
+        DType::BF16 => 1,
+        other => bail!("no kernel decodes to {other:?}"),
+    };
     let (n, columns) = (form.rows * form.columns, form.columns);
     let groups = a_thread_each(n);
     match &form.numbers {
@@ -35,8 +47,8 @@ pub fn dequantise(form: &Form) -> Result<Tensor> {
             if blocks.bytes.dim(0)? != form.rows || columns / numbers * size != row_bytes {
                 bail!("blocks {:?} do not fit a matrix {} by {columns}", blocks.bytes.shape(), form.rows);
             }
-            let out = room((form.rows, columns), &blocks.bytes)?;
-            let words = [n as u32, columns as u32, row_bytes as u32, kind, halves as u32];
+            let out = room_for((form.rows, columns), dtype, &blocks.bytes)?;
+            let words = [n as u32, columns as u32, row_bytes as u32, kind, halves as u32, narrow];
             run(&Launch { kernel: "dequantise_blocks", groups, words: &words }, &[&blocks.bytes], &[&out])?;
             Ok(out)
         }
@@ -56,8 +68,8 @@ pub fn dequantise(form: &Form) -> Result<Tensor> {
             if bytes.elem_count() < n.div_ceil(2) || scales < n.div_ceil(*block) {
                 bail!("{} bytes and {scales} scales for {n} numbers in 4 bits", bytes.elem_count());
             }
-            let out = room((form.rows, columns), bytes)?;
-            let words = [n as u32, *block as u32, nested as u32, offset.to_bits(), round];
+            let out = room_for((form.rows, columns), dtype, bytes)?;
+            let words = [n as u32, *block as u32, nested as u32, offset.to_bits(), round, narrow];
             let launch = Launch { kernel: "dequantise_four_bit", groups, words: &words };
             run(&launch, &[bytes, codes, absmax, absmax_bytes, map], &[&out])?;
             Ok(out)
@@ -69,7 +81,10 @@ pub fn dequantise(form: &Form) -> Result<Tensor> {
 mod tests {
     use candle_core::Device;
 
-    use super::{super::host::on, *};
+    use super::{
+        super::host::{gives_bf16, on},
+        *,
+    };
     use crate::kernels::{
         dequantise::{Blocks, plain},
         oracle::random,
@@ -87,6 +102,16 @@ mod tests {
         };
         assert_eq!(ours.dims(), theirs.dims());
         assert!(bits(ours)? == bits(theirs)?);
+        Ok(())
+    }
+
+    /// In f32, and where there are kernels for it in bf16.
+    fn equal(there: &Form, here: &Form) -> Result<()> {
+        equal_bits(&dequantise(there, DType::F32)?, &plain::dequantise(here, DType::F32)?)?;
+        if gives_bf16() {
+            let (ours, theirs) = (dequantise(there, DType::BF16)?, plain::dequantise(here, DType::BF16)?);
+            equal_bits(&ours.to_dtype(DType::F32)?, &theirs.to_dtype(DType::F32)?)?;
+        }
         Ok(())
     }
 
@@ -112,7 +137,7 @@ mod tests {
                         columns: blocks * numbers,
                         numbers: Numbers::Blocks(Blocks { bytes: bytes.clone(), kind, halves }),
                     };
-                    equal_bits(&dequantise(&form(there))?, &plain::dequantise(&form(&stored), DType::F32)?)
+                    equal(&form(there), &form(&stored))
                 })?;
             }
         }
@@ -155,7 +180,7 @@ mod tests {
                             numbers: Numbers::FourBit(FourBit { bytes, codes, absmax, block, round }),
                         }
                     };
-                    equal_bits(&dequantise(&form(there))?, &plain::dequantise(&form(tensors), DType::F32)?)?;
+                    equal(&form(there), &form(tensors))?;
                 }
                 Ok(())
             })?;

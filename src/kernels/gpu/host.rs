@@ -65,6 +65,11 @@ pub fn on<const N: usize>(tensors: [&Tensor; N], check: impl Fn([&Tensor; N]) ->
     Ok(())
 }
 
+/// Whether the kernels that `on` runs just now decode to bf16: CUDA's do.
+pub fn gives_bf16() -> bool {
+    LANGUAGE.get() == Language::Cuda && cfg!(not(feature = "metal"))
+}
+
 /// An argument of a kernel: a tensor's bits between margins.
 struct Argument(Vec<u32>);
 
@@ -93,6 +98,11 @@ fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
             let mut bytes = flat.to_vec1::<u8>()?;
             bytes.resize(bytes.len().next_multiple_of(4), 0xff);
             bytes.chunks(4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]])).collect()
+        }
+        DType::BF16 => {
+            let numbers = flat.to_vec1::<half::bf16>()?;
+            let half = |number: Option<&half::bf16>| u32::from(number.map_or(0xffff, |number| number.to_bits()));
+            numbers.chunks(2).map(|pair| half(pair.first()) | half(pair.get(1)) << 16).collect()
         }
         other => bail!("a kernel takes no {other:?}"),
     })
@@ -135,8 +145,14 @@ pub fn run(launch: &Launch, inputs: &[&Tensor], outputs: &[&Tensor]) -> Result<(
     for (i, output) in outputs.iter().enumerate() {
         let words = results[0][i].words();
         assert!(words == results[1][i].words(), "{}: output {i} depends on the threads' order", launch.kernel);
-        let floats: Vec<f32> = words.iter().map(|word| f32::from_bits(*word)).collect();
-        output.slice_set(&Tensor::from_vec(floats, output.shape(), &Device::Cpu)?, 0, 0)?;
+        let result = if output.dtype() == DType::BF16 {
+            let halves = words.iter().flat_map(|word| [*word as u16, (word >> 16) as u16]).map(half::bf16::from_bits);
+            Tensor::from_vec(halves.take(output.elem_count()).collect(), output.shape(), &Device::Cpu)?
+        } else {
+            let floats: Vec<f32> = words.iter().map(|word| f32::from_bits(*word)).collect();
+            Tensor::from_vec(floats, output.shape(), &Device::Cpu)?
+        };
+        output.slice_set(&result, 0, 0)?;
     }
     Ok(())
 }

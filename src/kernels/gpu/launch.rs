@@ -59,12 +59,17 @@ pub fn run(launch: &Launch, inputs: &[&Tensor], outputs: &[&Tensor]) -> Result<(
 
 /// Room for a result, which a kernel fills whole.
 pub fn room(shape: impl Into<Shape>, like: &Tensor) -> Result<Tensor> {
+    room_for(shape, DType::F32, like)
+}
+
+/// The same for numbers of another type.
+pub fn room_for(shape: impl Into<Shape>, dtype: DType, like: &Tensor) -> Result<Tensor> {
     #[cfg(test)]
     if like.device().is_cpu() {
-        return Tensor::full(f32::NAN, shape.into(), like.device());
+        return Tensor::full(f32::NAN, shape.into(), like.device())?.to_dtype(dtype);
     }
     // SAFETY: the kernels write every element before anything reads the tensor; the GPU works in the order of the calls.
-    unsafe { Tensor::empty(shape, DType::F32, like.device()) }
+    unsafe { Tensor::empty(shape, dtype, like.device()) }
 }
 
 /// Threadgroups for a thread an element.

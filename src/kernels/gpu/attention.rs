@@ -241,7 +241,8 @@ mod tests {
             assert!(worst(&ours.values, &theirs.values) < 5e-6 && worst(&ours.lse, &theirs.lse) < 5e-6);
             let ours = attention_backward([q_there, k_there, v_there], &ours, d_there, &spans, heads)?;
             // both spans see the keys 3..9: one run
-            let theirs = cpu::attention_backward([&q, &k, &v], &theirs, &d, &spans, &[0..2], heads)?;
+            let theirs =
+                cpu::attention_backward([&q, &k, &v], &theirs, &d, &spans, std::slice::from_ref(&(0..2)), heads)?;
             for (ours, theirs) in ours.iter().zip(&theirs) {
                 assert!(worst(ours, theirs) < 2e-5);
             }

@@ -24,6 +24,7 @@ pub use host::on;
 pub use launch::serves;
 
 /// Every kernel's name.
+#[cfg(any(test, feature = "metal"))]
 pub const KERNELS: [&str; 30] = [
     "rms_norm",
     "rms_norm_backward",

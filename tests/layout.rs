@@ -30,7 +30,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     ("export", &["keys", "model", "recipe", "store", "weights"]),
     ("engine", &["kernels", "model", "objective"]),
     ("objective", &["data", "kernels", "model", "recipe", "store"]),
-    ("optim", &["recipe", "store", "weights"]),
+    ("optim", &["kernels", "recipe", "store", "weights"]),
     ("model", &["kernels", "keys", "weights"]),
     ("weights", &["kernels", "keys", "outside"]),
     ("kernels", &[]),

@@ -34,6 +34,10 @@ pub enum Activation {
 
 /// `f(gate) · up`, element by element.
 pub fn gated(f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(gate) {
+        return super::gpu::activation::gated(f, gate, up);
+    }
     match f {
         Activation::Silu => swiglu(gate, up),
         _ if !gate.device().is_cpu() => plain::apply(f, gate)? * up,
@@ -44,6 +48,10 @@ pub fn gated(f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// `(dgate, dup)` from the gradient `dy` of `f(gate) · up`.
 pub fn gated_backward(f: Activation, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(gate) {
+        return super::gpu::activation::gated_backward(f, gate, up, dy);
+    }
     match f {
         Activation::Silu => swiglu_backward(gate, up, dy),
         _ if !gate.device().is_cpu() => Ok((((dy * up)? * plain::slope(f, gate)?)?, (dy * plain::apply(f, gate)?)?)),
@@ -54,6 +62,10 @@ pub fn gated_backward(f: Activation, gate: &Tensor, up: &Tensor, dy: &Tensor) ->
 
 /// `f(x)`, element by element.
 pub fn apply(f: Activation, x: &Tensor) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(x) {
+        return super::gpu::activation::apply(f, x);
+    }
     match f {
         _ if !x.device().is_cpu() => plain::apply(f, x),
         Activation::Silu => map2(x, x, |x, _| silu(x).0),
@@ -64,6 +76,10 @@ pub fn apply(f: Activation, x: &Tensor) -> Result<Tensor> {
 
 /// The gradient of `x` from that of `f(x)`.
 pub fn backward(f: Activation, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(x) {
+        return super::gpu::activation::backward(f, x, dy);
+    }
     match f {
         _ if !x.device().is_cpu() => dy * plain::slope(f, x)?,
         Activation::Silu => map2(x, dy, |x, dy| silu(x).1 * dy),

@@ -94,6 +94,10 @@ pub struct Attended {
 /// Attention of `q[queries, n · dim]` over `k`, `v` `[keys, kv · dim]`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Heads) -> Result<Attended> {
     check(q, k, v, spans, heads)?;
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(q) && super::gpu::attention::takes(heads) {
+        return super::gpu::attention::attention(q, k, v, spans, heads);
+    }
     if !q.device().is_cpu() {
         return plain::attention(q, k, v, spans, heads);
     }
@@ -145,6 +149,10 @@ pub fn attention_backward(
     heads: Heads,
 ) -> Result<[Tensor; 3]> {
     check(q, k, v, spans, heads)?;
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(q) && super::gpu::attention::takes(heads) {
+        return super::gpu::attention::attention_backward([q, k, v], out, d_values, spans, heads);
+    }
     if !q.device().is_cpu() {
         return plain::attention_backward([q, k, v], out, d_values, spans, heads);
     }

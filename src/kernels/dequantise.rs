@@ -127,6 +127,8 @@ impl Form {
 pub fn dequantise(form: &Form, dtype: DType) -> Result<Tensor> {
     match &form.numbers {
         Numbers::Plain(w) => w.to_dtype(dtype),
+        #[cfg(any(feature = "cuda", feature = "metal"))]
+        _ if super::gpu::dequantise::serves(form) => super::gpu::dequantise::decoded(form, dtype),
         _ => plain::dequantise(form, dtype),
     }
 }
@@ -139,6 +141,13 @@ pub fn apply(form: &Form, x: &Tensor, compute: Compute) -> Result<Tensor> {
     if x.dims2()?.1 != form.columns {
         bail!("x {:?} does not fit a matrix of {} inputs", x.shape(), form.columns);
     }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        let dtype = numbers(compute);
+        let y = Tensor::zeros((x.dim(0)?, form.rows), DType::F32, x.device())?;
+        super::cuda::cublas::product(&y, 1.0, &x.to_dtype(dtype)?, &dequantise(form, dtype)?.t()?, 0.0)?;
+        return Ok(y);
+    }
     operand(x, compute)?.matmul(&weight(form, compute)?.t()?)
 }
 
@@ -150,6 +159,11 @@ pub fn add_backward(form: &Form, dx: &Tensor, dy: &Tensor, compute: Compute) -> 
     if dy.dims2()?.1 != form.rows || dx.dims2()? != (dy.dim(0)?, form.columns) {
         bail!("dx {:?} and dy {:?} do not fit the matrix", dx.shape(), dy.shape());
     }
+    #[cfg(feature = "cuda")]
+    if dx.device().is_cuda() {
+        let dtype = numbers(compute);
+        return super::cuda::cublas::product(dx, 1.0, &dy.to_dtype(dtype)?, &dequantise(form, dtype)?, 1.0);
+    }
     dx.slice_set(&(dx + operand(dy, compute)?.matmul(&weight(form, compute)?)?)?, 0, 0)
 }
 
@@ -159,6 +173,15 @@ pub fn scratch(numbers: usize, compute: Compute) -> usize {
     match compute {
         Compute::F32 => numbers * 4,
         Compute::Bf16 => numbers * (2 + 4),
+    }
+}
+
+/// What the numbers of a product's sides are.
+#[cfg(feature = "cuda")]
+fn numbers(compute: Compute) -> DType {
+    match compute {
+        Compute::F32 => DType::F32,
+        Compute::Bf16 => DType::BF16,
     }
 }
 

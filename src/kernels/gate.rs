@@ -14,6 +14,10 @@ const BLOCK: usize = 1 << 13;
 
 /// `silu(gate) · up`, element by element.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(gate) {
+        return super::gpu::activation::gated(super::activation::Activation::Silu, gate, up);
+    }
     if !gate.device().is_cpu() {
         return plain::swiglu(gate, up);
     }
@@ -32,6 +36,10 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 ///
 /// With `s = sigmoid(gate)`: `dup = dy · gate · s`, `dgate = dy · up · s · (1 + gate · (1 − s))`.
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(gate) {
+        return super::gpu::activation::gated_backward(super::activation::Activation::Silu, gate, up, dy);
+    }
     if !gate.device().is_cpu() {
         return plain::swiglu_backward(gate, up, dy);
     }

@@ -10,6 +10,10 @@ const ROWS: usize = 8;
 
 /// `y = (x − mean(x)) / sqrt(variance(x) + eps) · w + b`.
 pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(x) {
+        return super::gpu::layer_norm::layer_norm(x, w, b, eps);
+    }
     if !x.device().is_cpu() {
         return plain::layer_norm(x, w, b, eps);
     }
@@ -30,6 +34,10 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor
 /// With `c = x − mean(x)`, `s = 1 / sqrt(variance(x) + eps)` and `g = dy · w`:
 /// `dx = s · (g − mean(g) − c · s² · mean(g · c))`.
 pub fn layer_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(x) {
+        return super::gpu::layer_norm::layer_norm_backward(x, w, eps, dy, residual);
+    }
     if !x.device().is_cpu() {
         return plain::layer_norm_backward(x, w, eps, dy, residual);
     }

@@ -8,12 +8,18 @@ pub mod activation;
 pub mod amx;
 pub mod attention;
 pub mod compute;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 pub mod dequantise;
 pub mod dropout;
 pub mod gate;
 pub mod gemm;
+#[cfg(any(test, feature = "cuda", feature = "metal"))]
+pub(crate) mod gpu;
 pub mod host;
 pub mod layer_norm;
+#[cfg(any(test, feature = "metal"))]
+mod metal;
 pub mod micro;
 pub mod norm;
 #[cfg(test)]

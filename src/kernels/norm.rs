@@ -14,6 +14,10 @@ const ROWS: usize = 8;
 
 /// `y = x / sqrt(mean(x²) + eps) · w`.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(x) {
+        return super::gpu::norm::rms_norm(x, w, eps);
+    }
     if !x.device().is_cpu() {
         return plain::rms_norm(x, w, eps);
     }
@@ -29,6 +33,10 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
 ///
 /// With `s = 1 / sqrt(mean(x²) + eps)` and `g = dy · w`: `dx = s · (g − x · s² · mean(g · x))`.
 pub fn rms_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(x) {
+        return super::gpu::norm::rms_norm_backward(x, w, eps, dy, residual);
+    }
     if !x.device().is_cpu() {
         return plain::rms_norm_backward(x, w, eps, dy, residual);
     }

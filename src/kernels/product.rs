@@ -13,11 +13,21 @@ pub fn add_product(c: &Tensor, alpha: f64, a: &Tensor, b: &Tensor) -> Result<()>
     if c.device().is_cpu() {
         return c.inplace_op3(a, b, &Product { alpha: alpha as f32, add: true });
     }
+    #[cfg(feature = "cuda")]
+    if c.device().is_cuda() {
+        return super::cuda::cublas::product(c, alpha as f32, a, b, 1.0);
+    }
     c.slice_set(&(c + plain(alpha, a, b)?)?, 0, 0)
 }
 
 /// `alpha · a[m, k] · b[k, n]`.
 pub fn product(alpha: f64, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if a.device().is_cuda() {
+        let c = Tensor::zeros((a.dim(0)?, b.dim(1)?), a.dtype(), a.device())?;
+        super::cuda::cublas::product(&c, alpha as f32, a, b, 0.0)?;
+        return Ok(c);
+    }
     if !a.device().is_cpu() {
         return plain(alpha, a, b);
     }

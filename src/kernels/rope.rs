@@ -34,6 +34,10 @@ pub fn rope(x: Tensor, cos: &Tensor, sin: &Tensor, turn: Turn, back: bool) -> Re
         x.inplace_op3(cos, sin, &Rope { turn, back })?;
         return Ok(x);
     }
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(&x) {
+        return super::gpu::rope::rope(x, cos, sin, turn, back);
+    }
     plain(&x, cos, sin, turn, back)
 }
 

@@ -30,11 +30,19 @@ pub fn soft_cap(x: Tensor, cap: f64) -> Result<Tensor> {
         x.inplace_op1(&Cap { cap: cap as f32 })?;
         return Ok(x);
     }
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(&x) {
+        return super::gpu::soft_cap::soft_cap(x, cap);
+    }
     plain::soft_cap(&x, cap)
 }
 
 /// The derivative at every element, from the capped `y[rows, columns]`.
 pub fn soft_cap_slope(y: &Tensor, cap: f64) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if super::gpu::serves(y) {
+        return super::gpu::soft_cap::soft_cap_slope(y, cap);
+    }
     if !y.device().is_cpu() {
         return plain::soft_cap_slope(y, cap);
     }

@@ -6,6 +6,8 @@
 use candle_core::{CpuStorage, D, DType, InplaceOp1, Layout, Result, Tensor};
 use rayon::prelude::*;
 
+#[cfg(any(feature = "cuda", feature = "metal"))]
+use crate::kernels::gpu;
 use crate::{
     kernels::{
         gate::exp,
@@ -46,6 +48,8 @@ pub fn score(
         let logits = head.logits(&h.narrow(0, first, targets.len())?)?;
         let (chunk_scores, lse) = match logits.device().is_cpu() {
             true => rows(&logits, targets)?,
+            #[cfg(any(feature = "cuda", feature = "metal"))]
+            false if gpu::serves(&logits) => gpu_rows(&logits, targets)?,
             false => plain_rows(&logits, targets)?,
         };
         scores.extend(chunk_scores);
@@ -77,6 +81,15 @@ fn rows(logits: &Tensor, targets: &[u32]) -> Result<(Vec<TokenScore>, Vec<f32>)>
     Ok(logits.par_chunks_exact(vocabulary).zip(targets).map(score).unzip())
 }
 
+#[cfg(any(feature = "cuda", feature = "metal"))]
+fn gpu_rows(logits: &Tensor, targets: &[u32]) -> Result<(Vec<TokenScore>, Vec<f32>)> {
+    let of = |row: gpu::head::Scored| {
+        let gpu::head::Scored { logp, entropy, mean_logit, likeliest, lse } = row;
+        (TokenScore { logp, entropy, mean_logit, likeliest }, lse)
+    };
+    Ok(gpu::head::scores(logits, targets)?.into_iter().map(of).unzip())
+}
+
 fn plain_rows(logits: &Tensor, targets: &[u32]) -> Result<(Vec<TokenScore>, Vec<f32>)> {
     let lse = logits.log_sum_exp(D::Minus1)?;
     let softmax = logits.broadcast_sub(&lse.unsqueeze(1)?)?.exp()?;
@@ -99,6 +112,10 @@ fn slope(logits: Tensor, targets: &[u32], lse: Vec<f32>) -> Result<Tensor> {
     if logits.device().is_cpu() {
         logits.inplace_op1(&Slope { targets, lse })?;
         return Ok(logits);
+    }
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if gpu::serves(&logits) {
+        return gpu::head::slope(logits, targets, &lse);
     }
     plain_slope(&logits, targets, &lse)
 }

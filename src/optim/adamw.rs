@@ -4,6 +4,8 @@ use candle_core::{DType, Tensor};
 
 use super::elementwise::{all, update};
 use crate::Result;
+#[cfg(any(test, feature = "cuda", feature = "metal"))]
+use crate::kernels::gpu;
 
 /// torch's default, added to the root of the second moment.
 const EPS: f64 = 1e-8;
@@ -30,6 +32,10 @@ impl AdamW {
 
     /// See [`super::Optimizer::step`].
     pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<bool> {
+        #[cfg(any(feature = "cuda", feature = "metal"))]
+        if gpu::serves(params) {
+            return self.gpu_step(params, grads, lr, grad_scale);
+        }
         let step = self.step + 1;
         let [beta1, beta2] = self.betas;
         let correction1 = 1.0 - beta1.powf(step as f64);
@@ -72,6 +78,24 @@ impl AdamW {
             (p * decay)? - ((m / ((v.sqrt()? / correction2)? + EPS)?)? * step_size)?
         })?;
         Ok(true)
+    }
+
+    #[cfg(any(test, feature = "cuda", feature = "metal"))]
+    pub(super) fn gpu_step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<bool> {
+        let (step, [beta1, beta2]) = (self.step + 1, self.betas);
+        let numbers = gpu::optimizer::Adam {
+            grad_scale: grad_scale as f32,
+            weight: (1.0 - beta1) as f32,
+            keep: beta2 as f32,
+            take: (1.0 - beta2) as f32,
+            decay: (1.0 - lr * self.weight_decay) as f32,
+            root: (1.0 - beta2.powf(step as f64)).sqrt() as f32,
+            rate: (lr / (1.0 - beta1.powf(step as f64))) as f32,
+            eps: EPS as f32,
+        };
+        let taken = gpu::optimizer::adam(params, grads, &self.exp_avg, &self.exp_avg_sq, numbers)?;
+        self.step += u64::from(taken);
+        Ok(taken)
     }
 }
 

@@ -5,6 +5,8 @@ use rayon::prelude::*;
 
 use super::elementwise::flat;
 use crate::Result;
+#[cfg(any(feature = "cuda", feature = "metal"))]
+use crate::kernels::gpu;
 
 /// Elements a partial sum. Fixed, and the partial sums are added in order: the norm does not depend on the number of
 /// threads.
@@ -15,6 +17,10 @@ const CHUNK: usize = 16 * 1024;
 pub fn global_norm(grads: &Tensor) -> Result<f64> {
     let (storage, layout) = grads.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
+        #[cfg(any(feature = "cuda", feature = "metal"))]
+        if gpu::serves(grads) {
+            return Ok(gpu::optimizer::norm(grads)?);
+        }
         return norm_by_tensors(grads);
     };
     let partial: Vec<f64> = flat(storage, layout)?

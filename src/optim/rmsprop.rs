@@ -5,6 +5,8 @@ use candle_core::{DType, Tensor};
 
 use super::elementwise::{all, update};
 use crate::Result;
+#[cfg(any(test, feature = "cuda", feature = "metal"))]
+use crate::kernels::gpu;
 
 /// torch's default: how much of the mean square is kept a step.
 const ALPHA: f64 = 0.99;
@@ -31,6 +33,10 @@ impl Rmsprop {
 
     /// See [`super::Optimizer::step`].
     pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<bool> {
+        #[cfg(any(feature = "cuda", feature = "metal"))]
+        if gpu::serves(params) {
+            return self.gpu_step(params, grads, lr, grad_scale);
+        }
         let l2 = self.weight_decay;
         let (scale, decay, keep, take) = (grad_scale as f32, l2 as f32, ALPHA as f32, (1.0 - ALPHA) as f32);
         let (rate, eps) = (lr as f32, EPS as f32);
@@ -54,5 +60,20 @@ impl Rmsprop {
             p - ((((g * grad_scale)? + (p * l2)?)? / (s.sqrt()? + EPS)?)? * lr)?
         })?;
         Ok(true)
+    }
+
+    #[cfg(any(test, feature = "cuda", feature = "metal"))]
+    pub(super) fn gpu_step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<bool> {
+        let numbers = gpu::optimizer::Rmsprop {
+            grad_scale: grad_scale as f32,
+            decay: self.weight_decay as f32,
+            keep: ALPHA as f32,
+            take: (1.0 - ALPHA) as f32,
+            rate: lr as f32,
+            eps: EPS as f32,
+        };
+        let taken = gpu::optimizer::rmsprop(params, grads, &self.square_avg, numbers)?;
+        self.step += u64::from(taken);
+        Ok(taken)
     }
 }

@@ -223,3 +223,67 @@ fn moments_that_are_not_finite_are_neither_saved_nor_loaded() -> Result<()> {
     assert!(said.contains("exp_avg is not finite and is not saved"), "{said}");
     Ok(())
 }
+
+#[test]
+fn gpu_kernels_take_the_same_steps() -> Result<()> {
+    use crate::kernels::{gpu, oracle::worst};
+    // more than one threadgroup, and a rest
+    for n in [1, 257, 3000] {
+        let numbers = |seed: u64| crate::kernels::oracle::random(n, seed);
+        let grads: Vec<Tensor> = (0..4).map(|step| numbers(10 + step)).collect();
+        gpu::on([&numbers(1)], |[start]| {
+            let mut optimizers = [
+                (AdamW::new(start, [0.9, 0.98], 0.1).unwrap(), AdamW::new(&numbers(1), [0.9, 0.98], 0.1).unwrap()),
+                (AdamW::new(start, [0.3, 0.5], 0.0).unwrap(), AdamW::new(&numbers(1), [0.3, 0.5], 0.0).unwrap()),
+            ];
+            for (there, here) in &mut optimizers {
+                let (params_there, params) = (start.copy()?, numbers(1));
+                for grads in &grads {
+                    let grads_there = grads.to_device(start.device())?;
+                    assert!(there.gpu_step(&params_there, &grads_there, 1e-2, 0.7).unwrap());
+                    assert!(here.step(&params, grads, 1e-2, 0.7).unwrap());
+                }
+                assert!(worst(&params_there, &params) < 1e-6, "{n}: {}", worst(&params_there, &params));
+                assert!(worst(&there.exp_avg, &here.exp_avg) < 1e-6);
+                assert!(worst(&there.exp_avg_sq, &here.exp_avg_sq) < 1e-6);
+                assert_eq!(there.step, here.step);
+            }
+            let (mut there, mut here) = (Rmsprop::new(start, 0.1).unwrap(), Rmsprop::new(&numbers(1), 0.1).unwrap());
+            let (params_there, params) = (start.copy()?, numbers(1));
+            for grads in &grads {
+                assert!(there.gpu_step(&params_there, &grads.to_device(start.device())?, 1e-3, 0.7).unwrap());
+                assert!(here.step(&params, grads, 1e-3, 0.7).unwrap());
+            }
+            assert!(worst(&params_there, &params) < 1e-6, "{n}: {}", worst(&params_there, &params));
+            assert!(worst(&there.square_avg, &here.square_avg) < 1e-6);
+            let norm = gpu::optimizer::norm(start)?;
+            assert!((norm / global_norm(&numbers(1)).unwrap() - 1.0).abs() < 1e-6);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn gpu_kernels_refuse_a_step_that_is_not_finite() -> Result<()> {
+    use crate::kernels::{gpu, oracle::worst};
+    for bad in [f32::NAN, f32::INFINITY, 3e38] {
+        let mut grads = vec![0.5f32; 700];
+        grads[641] = bad;
+        let (grads, params) = (Tensor::new(grads, &Device::Cpu)?, crate::kernels::oracle::random(700, 1));
+        gpu::on([&params, &grads], |[start, grads]| {
+            let (mut adam, mut rmsprop) =
+                (AdamW::new(start, [0.9, 0.98], 0.1).unwrap(), Rmsprop::new(start, 0.0).unwrap());
+            let after = start.copy()?;
+            assert!(
+                !adam.gpu_step(&after, grads, 1e-2, 1.0).unwrap()
+                    && !rmsprop.gpu_step(&after, grads, 1e-2, 1.0).unwrap()
+            );
+            assert_eq!((adam.step, rmsprop.step), (0, 0));
+            assert_eq!(worst(&after, start), 0.0);
+            assert_eq!(worst(&adam.exp_avg, &start.zeros_like()?), 0.0);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! A launch on a CUDA card, in the order of candle's own work on its stream.
+
+use candle_core::{
+    CudaDevice, CudaStorage, Layout, Result, Storage, Tensor, bail,
+    cuda_backend::{
+        CudaStorageSlice, WrapErr,
+        cudarc::driver::{CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop},
+    },
+};
+
+use crate::kernels::gpu::launch::{Launch, THREADS};
+
+/// All kernels; the driver makes machine code of them at the first use.
+const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+
+/// Room for the largest shape of a kernel, which is its last argument; a launch reads as much as the kernel declares.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Words([u32; 16]);
+
+// SAFETY: plain numbers in C's layout.
+unsafe impl DeviceRepr for Words {}
+
+/// See [`crate::kernels::gpu::launch::run`].
+pub fn run(device: &CudaDevice, launch: &Launch, inputs: &[&Tensor], outputs: &[&Tensor]) -> Result<()> {
+    let function = device.get_or_load_custom_func(launch.kernel, "dpo_lora", PTX)?;
+    let stream = device.cuda_stream();
+    let held: Vec<_> = inputs.iter().chain(outputs).map(|tensor| tensor.storage_and_layout()).collect();
+    let (mut pointers, mut guards) = (Vec::new(), Vec::new());
+    for (storage, layout) in &held {
+        let Storage::Cuda(storage) = &**storage else { bail!("{}: a tensor is not on the card", launch.kernel) };
+        let (pointer, guard) = pointer(storage, layout, &stream)?;
+        pointers.push(pointer);
+        guards.push(guard);
+    }
+    let mut words = Words([0; 16]);
+    words.0[..launch.words.len()].copy_from_slice(launch.words);
+    let mut arguments = function.builder();
+    for pointer in &pointers {
+        arguments.arg(pointer);
+    }
+    arguments.arg(&words);
+    let [x, y, z] = launch.groups.map(|n| n as u32);
+    let grid = LaunchConfig { grid_dim: (x, y, z), block_dim: (THREADS as u32, 1, 1), shared_mem_bytes: 0 };
+    // SAFETY: the launchers give each kernel the tensors and the numbers that it declares, of sizes that the tests on the CPU
+    // hold with margins around every buffer; `held` keeps them until the work is in the stream, whose order candle's own work
+    // on them follows.
+    unsafe { arguments.launch(grid) }.w()?;
+    Ok(())
+}
+
+/// Where a tensor begins on the card. The guard is held until the work that uses it is in the stream.
+pub fn pointer<'a>(storage: &'a CudaStorage, layout: &Layout, stream: &'a CudaStream) -> Result<(u64, SyncOnDrop<'a>)> {
+    let ((start, guard), size) = match &storage.slice {
+        CudaStorageSlice::F32(slice) => (slice.device_ptr(stream), 4),
+        CudaStorageSlice::U32(slice) => (slice.device_ptr(stream), 4),
+        CudaStorageSlice::BF16(slice) => (slice.device_ptr(stream), 2),
+        CudaStorageSlice::U8(slice) => (slice.device_ptr(stream), 1),
+        _ => bail!("no kernel takes numbers of this type"),
+    };
+    Ok((start + (layout.start_offset() * size) as u64, guard))
+}

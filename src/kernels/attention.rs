@@ -526,7 +526,7 @@ mod tests {
         assert!(results.iter().flatten().all(|x| *x != 0.0), "every element is written: {results:?}");
     }
 
-    /// The same through the pool, small enough for Miri.
+    /// The same through the pool.
     #[test]
     fn a_few_heads_through_the_pool() {
         let spans =

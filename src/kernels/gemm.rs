@@ -20,7 +20,7 @@ use super::{
 /// Panels of the right-hand side that a task packs at once (8 × 32 columns × 512 words: 512 KiB).
 const PANELS: usize = 8;
 /// Products under so many multiply-adds are not worth waking other threads for.
-const SERIAL: usize = 1 << 18;
+pub const SERIAL: usize = 1 << 18;
 
 /// A left-hand side `[m, k]`: element `(i, p)` is `data[i·row + p·col]`.
 #[derive(Clone, Copy)]

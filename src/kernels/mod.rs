@@ -31,4 +31,5 @@ pub mod rope;
 pub(crate) mod simd;
 pub mod soft_cap;
 pub mod special;
+mod thin;
 mod words;

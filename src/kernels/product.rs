@@ -3,9 +3,11 @@
 use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
 
 use super::{
-    gemm::{Dense, Lhs, Out, Threads, gemm},
+    gemm::{Dense, Lhs, Out, SERIAL, Threads, gemm},
     host::operand_mut,
+    pack::{Floats, transpose},
     profile::{Part, Timed},
+    thin::{self, Place, THIN_COLUMNS, THIN_ROWS, Wide},
 };
 
 /// `c[m, n] += alpha · a[m, k] · b[k, n]` in place; `c` is contiguous and may be a view, `a` and `b` may be transposed.
@@ -46,6 +48,49 @@ struct Product {
     add: bool,
 }
 
+impl Product {
+    /// The product by the kernels for a thin side, where it has one and they are for how the sides lie. Which kernel is
+    /// taken does not depend on how many rows there are where the result has a row for each.
+    fn thin(&self, [m, n, k]: [usize; 3], a: Lhs, b: Dense, out: &mut [f32]) -> bool {
+        if m == 0 || n == 0 || k == 0 || !thin::available() {
+            return false;
+        }
+        let parallel = m * n * k >= SERIAL;
+        if n <= THIN_ROWS && a.col == 1 && a.row >= k {
+            let x = Wide { data: a.data, rows: m, stride: a.row, width: k };
+            let (turned, stride) = match b.row {
+                1 if b.col >= k => (None, b.col),
+                _ => (Some(turned(k, n, b)), k),
+            };
+            let thin = Wide { data: turned.as_deref().unwrap_or(b.data), rows: n, stride, width: k };
+            thin::rows(self.alpha, x, thin, out, self.add, parallel);
+            return true;
+        }
+        // sums over the rows of both sides
+        if a.row != 1 || b.col != 1 || a.col < m || b.row < n || m.min(n) > THIN_COLUMNS {
+            return false;
+        }
+        let left = Wide { data: a.data, rows: k, stride: a.col, width: m };
+        let right = Wide { data: b.data, rows: k, stride: b.row, width: n };
+        let (thin, wide, place) = match m <= n {
+            true => (left, right, Place { thin: n, wide: 1 }),
+            false => (right, left, Place { thin: 1, wide: n }),
+        };
+        thin::columns(self.alpha, thin, wide, (out, place), self.add, parallel);
+        true
+    }
+}
+
+/// The `n` columns of `b[k, n]` as rows.
+fn turned(k: usize, n: usize, b: Dense) -> Vec<f32> {
+    if b.col != 1 {
+        return (0..n).flat_map(|j| (0..k).map(move |p| b.data[p * b.row + j * b.col])).collect();
+    }
+    let mut words = vec![0; n * k];
+    transpose(Floats { data: b.data, stride: b.row, k: n, alpha: 1.0 }, k, k, &mut words);
+    words.into_iter().map(f32::from_bits).collect()
+}
+
 impl InplaceOp3 for Product {
     fn name(&self) -> &'static str {
         "product"
@@ -69,8 +114,10 @@ impl InplaceOp3 for Product {
         let (CpuStorage::F32(a), CpuStorage::F32(b)) = (a, b) else { bail!("product: f32 operands are expected") };
         let a = Lhs { data: &a[a_layout.start_offset()..], row: a_layout.stride()[0], col: a_layout.stride()[1] };
         let b = Dense { data: &b[b_layout.start_offset()..], row: b_layout.stride()[0], col: b_layout.stride()[1] };
-        let out = Out::new(operand_mut(c, c_layout)?, n, self.add);
-        gemm([m, n, k], self.alpha, a, &b, out, Threads::All);
+        let out = operand_mut(c, c_layout)?;
+        if !self.thin([m, n, k], a, b, out) {
+            gemm([m, n, k], self.alpha, a, &b, Out::new(out, n, self.add), Threads::All);
+        }
         Ok(())
     }
 }
@@ -82,7 +129,8 @@ mod tests {
 
     #[test]
     fn kernel_equals_plain_tensors_at_any_strides() -> Result<()> {
-        for [m, n, k] in [[1, 1, 1], [5, 4, 70], [30, 64, 4], [3, 4, 600]] {
+        let shapes = [[1, 1, 1], [5, 4, 70], [30, 64, 4], [3, 4, 600], [100, 8, 576], [8, 200, 301], [200, 12, 301]];
+        for [m, n, k] in shapes {
             let sides = |transposed: bool, rows, columns, seed| match transposed {
                 true => random((columns, rows), seed).t(),
                 false => Ok(random((rows, columns), seed)),
@@ -100,6 +148,17 @@ mod tests {
                     assert_eq!(worst(&whole.narrow(0, edge, 1)?, &before.narrow(0, edge, 1)?), 0.0);
                 }
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_row_of_a_thin_product_does_not_depend_on_its_batch() -> Result<()> {
+        let (x, thin) = (random((50, 700), 1), random((8, 700), 2));
+        let all = product(1.5, &x, &thin.t()?)?;
+        for row in [0, 1, 2, 31, 49] {
+            let one = product(1.5, &x.narrow(0, row, 1)?, &thin.t()?)?;
+            assert_eq!(worst(&one, &all.narrow(0, row, 1)?), 0.0);
         }
         Ok(())
     }

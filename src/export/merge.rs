@@ -106,7 +106,7 @@ fn merge_in_shards(
     };
 
     let folder = Folder::create_atomic(out)?;
-    let shards = plan_shards(base, &tensor, dtype, max_shard)?;
+    let shards = plan_shards(base, tensor, dtype, max_shard)?;
     let file_name = |number: usize| match shards.len() {
         1 => "model.safetensors".to_string(),
         count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),

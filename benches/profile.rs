@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ];
     let recipe = Recipe::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/hh.toml"), &set)?;
     let cpu = device::choose(&recipe.run.device)?;
-    let compute = device::compute(recipe.memory.compute, &cpu)?;
+    let compute = device::compute(recipe.memory.compute, false);
     let base = Base::open(&recipe.model.base, &recipe.model.revision, &cpu, compute)?;
     let rows = Rows::load(&recipe, &base)?.train;
     let (_, adapter) = adapters::start(&recipe, &base)?;

@@ -157,11 +157,13 @@ impl Runs for FourBit {
         if flat.is_multiple_of(2) && flat / self.block == (flat + out.len() - 1) / self.block {
             let absmax = self.absmax.at(flat / self.block);
             let values = self.codes.map(|code| self.dtype.round(code * absmax));
-            for (out, byte) in out.chunks_mut(2).zip(&self.bytes[flat / 2..]) {
-                out[0] = values[usize::from(byte >> 4)];
-                if let Some(second) = out.get_mut(1) {
-                    *second = values[usize::from(byte & 15)];
-                }
+            let (pairs, rest) = out.as_chunks_mut::<2>();
+            let bytes = &self.bytes[flat / 2..];
+            if let [last] = rest {
+                *last = values[usize::from(bytes[pairs.len()] >> 4)];
+            }
+            for (pair, byte) in pairs.iter_mut().zip(bytes) {
+                *pair = [values[usize::from(byte >> 4)], values[usize::from(byte & 15)]];
             }
             return;
         }

@@ -70,8 +70,14 @@ fn decode_avx2<T: Runs>(matrix: &T, rows: Range<usize>, columns: Range<usize>, o
 #[inline(always)]
 fn decode<T: Runs>(matrix: &T, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
     for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
-        for (number, out) in out.chunks_mut(RUN).enumerate() {
+        // runs of a length that the compiler knows, then what is left
+        let (whole, rest) = out.as_chunks_mut::<RUN>();
+        let last = columns.start + whole.len() * RUN;
+        for (number, out) in whole.iter_mut().enumerate() {
             matrix.run(row, columns.start + number * RUN, out);
+        }
+        if !rest.is_empty() {
+            matrix.run(row, last, rest);
         }
     }
 }
@@ -82,11 +88,12 @@ pub fn unpack(bits: usize, bytes: &[u8], out: &mut [u8]) {
     match bits {
         8 => out.copy_from_slice(&bytes[..out.len()]),
         4 => {
-            for (out, byte) in out.chunks_mut(2).zip(bytes) {
-                out[0] = byte & 15;
-                if let Some(second) = out.get_mut(1) {
-                    *second = byte >> 4;
-                }
+            let (pairs, rest) = out.as_chunks_mut::<2>();
+            if let [last] = rest {
+                *last = bytes[pairs.len()] & 15;
+            }
+            for (pair, byte) in pairs.iter_mut().zip(bytes) {
+                *pair = [byte & 15, byte >> 4];
             }
         }
         _ => {

@@ -105,7 +105,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(busy) = busy {
         println!(
             "{:12} {:5.1} %  of the threads' time, within all of these",
-            "waiting",
+            "idle",
             100.0 - 100.0 * busy / wall / threads as f64
         );
     }

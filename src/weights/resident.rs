@@ -13,7 +13,10 @@ use std::sync::{
 use candle_core::{Result, bail};
 
 use super::{conveyor::Conveyor, mapped::StoredMatrix, queues::Event, upload::Uploader};
-use crate::kernels::dequantise::Form;
+use crate::kernels::{
+    dequantise::Form,
+    profile::{Part, Timed},
+};
 
 /// A matrix `[rows, columns]` in its file, and on the device as long as it is wanted there.
 #[derive(Debug)]
@@ -70,6 +73,7 @@ impl Resident {
             Slot::Absent => self.ask()?,
             Slot::Asked(asked) => asked,
         };
+        let _timed = Timed::instead(Part::Waiting);
         let Ok(sent) = asked.recv() else { bail!("the thread that uploads matrices died") };
         let (form, sent) = sent?;
         self.uploader.carrier()?.conveyor.ready(&sent)?;

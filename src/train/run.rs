@@ -65,7 +65,10 @@ pub(super) struct Run<'a> {
     pub(super) adapter: Adapter,
     pub(super) progress: Progress,
     pub(super) signals: Signals,
+    /// Of the memory that the plan is for.
     pub(super) memory: MemoryMeter,
+    /// Of the host's memory, where that is another.
+    pub(super) host: Option<MemoryMeter>,
     pub(super) plan: Plan,
     reference: Reference,
     optimizer: Optimizer,
@@ -118,6 +121,7 @@ impl<'a> Run<'a> {
         let device = device::choose(&recipe.run.device)?;
         let compute = device::compute(recipe.memory.compute, !device.is_cpu());
         let (memory, free) = device::meter(&device);
+        let host = (!device.is_cpu()).then(MemoryMeter::start);
         if recipe.memory.compute == recipe::Compute::Bf16 && compute == Compute::F32 {
             progress.note("memory.compute is bf16, but this CPU does not multiply it (AVX512-BF16): f32 is used");
         }
@@ -205,6 +209,7 @@ impl<'a> Run<'a> {
             progress,
             signals,
             memory,
+            host,
         };
         let total = run.total_steps();
         if first > total {

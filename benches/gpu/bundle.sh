@@ -50,7 +50,7 @@ if [ ${#packages[@]} -gt 0 ]; then
 fi
 if [ "$features" = cuda ]; then
   # what the program looks for when it is asked for a card, but for the driver
-  "$made/pip/bin/python" -m pip download -q --no-deps -d "$made/cuda" 'nvidia-cublas>=13,<14' 'nvidia-curand>=10,<11'
+  "$made/pip/bin/python" -m pip download -q --no-deps -d "$made/cuda" 'nvidia-cublas==13.0.*' 'nvidia-curand==10.4.0.*'
   for wheel in "$made"/cuda/*.whl; do python3 -m zipfile -e "$wheel" "$made/unpacked"; done
   rm -rf "$out/lib"
   mkdir "$out/lib"

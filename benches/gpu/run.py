@@ -19,7 +19,7 @@ binary, began = (a.bundle / "dpo-lora").resolve(), time.monotonic()
 WORDS = "the river runs past old stone houses and a small market where people talk about rain tea bread roads".split()
 GIB = 1 << 30
 # CUDA's libraries, where the machine has none of its own
-environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [os.environ.get("LD_LIBRARY_PATH"), str((a.bundle / "lib").resolve())]))}
+environment = {**os.environ, "RUST_BACKTRACE": "0", "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [os.environ.get("LD_LIBRARY_PATH"), str((a.bundle / "lib").resolve())]))}
 
 
 def left():

@@ -140,3 +140,127 @@ impl Drop for Queues {
         self.copies.synchronize().ok();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use candle_core::{Device, cuda_backend::cudarc::driver::CudaSlice};
+
+    use super::*;
+    use crate::{
+        kernels::{
+            compute::Compute,
+            cuda::device,
+            dequantise::{Form, Numbers},
+        },
+        weights::{StoredMatrix, mapped::MappedBytes, resident::Resident, upload::Uploader},
+    };
+
+    const ROWS: usize = 200;
+    const COLUMNS: usize = 8;
+
+    /// A matrix that counts on from a number.
+    #[derive(Debug)]
+    struct Counting(usize);
+
+    impl StoredMatrix for Counting {
+        fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+            let at = |i: usize| self.0 + (rows.start + i / columns.len()) * COLUMNS + columns.start + i % columns.len();
+            out.iter_mut().enumerate().for_each(|(i, out)| *out = at(i) as f32);
+        }
+
+        fn parts(&self) -> Vec<&MappedBytes> {
+            Vec::new()
+        }
+    }
+
+    /// A card, or what stands for one (`ci/cuda-streams.sh`).
+    fn card() -> Option<(Device, CudaDevice)> {
+        match device::open(0) {
+            Ok(Device::Cuda(card)) => Some((Device::Cuda(card.clone()), card)),
+            Ok(_) => panic!("a card is a card"),
+            Err(error) if std::env::var_os("DPO_LORA_REQUIRE_ALL").is_some() => panic!("{error}"),
+            Err(_) => {
+                eprintln!("skipped: no card");
+                None
+            }
+        }
+    }
+
+    /// Queues a copy of a matrix behind what else is computed.
+    fn computed(card: &CudaDevice, form: &Form) -> CudaSlice<f32> {
+        let Numbers::Plain(numbers) = &form.numbers else { panic!("plain numbers") };
+        let (storage, _) = numbers.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else { panic!("a tensor on the card") };
+        let mut out = card.alloc_zeros::<f32>(ROWS * COLUMNS).unwrap();
+        card.memcpy_dtod(storage.as_cuda_slice::<f32>().unwrap(), &mut out).unwrap();
+        out
+    }
+
+    #[test]
+    fn layers_that_stream_to_a_card_are_whole_when_they_are_used() {
+        let Some((device, card)) = card() else { return };
+        // four turns of the buffers a matrix
+        let uploader = Uploader::new(&device, Compute::F32).through(2 * 32 * COLUMNS * 4);
+        let matrix = |first: usize| Arc::new(Resident::new(Arc::new(Counting(first)), ROWS, COLUMNS, uploader.clone()));
+        let layers: Vec<[_; 3]> =
+            (0..6).map(|layer| std::array::from_fn(|i| matrix(10_000 * layer + 2_000 * i))).collect();
+        let mut all = Vec::new();
+        for order in [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]] {
+            for (i, layer) in order.into_iter().enumerate() {
+                if let Some(next) = order.get(i + 1) {
+                    layers[*next].iter().for_each(Resident::will_need);
+                }
+                for (number, matrix) in layers[layer].iter().enumerate() {
+                    all.push((10_000 * layer + 2_000 * number, computed(&card, &matrix.form().unwrap())));
+                }
+                layers[layer].iter().for_each(|matrix| matrix.done_with());
+            }
+        }
+        drop((layers, uploader));
+        for (first, numbers) in all {
+            let numbers = card.clone_dtoh(&numbers).unwrap();
+            let whole = numbers.iter().enumerate().all(|(i, x)| *x == (first + i) as f32);
+            assert!(whole, "the matrix from {first}: {:?}", &numbers[..8]);
+        }
+    }
+
+    #[test]
+    fn every_type_of_weights_arrives_as_it_is() {
+        let Some((device, card)) = card() else { return };
+        let queues = Queues::new(&card).unwrap();
+        use super::super::Queues as _;
+        for kind in [DType::U8, DType::F16, DType::BF16, DType::F32] {
+            let (size, numbers) = (kind.size_in_bytes(), 48);
+            let to = queues.room(numbers, kind).unwrap();
+            let mut events = Vec::new();
+            // the second half first
+            for half in [1, 0] {
+                let bytes = numbers / 2 * size;
+                queues.fill(half, bytes, &mut |out| out.fill(0x31 + half as u8)).unwrap();
+                events.push(queues.copy(half, bytes, &to, half * bytes).unwrap());
+            }
+            assert!(queues.copy(0, 1, &to, numbers * size).is_err(), "beyond the end");
+            queues.computing_waits(events.last().unwrap()).unwrap();
+            let bytes = match kind {
+                DType::U8 => to.to_vec1::<u8>().unwrap(),
+                DType::F16 => to.to_vec1::<f16>().unwrap().into_iter().flat_map(f16::to_ne_bytes).collect(),
+                DType::BF16 => to.to_vec1::<bf16>().unwrap().into_iter().flat_map(bf16::to_ne_bytes).collect(),
+                _ => to.to_vec1::<f32>().unwrap().into_iter().flat_map(f32::to_ne_bytes).collect(),
+            };
+            let (first, second) = bytes.split_at(numbers / 2 * size);
+            assert!(first.iter().all(|byte| *byte == 0x31) && second.iter().all(|byte| *byte == 0x32), "{kind:?}");
+        }
+        assert!(queues.room(1, DType::I64).is_err());
+        drop(device);
+    }
+
+    #[test]
+    fn a_card_that_orders_streams_itself_is_refused() {
+        if card().is_some() {
+            let Ok(Device::Cuda(card)) = Device::new_cuda(0) else { panic!("a card that opens twice") };
+            assert!(Queues::new(&card).is_err());
+        }
+    }
+}

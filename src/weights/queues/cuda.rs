@@ -15,6 +15,9 @@ use half::{bf16, f16};
 
 use super::{BUFFERS, Event};
 
+/// Bytes of the smallest buffer.
+const LEAST: usize = 1 << 20;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Queues {
@@ -75,8 +78,9 @@ impl super::Queues for Queues {
     fn fill(&self, buffer: usize, bytes: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
         let buffer = &mut self.buffers()[buffer];
         if buffer.as_ref().is_none_or(|held| held.len() < bytes) {
-            // the smaller one goes first
+            // the smaller one goes first; small pieces do not make it grow one by one
             *buffer = None;
+            let bytes = bytes.next_power_of_two().max(LEAST);
             // SAFETY: it is filled with zeros before anyone reads it. Not write-combined: formats are decoded in it.
             let mut held = unsafe { self.copies.context().alloc_pinned_with_flags::<u8>(bytes, 0) }.w()?;
             let start = held.as_mut_ptr().w()?;

@@ -115,7 +115,7 @@ def train(name, tokens, steps, limit, settings=None):
     weights = (at / "run/adapter/adapter_model.safetensors").read_bytes()
     shutil.rmtree(at)
     result = {"base": name, "tokens": tokens, "steps": steps, "tokens_a_pair": logged[-1]["tokens"], "seconds_a_pair": timed[len(timed) // 2], "peak_bytes": summary.get("peak_bytes"),
-              "predicted_bytes": summary.get("predicted_bytes"), "nvidia_smi_bytes": memory.bytes(), "peaks": [row.get("peak_bytes") for row in logged]}
+              "predicted_bytes": summary.get("predicted_bytes"), "host_peak_bytes": summary.get("host_peak_bytes"), "nvidia_smi_bytes": memory.bytes(), "peaks": [row.get("peak_bytes") for row in logged]}
     return result, weights
 
 

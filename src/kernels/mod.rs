@@ -32,4 +32,6 @@ pub(crate) mod simd;
 pub mod soft_cap;
 pub mod special;
 mod thin;
+#[cfg(target_arch = "x86_64")]
+pub mod tiles;
 mod words;

@@ -18,6 +18,8 @@ use crate::kernels::{
     pack::{self, Floats, Pairs, Rounded, Step, Widened, transpose},
     profile::{Part, Timed},
 };
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::{amx::{self, Terms}, tiles::{self, Right, Side, pack::Rows, products}};
 
 /// A matrix `[outputs, inputs]` that never learns.
 #[derive(Debug, Clone)]
@@ -99,6 +101,13 @@ impl FrozenMatrix {
                 let mut y = Vec::with_capacity(tokens * self.outputs);
                 let side = Transposed { w: &**w, inputs, compute: *compute };
                 let out = Out::fresh(&mut y.spare_capacity_mut()[..tokens * self.outputs], self.outputs);
+                #[cfg(target_arch = "x86_64")]
+                if amx::available() {
+                    let terms = terms(&**w, *compute);
+                    products([tokens, inputs], &x, &[Right { side: &side, n: self.outputs, out }], terms);
+                    unsafe { y.set_len(tokens * self.outputs) };
+                    return matrix(y, tokens, self.outputs);
+                }
                 let x = Lhs { data: &x, row: inputs, col: 1 };
                 gemm([tokens, self.outputs, inputs], 1.0, x, &side, out, Threads::All);
                 // SAFETY: the product wrote every element.
@@ -194,6 +203,60 @@ impl Rhs for Transposed<'_> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+fn terms(w: &dyn StoredMatrix, compute: Compute) -> Terms {
+    match compute {
+        Compute::Bf16 => Terms::One,
+        Compute::F32 if w.bf16().is_some() => Terms::Three,
+        Compute::F32 => Terms::Six,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Side for Transposed<'_> {
+    fn pack(&self, k: Range<usize>, n: Range<usize>, parts: usize, out: &mut [u32]) {
+        let size = k.len().div_ceil(amx::DEPTH) * parts * 2 * amx::REGISTER;
+        for (panel, start) in out.chunks_exact_mut(size).zip(n.clone().step_by(amx::SIDE)) {
+            let rows = start..n.end.min(start + amx::SIDE);
+            let count = rows.len();
+            match self.w.bf16() {
+                Some(bytes) => {
+                    let (data, _) = bytes[2 * (start * self.inputs + k.start)..].as_chunks::<2>();
+                    tiles::pack::transposed(Rows { data, stride: self.inputs, width: k.len() }, count, parts, panel);
+                }
+                None => with_decoded(count * k.len(), |decoded| {
+                    self.w.decode(rows, k.clone(), decoded);
+                    tiles::pack::transposed(Rows { data: decoded, stride: k.len(), width: k.len() }, count, parts, panel);
+                }),
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Side for Straight<'_> {
+    fn pack(&self, k: Range<usize>, n: Range<usize>, parts: usize, out: &mut [u32]) {
+        let size = k.len().div_ceil(amx::DEPTH) * parts * 2 * amx::REGISTER;
+        // formats decode whole blocks of columns: panels begin at multiples of ALIGN
+        let columns = n.start..n.end.next_multiple_of(ALIGN).min(self.inputs);
+        for (register, first) in k.clone().step_by(amx::DEPTH).enumerate() {
+            let rows = first..k.end.min(first + amx::DEPTH);
+            match self.w.bf16() {
+                Some(bytes) => {
+                    let (data, _) = bytes[2 * (first * self.inputs + n.start)..].as_chunks::<2>();
+                    let rows_of = Rows { data, stride: self.inputs, width: n.len() };
+                    tiles::pack::across(rows_of, rows.len(), parts, register, size, out);
+                }
+                None => with_decoded(rows.len() * columns.len(), |decoded| {
+                    self.w.decode(rows.clone(), columns.clone(), decoded);
+                    let rows_of = Rows { data: decoded, stride: columns.len(), width: n.len() };
+                    tiles::pack::across(rows_of, rows.len(), parts, register, size, out);
+                }),
+            }
+        }
+    }
+}
+
 /// The matrix as the right-hand side `[outputs, inputs]` of the backward product: k runs across its rows.
 struct Straight<'a> {
     w: &'a dyn StoredMatrix,
@@ -260,8 +323,14 @@ impl InplaceOp2 for Straight<'_> {
         if inputs != self.inputs || rows != tokens || outputs != self.outputs {
             bail!("dx {:?} and dy {:?} do not fit the matrix", dx_at.shape(), dy_at.shape());
         }
-        let dy = Lhs { data: operand(dy, dy_at)?, row: outputs, col: 1 };
         let out = Out::new(operand_mut(dx, dx_at)?, inputs, true);
+        #[cfg(target_arch = "x86_64")]
+        if amx::available() {
+            let terms = terms(self.w, self.compute);
+            products([tokens, outputs], operand(dy, dy_at)?, &[Right { side: self, n: inputs, out }], terms);
+            return Ok(());
+        }
+        let dy = Lhs { data: operand(dy, dy_at)?, row: outputs, col: 1 };
         gemm([tokens, inputs, outputs], 1.0, dy, self, out, Threads::All);
         Ok(())
     }

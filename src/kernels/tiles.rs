@@ -39,13 +39,22 @@ pub trait Side: Sync {
     fn pack(&self, k: Range<usize>, n: Range<usize>, parts: usize, out: &mut [u32]);
 }
 
-/// One of the matrices that a left-hand side is multiplied with.
-pub struct Right<'a> {
-    /// The matrix `[k, n]`.
-    pub side: &'a dyn Side,
+/// A left-hand side `[m, k]`, without gaps.
+#[derive(Clone, Copy)]
+pub struct Left<'a> {
+    /// Row after row.
+    pub x: &'a [f32],
     /// Its columns.
+    pub k: usize,
+}
+
+/// What is multiplied with the left-hand sides to be one result.
+pub struct Right<'a> {
+    /// A matrix `[k, n]` for each left-hand side.
+    pub sides: Vec<&'a dyn Side>,
+    /// Their columns.
     pub n: usize,
-    /// Where the product goes.
+    /// Where the sum of the products goes.
     pub out: Out<'a>,
 }
 
@@ -54,47 +63,66 @@ thread_local! {
     static RIGHTS: RefCell<Words> = const { RefCell::new(Words::new()) };
 }
 
-/// `out (+)= x[m, k] · side[k, n]` for each matrix on the right.
+/// `out (+)= Σ x[m, k] · side[k, n]` over the left-hand sides, for each of `rights`.
 ///
 /// # Panics
-/// Where `x` or a result has not the size that the shape names, and where the processor has no tiles.
-pub fn products([m, k]: [usize; 2], x: &[f32], rights: &[Right], terms: Terms) {
-    if m == 0 || k == 0 {
-        return;
-    }
-    assert!(x.len() == m * k, "the left-hand side has {} numbers, not {m} x {k}", x.len());
+/// Where a matrix or a result has not the size that the shape names, and where the processor has no tiles.
+pub fn products(m: usize, lefts: &[Left], rights: &[Right], terms: Terms) {
     for right in rights {
         right.out.check(m, right.n);
+        assert_eq!(right.sides.len(), lefts.len(), "a side for each left-hand side");
     }
-    let registers = k.div_ceil(DEPTH);
-    // equal blocks
-    let block = registers.div_ceil(registers.div_ceil(block(terms)));
-    let a_block = m.next_multiple_of(SIDE / 2) * block * DEPTH / 2 * terms.left();
-    let chunk = block * (LEFT / a_block).max(1);
-    let numbers: usize = rights.iter().map(|right| m * right.n * k).sum();
+    assert!(lefts.iter().all(|left| left.x.len() == m * left.k && left.k > 0), "a left-hand side is not [{m}, k]");
+    if m == 0 {
+        return;
+    }
+    let deep: usize = lefts.iter().map(|left| left.k).sum();
+    let numbers: usize = rights.iter().map(|right| m * right.n * deep).sum();
     let threads = if numbers < SERIAL { Threads::One } else { Threads::All };
+    let blocks: Vec<_> = lefts.iter().enumerate().flat_map(|(index, left)| blocks(index, left.k, terms)).collect();
     // taken, not borrowed: while it waits for others, this thread may be given another product to work on
     let mut words = LEFTS.take();
-    for first in (0..registers).step_by(chunk) {
-        let count = chunk.min(registers - first);
-        let left = Left { m, first, count, terms };
-        let packed = words.first(left.words());
-        left.pack(x, k, packed, threads);
-        left.multiply(packed, k, block, rights, threads);
+    let (mut rest, mut add) = (&blocks[..], false);
+    while !rest.is_empty() {
+        let of = |blocks: usize| Sweep { m, blocks: &rest[..blocks], terms };
+        let most = (2..=rest.len()).take_while(|blocks| of(*blocks).words() <= LEFT).last().unwrap_or(1);
+        let sweep = of(most);
+        let packed = words.first(sweep.words());
+        sweep.pack(lefts, packed, threads);
+        sweep.multiply(packed, rights, add, threads);
+        (rest, add) = (&rest[most..], true);
     }
     LEFTS.set(words);
 }
 
-/// `count` registers of k from `first` on, of all rows of the left-hand side.
+/// A range of k of one of the left-hand sides.
+struct Block {
+    left: usize,
+    k: Range<usize>,
+}
+
+impl Block {
+    fn registers(&self) -> usize {
+        self.k.len().div_ceil(DEPTH)
+    }
+}
+
+/// Nearly equal blocks of whole registers.
+fn blocks(left: usize, k: usize, terms: Terms) -> impl Iterator<Item = Block> {
+    let registers = k.div_ceil(DEPTH);
+    let step = registers.div_ceil(registers.div_ceil(block(terms))) * DEPTH;
+    (0..k).step_by(step).map(move |start| Block { left, k: start..k.min(start + step) })
+}
+
+/// Blocks that are packed together, of all rows of the left-hand sides.
 #[derive(Clone, Copy)]
-struct Left {
+struct Sweep<'a> {
     m: usize,
-    first: usize,
-    count: usize,
+    blocks: &'a [Block],
     terms: Terms,
 }
 
-impl Left {
+impl Sweep<'_> {
     /// How many halves of 32 rows a panel has: the last one may do with one.
     fn halves(&self, panel: usize) -> usize {
         (self.m - panel * SIDE).div_ceil(SIDE / 2).min(2)
@@ -105,25 +133,36 @@ impl Left {
         self.terms.left() * self.halves(panel) * REGISTER
     }
 
-    fn words(&self) -> usize {
-        self.m.div_ceil(SIDE / 2) * self.count * self.terms.left() * REGISTER
+    /// Registers of k.
+    fn registers(&self) -> usize {
+        self.blocks.iter().map(Block::registers).sum()
     }
 
-    fn pack(&self, x: &[f32], k: usize, packed: &mut [u32], threads: Threads) {
-        let columns = self.first * DEPTH..k.min((self.first + self.count) * DEPTH);
-        let fill = |(panel, out): (usize, &mut [u32])| {
+    /// Words of all blocks.
+    fn words(&self) -> usize {
+        self.m.div_ceil(SIDE / 2) * self.registers() * self.terms.left() * REGISTER
+    }
+
+    /// Packs `[panel of 32 rows][block]`.
+    fn pack(&self, lefts: &[Left], packed: &mut [u32], threads: Threads) {
+        let fill = |(panel, mut out): (usize, &mut [u32])| {
             let rows = panel * SIDE..self.m.min((panel + 1) * SIDE);
-            let from = Rows { data: &x[rows.start * k + columns.start..], stride: k, width: columns.len() };
-            along(from, rows.len(), self.terms.left(), out);
+            for Block { left, k } in self.blocks {
+                let Left { x, k: stride } = lefts[*left];
+                let (block, rest) = out.split_at_mut(k.len().div_ceil(DEPTH) * self.register(panel));
+                let from = Rows { data: &x[rows.start * stride + k.start..], stride, width: k.len() };
+                along(from, rows.len(), self.terms.left(), block);
+                out = rest;
+            }
         };
-        let size = self.count * self.register(0);
+        let size = self.registers() * self.register(0);
         match threads {
             Threads::One => packed.chunks_mut(size).enumerate().for_each(fill),
             Threads::All => packed.par_chunks_mut(size).enumerate().for_each(fill),
         }
     }
 
-    fn multiply(&self, packed: &[u32], k: usize, block: usize, rights: &[Right], threads: Threads) {
+    fn multiply(&self, packed: &[u32], rights: &[Right], add: bool, threads: Threads) {
         let workers = if threads == Threads::One { 1 } else { rayon::current_num_threads() };
         // columns are cut evenly over the workers
         let cut = |right: &Right| {
@@ -132,36 +171,37 @@ impl Left {
             (0..parts).map(move |part| part * panels / parts..(part + 1) * panels / parts)
         };
         let tasks: Vec<_> = rights.iter().flat_map(|right| cut(right).map(move |panels| (right, panels))).collect();
-        let task = |(right, panels): &(&Right, Range<usize>)| self.columns(packed, k, block, right, panels.clone());
+        let task = |(right, panels): &(&Right, Range<usize>)| self.columns(packed, right, panels.clone(), add);
         match threads {
             Threads::One => tasks.iter().for_each(task),
             Threads::All => tasks.par_iter().with_max_len(1).for_each(task),
         }
     }
 
-    /// Multiplies all rows with the panels of one matrix.
-    fn columns(&self, packed: &[u32], k: usize, block: usize, right: &Right, panels: Range<usize>) {
+    /// Multiplies all rows with panels of 32 columns of one result.
+    fn columns(&self, packed: &[u32], right: &Right, panels: Range<usize>, mut add: bool) {
         let tiles = Tiles::ready().expect("a product in tiles is asked for where there are tiles");
-        let parts = self.terms.right();
         let columns = panels.start * SIDE..right.n.min(panels.end * SIDE);
+        let all = self.registers();
         let mut sums = Sums::new();
-        let mut words = RIGHTS.take();
-        for start in (self.first..self.first + self.count).step_by(block) {
-            let depth = block.min(self.first + self.count - start);
-            let size = depth * parts * 2 * REGISTER;
+        let (mut words, mut before) = (RIGHTS.take(), 0);
+        for block in self.blocks {
+            let depth = block.registers();
+            let size = depth * self.terms.right() * 2 * REGISTER;
             let side = words.first(panels.len() * size);
-            right.side.pack(start * DEPTH..k.min((start + depth) * DEPTH), columns.clone(), parts, side);
+            right.sides[block.left].pack(block.k.clone(), columns.clone(), self.terms.right(), side);
             for panel in 0..self.m.div_ceil(SIDE) {
                 let register = self.register(panel);
-                let at = panel * self.count * self.register(0) + (start - self.first) * register;
-                let left = &packed[at..][..depth * register];
+                let left = &packed[panel * all * self.register(0) + before * register..][..depth * register];
+                let rows = SIDE.min(self.m - panel * SIDE);
                 for (column, side) in columns.clone().step_by(SIDE).zip(side.chunks_exact(size)) {
                     multiply(&tiles, self.terms, self.halves(panel), depth, left, side, &mut sums);
-                    let (rows, width) = (SIDE.min(self.m - panel * SIDE), SIDE.min(right.n - column));
+                    let width = SIDE.min(right.n - column);
                     // SAFETY: `check` saw that the result holds m rows of n floats; this tile is this task's alone.
-                    unsafe { put(&sums, &right.out, [panel * SIDE, column], [rows, width], start > 0) };
+                    unsafe { put(&sums, &right.out, [panel * SIDE, column], [rows, width], add) };
                 }
             }
+            (before, add) = (before + depth, true);
         }
         RIGHTS.set(words);
     }

@@ -59,7 +59,18 @@ impl Linear {
 
     /// `W·x + bias + scale · B·thin`.
     pub fn apply(&self, x: &Tensor, thin: Option<&Tensor>, through: Through) -> Result<Tensor> {
-        let mut y = self.weight.apply(x)?;
+        self.finished(self.weight.apply(x)?, thin, through)
+    }
+
+    /// [`Linear::apply`] of layers that read the same input.
+    pub fn apply_all(layers: &[Self], x: &Tensor, thins: &[Option<Tensor>], through: Through) -> Result<Vec<Tensor>> {
+        let weights: Vec<_> = layers.iter().map(|layer| &layer.weight).collect();
+        let ys = FrozenMatrix::apply_all(&weights, x)?;
+        layers.iter().zip(ys).zip(thins).map(|((layer, y), thin)| layer.finished(y, thin.as_ref(), through)).collect()
+    }
+
+    /// `y + bias + scale · B·thin`.
+    fn finished(&self, mut y: Tensor, thin: Option<&Tensor>, through: Through) -> Result<Tensor> {
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(bias)?;
         }
@@ -79,6 +90,32 @@ impl Linear {
         through: Through,
     ) -> Result<()> {
         self.weight.add_backward(dx, dy)?;
+        self.backward_of_adapter(x, thin, dy, dx, through)
+    }
+
+    /// [`Linear::backward`] of layers that read the same input.
+    pub fn backward_all(
+        layers: &[Self],
+        x: &Tensor,
+        thins: &[Option<Tensor>],
+        dys: &[Tensor],
+        dx: &Tensor,
+        through: Through,
+    ) -> Result<()> {
+        let weights: Vec<_> = layers.iter().map(|layer| &layer.weight).collect();
+        FrozenMatrix::add_backward_all(&weights, dx, &dys.iter().collect::<Vec<_>>())?;
+        let each = layers.iter().zip(thins).zip(dys);
+        each.into_iter().try_for_each(|((layer, thin), dy)| layer.backward_of_adapter(x, thin.as_ref(), dy, dx, through))
+    }
+
+    fn backward_of_adapter(
+        &self,
+        x: &Tensor,
+        thin: Option<&Tensor>,
+        dy: &Tensor,
+        dx: &Tensor,
+        through: Through,
+    ) -> Result<()> {
         let Some((thin, lora)) = thin.zip(through.adapter.and_then(|adapter| adapter.layer(self.id))) else {
             return Ok(());
         };

@@ -18,8 +18,9 @@ use crate::kernels::{
     pack::{self, Floats, Pairs, Rounded, Step, Widened, transpose},
     profile::{Part, Timed},
 };
+
 #[cfg(target_arch = "x86_64")]
-use crate::kernels::{amx::{self, Terms}, tiles::{self, Right, Side, pack::Rows, products}};
+mod tiled;
 
 /// A matrix `[outputs, inputs]` that never learns.
 #[derive(Debug, Clone)]
@@ -89,7 +90,20 @@ impl FrozenMatrix {
 
     /// `x[tokens, inputs] · Wᵀ`: `[tokens, outputs]`.
     pub fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        Ok(Self::apply_all(&[self], x)?.remove(0))
+    }
+
+    /// [`FrozenMatrix::apply`] of several matrices of the same input.
+    pub fn apply_all(matrices: &[&Self], x: &Tensor) -> candle_core::Result<Vec<Tensor>> {
         let _timed = Timed::start(Part::Products);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(terms) = tiled::terms(matrices) {
+            return tiled::apply_all(matrices, x, terms);
+        }
+        matrices.iter().map(|matrix| matrix.apply_alone(x)).collect()
+    }
+
+    fn apply_alone(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match &self.place {
             Place::Device(w) => dequantise::apply(&*w.form()?, x, w.uploader.compute),
             Place::Mapped(w, compute) => {
@@ -101,13 +115,6 @@ impl FrozenMatrix {
                 let mut y = Vec::with_capacity(tokens * self.outputs);
                 let side = Transposed { w: &**w, inputs, compute: *compute };
                 let out = Out::fresh(&mut y.spare_capacity_mut()[..tokens * self.outputs], self.outputs);
-                #[cfg(target_arch = "x86_64")]
-                if amx::available() {
-                    let terms = terms(&**w, *compute);
-                    products([tokens, inputs], &x, &[Right { side: &side, n: self.outputs, out }], terms);
-                    unsafe { y.set_len(tokens * self.outputs) };
-                    return matrix(y, tokens, self.outputs);
-                }
                 let x = Lhs { data: &x, row: inputs, col: 1 };
                 gemm([tokens, self.outputs, inputs], 1.0, x, &side, out, Threads::All);
                 // SAFETY: the product wrote every element.
@@ -119,7 +126,20 @@ impl FrozenMatrix {
 
     /// `dx[tokens, inputs] += dy[tokens, outputs] · W`, in place.
     pub fn add_backward(&self, dx: &Tensor, dy: &Tensor) -> candle_core::Result<()> {
+        Self::add_backward_all(&[self], dx, &[dy])
+    }
+
+    /// [`FrozenMatrix::add_backward`] of several matrices of the same input, one after the other.
+    pub fn add_backward_all(matrices: &[&Self], dx: &Tensor, dys: &[&Tensor]) -> candle_core::Result<()> {
         let _timed = Timed::start(Part::Products);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(terms) = tiled::terms(matrices) {
+            return dx.inplace_op1(&tiled::Backward { matrices, dys, terms });
+        }
+        matrices.iter().zip(dys).try_for_each(|(matrix, dy)| matrix.add_backward_alone(dx, dy))
+    }
+
+    fn add_backward_alone(&self, dx: &Tensor, dy: &Tensor) -> candle_core::Result<()> {
         match &self.place {
             Place::Device(w) => dequantise::add_backward(&*w.form()?, dx, dy, w.uploader.compute),
             Place::Mapped(w, compute) => {
@@ -203,60 +223,6 @@ impl Rhs for Transposed<'_> {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-fn terms(w: &dyn StoredMatrix, compute: Compute) -> Terms {
-    match compute {
-        Compute::Bf16 => Terms::One,
-        Compute::F32 if w.bf16().is_some() => Terms::Three,
-        Compute::F32 => Terms::Six,
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Side for Transposed<'_> {
-    fn pack(&self, k: Range<usize>, n: Range<usize>, parts: usize, out: &mut [u32]) {
-        let size = k.len().div_ceil(amx::DEPTH) * parts * 2 * amx::REGISTER;
-        for (panel, start) in out.chunks_exact_mut(size).zip(n.clone().step_by(amx::SIDE)) {
-            let rows = start..n.end.min(start + amx::SIDE);
-            let count = rows.len();
-            match self.w.bf16() {
-                Some(bytes) => {
-                    let (data, _) = bytes[2 * (start * self.inputs + k.start)..].as_chunks::<2>();
-                    tiles::pack::transposed(Rows { data, stride: self.inputs, width: k.len() }, count, parts, panel);
-                }
-                None => with_decoded(count * k.len(), |decoded| {
-                    self.w.decode(rows, k.clone(), decoded);
-                    tiles::pack::transposed(Rows { data: decoded, stride: k.len(), width: k.len() }, count, parts, panel);
-                }),
-            }
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Side for Straight<'_> {
-    fn pack(&self, k: Range<usize>, n: Range<usize>, parts: usize, out: &mut [u32]) {
-        let size = k.len().div_ceil(amx::DEPTH) * parts * 2 * amx::REGISTER;
-        // formats decode whole blocks of columns: panels begin at multiples of ALIGN
-        let columns = n.start..n.end.next_multiple_of(ALIGN).min(self.inputs);
-        for (register, first) in k.clone().step_by(amx::DEPTH).enumerate() {
-            let rows = first..k.end.min(first + amx::DEPTH);
-            match self.w.bf16() {
-                Some(bytes) => {
-                    let (data, _) = bytes[2 * (first * self.inputs + n.start)..].as_chunks::<2>();
-                    let rows_of = Rows { data, stride: self.inputs, width: n.len() };
-                    tiles::pack::across(rows_of, rows.len(), parts, register, size, out);
-                }
-                None => with_decoded(rows.len() * columns.len(), |decoded| {
-                    self.w.decode(rows.clone(), columns.clone(), decoded);
-                    let rows_of = Rows { data: decoded, stride: columns.len(), width: n.len() };
-                    tiles::pack::across(rows_of, rows.len(), parts, register, size, out);
-                }),
-            }
-        }
-    }
-}
-
 /// The matrix as the right-hand side `[outputs, inputs]` of the backward product: k runs across its rows.
 struct Straight<'a> {
     w: &'a dyn StoredMatrix,
@@ -324,12 +290,6 @@ impl InplaceOp2 for Straight<'_> {
             bail!("dx {:?} and dy {:?} do not fit the matrix", dx_at.shape(), dy_at.shape());
         }
         let out = Out::new(operand_mut(dx, dx_at)?, inputs, true);
-        #[cfg(target_arch = "x86_64")]
-        if amx::available() {
-            let terms = terms(self.w, self.compute);
-            products([tokens, outputs], operand(dy, dy_at)?, &[Right { side: self, n: inputs, out }], terms);
-            return Ok(());
-        }
         let dy = Lhs { data: operand(dy, dy_at)?, row: outputs, col: 1 };
         gemm([tokens, inputs, outputs], 1.0, dy, self, out, Threads::All);
         Ok(())

@@ -198,14 +198,22 @@ mod x86 {
                 // SAFETY: whole vectors lie within the rows, and the mask holds the loads of the last within them.
                 unsafe {
                     for p in (0..k - k % 16).step_by(16) {
-                        let l = left.map(|row| _mm512_loadu_ps(row.add(p)));
+                        let l = [
+                            _mm512_loadu_ps(left[0].add(p)),
+                            _mm512_loadu_ps(left[1].add(p)),
+                            _mm512_loadu_ps(left[2].add(p)),
+                        ];
                         each!(J in [0, 1, 2, 3, 4, 5, 6, 7] {
                             let r = _mm512_loadu_ps(right[J].add(p));
                             each!(I in [0, 1, 2] { sums[I][J] = _mm512_fmadd_ps(l[I], r, sums[I][J]); });
                         });
                     }
                     let (p, mask) = (k - k % 16, (1 << (k % 16)) - 1);
-                    let l = left.map(|row| _mm512_maskz_loadu_ps(mask, row.add(p)));
+                    let l = [
+                        _mm512_maskz_loadu_ps(mask, left[0].add(p)),
+                        _mm512_maskz_loadu_ps(mask, left[1].add(p)),
+                        _mm512_maskz_loadu_ps(mask, left[2].add(p)),
+                    ];
                     each!(J in [0, 1, 2, 3, 4, 5, 6, 7] {
                         let r = _mm512_maskz_loadu_ps(mask, right[J].add(p));
                         each!(I in [0, 1, 2] { sums[I][J] = _mm512_fmadd_ps(l[I], r, sums[I][J]); });
@@ -271,16 +279,18 @@ mod x86 {
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn totals(sums: &[__m512; WITH]) -> [f32; WITH] {
-        let halves = sums.map(|sum| {
-            let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sum)));
-            _mm256_add_ps(_mm512_castps512_ps256(sum), upper)
-        });
-        let fours = |a: usize| {
-            let (first, second) =
-                (_mm256_hadd_ps(halves[a], halves[a + 1]), _mm256_hadd_ps(halves[a + 2], halves[a + 3]));
-            _mm256_hadd_ps(first, second)
-        };
-        let (first, second) = (fours(0), fours(4));
+        // loops, no closures: those would be compiled without the feature, and called
+        let mut halves = [_mm256_setzero_ps(); WITH];
+        for (half, sum) in halves.iter_mut().zip(sums) {
+            let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(*sum)));
+            *half = _mm256_add_ps(_mm512_castps512_ps256(*sum), upper);
+        }
+        let mut fours = [_mm256_setzero_ps(); 2];
+        for (four, halves) in fours.iter_mut().zip(halves.as_chunks::<4>().0) {
+            let (first, second) = (_mm256_hadd_ps(halves[0], halves[1]), _mm256_hadd_ps(halves[2], halves[3]));
+            *four = _mm256_hadd_ps(first, second);
+        }
+        let [first, second] = fours;
         let sums =
             _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(first, second), _mm256_permute2f128_ps::<0x31>(first, second));
         let mut all = [0.0; WITH];
@@ -311,8 +321,11 @@ mod x86 {
             for _ in 0..x.rows {
                 // SAFETY: both hold the row, and the masks hold the loads within it; what is fetched ahead may lie anywhere.
                 unsafe {
-                    let r: [__m512; 3] =
-                        std::array::from_fn(|v| _mm512_maskz_loadu_ps(masks[v], right.wrapping_add(16 * v)));
+                    let r = [
+                        _mm512_maskz_loadu_ps(masks[0], right),
+                        _mm512_maskz_loadu_ps(masks[1], right.wrapping_add(16)),
+                        _mm512_maskz_loadu_ps(masks[2], right.wrapping_add(32)),
+                    ];
                     each!(V in [0, 1, 2] {
                         _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(4 * x.stride + 16 * V).cast());
                     });

@@ -45,7 +45,9 @@ fn has_instructions() -> bool {
     // SAFETY: OSXSAVE says that the processor has XGETBV and the system lets programs use it.
     let saved = unsafe { saved() };
     // numbers are rounded and transposed for the registers with AVX-512
-    let packs = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16");
+    let packs = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512bf16");
     packs && __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE && saved & SAVED == SAVED
 }
 
@@ -169,8 +171,12 @@ pub fn multiply(_: &Tiles, terms: Terms, halves: usize, depth: usize, left: &[u3
 macro_rules! right {
     ($part:literal) => {
         concat!(
-            "tileloadd tmm6, [{right} + {line} + 2048 * ", $part, "]\n",
-            "tileloadd tmm7, [{right} + {line} + 2048 * ", $part, " + 1024]\n",
+            "tileloadd tmm6, [{right} + {line} + 2048 * ",
+            $part,
+            "]\n",
+            "tileloadd tmm7, [{right} + {line} + 2048 * ",
+            $part,
+            " + 1024]\n",
         )
     };
 }
@@ -179,9 +185,13 @@ macro_rules! right {
 macro_rules! left {
     ($part:literal) => {
         concat!(
-            "tileloadd tmm4, [{left} + {line} + 2048 * ", $part, "]\n",
+            "tileloadd tmm4, [{left} + {line} + 2048 * ",
+            $part,
+            "]\n",
             "tdpbf16ps tmm0, tmm4, tmm6\n",
-            "tileloadd tmm5, [{left} + {line} + 2048 * ", $part, " + 1024]\n",
+            "tileloadd tmm5, [{left} + {line} + 2048 * ",
+            $part,
+            " + 1024]\n",
             "tdpbf16ps tmm1, tmm4, tmm7\n",
             "tdpbf16ps tmm2, tmm5, tmm6\n",
             "tdpbf16ps tmm3, tmm5, tmm7\n",
@@ -193,7 +203,9 @@ macro_rules! left {
 macro_rules! left_half {
     ($part:literal) => {
         concat!(
-            "tileloadd tmm4, [{left} + {line} + 1024 * ", $part, "]\n",
+            "tileloadd tmm4, [{left} + {line} + 1024 * ",
+            $part,
+            "]\n",
             "tdpbf16ps tmm0, tmm4, tmm6\n",
             "tdpbf16ps tmm1, tmm4, tmm7\n",
         )
@@ -242,8 +254,33 @@ kernel!(one, 2, 2048, 2048, right!(0), left!(0));
 kernel!(one_half, 1, 1024, 2048, right!(0), left_half!(0));
 kernel!(three, 2, 6144, 2048, right!(0), left!(0), left!(1), left!(2));
 kernel!(three_half, 1, 3072, 2048, right!(0), left_half!(0), left_half!(1), left_half!(2));
-kernel!(six, 2, 6144, 6144, right!(0), left!(0), left!(1), left!(2), right!(1), left!(0), left!(1), right!(2), left!(0));
 kernel!(
-    six_half, 1, 3072, 6144, right!(0), left_half!(0), left_half!(1), left_half!(2), right!(1), left_half!(0), left_half!(1),
-    right!(2), left_half!(0)
+    six,
+    2,
+    6144,
+    6144,
+    right!(0),
+    left!(0),
+    left!(1),
+    left!(2),
+    right!(1),
+    left!(0),
+    left!(1),
+    right!(2),
+    left!(0)
+);
+kernel!(
+    six_half,
+    1,
+    3072,
+    6144,
+    right!(0),
+    left_half!(0),
+    left_half!(1),
+    left_half!(2),
+    right!(1),
+    left_half!(0),
+    left_half!(1),
+    right!(2),
+    left_half!(0)
 );

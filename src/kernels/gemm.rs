@@ -18,9 +18,9 @@ use super::{
 };
 
 /// Panels of the right-hand side that a task packs at once (8 × 32 columns × 512 words: 512 KiB).
-const PANELS: usize = 8;
+pub(super) const PANELS: usize = 8;
 /// Most words of k in a block: a packed panel of 32 columns stays in the second-level cache.
-const BLOCK: usize = 512;
+pub(super) const BLOCK: usize = 512;
 /// Products under so many multiply-adds are not worth waking other threads for.
 pub const SERIAL: usize = 1 << 18;
 

@@ -16,6 +16,7 @@ pub mod gate;
 pub mod gemm;
 #[cfg(any(test, feature = "cuda", feature = "metal"))]
 pub(crate) mod gpu;
+pub mod held;
 pub mod host;
 pub mod layer_norm;
 #[cfg(any(test, feature = "metal"))]

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::{
     amx::{DEPTH, REGISTER, SIDE, Sums, Terms, Tiles, multiply},
+    compute::Compute,
     gemm::{Out, SERIAL, Threads},
     words::Words,
 };
@@ -29,6 +30,26 @@ fn block(terms: Terms) -> usize {
         Terms::One => 9,
         Terms::Three => 6,
         Terms::Six => 4,
+    }
+}
+
+/// See [`super::held::products`].
+pub(super) fn held(tokens: usize, widest: usize, threads: usize, compute: Compute, backward: bool) -> usize {
+    // the gradients of a gate and of what it gates go back together
+    let deep = if backward { 2 * widest } else { widest };
+    let of = |terms: Terms| {
+        let left = |k: usize| tokens.next_multiple_of(SIDE / 2) * k.next_multiple_of(DEPTH) / 2 * terms.left();
+        let block = block(terms) * DEPTH;
+        let left_words = left(deep).min(LEFT.max(left(block)));
+        // as many rows are decoded at once as a panel has columns, and as many numbers of a row as a panel has of k or a
+        // task has columns
+        let decoded = SIDE * block.max(PANELS * SIDE);
+        let right = PANELS * SIDE * block / 2 * terms.right() + decoded;
+        (left_words + threads * right) * size_of::<u32>()
+    };
+    match compute {
+        Compute::Bf16 => of(Terms::One),
+        Compute::F32 => of(Terms::Three).max(of(Terms::Six)),
     }
 }
 
@@ -213,7 +234,8 @@ impl Sweep<'_> {
 /// They lie in the result, nothing else touches them, and the processor has AVX-512.
 #[target_feature(enable = "avx512f")]
 unsafe fn put(sums: &Sums, out: &Out, [row, column]: [usize; 2], [rows, width]: [usize; 2], add: bool) {
-    let masks = [0, 16].map(|half: usize| if width >= half + 16 { u16::MAX } else { (1 << width.saturating_sub(half)) - 1 });
+    let masks =
+        [0, 16].map(|half: usize| if width >= half + 16 { u16::MAX } else { (1 << width.saturating_sub(half)) - 1 });
     for (i, sums) in sums.0.iter().enumerate().take(rows) {
         for (half, mask) in masks.into_iter().enumerate() {
             // SAFETY: the caller vouches for the row; the mask holds what is read and written to the columns.
@@ -225,6 +247,112 @@ unsafe fn put(sums: &Sums, out: &Out, [row, column]: [usize; 2], [rows, width]: 
                 }
                 _mm512_mask_storeu_ps(at, mask, sums);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::{pack::transposed, *};
+
+    fn numbers(n: usize, seed: u32) -> Vec<f32> {
+        (0..n as u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    fn rounded(x: &[f32]) -> Vec<f32> {
+        x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect()
+    }
+
+    /// `[n, k]` as the right-hand side `[k, n]`.
+    struct Turned<'a> {
+        w: &'a [f32],
+        k: usize,
+    }
+
+    impl Side for Turned<'_> {
+        fn pack(&self, k: Range<usize>, n: Range<usize>, parts: usize, out: &mut [u32]) {
+            let size = k.len().div_ceil(DEPTH) * parts * 2 * REGISTER;
+            for (panel, start) in out.chunks_exact_mut(size).zip(n.clone().step_by(SIDE)) {
+                let from = Rows { data: &self.w[start * self.k + k.start..], stride: self.k, width: k.len() };
+                transposed(from, SIDE.min(n.end - start), parts, panel);
+            }
+        }
+    }
+
+    /// `Σ x · wᵀ` in f64, and how large it would be without signs.
+    fn exact(m: usize, n: usize, sides: &[(Vec<f32>, Vec<f32>, usize)]) -> Vec<(f64, f64)> {
+        let sum = |i: usize, j: usize| {
+            let terms = sides
+                .iter()
+                .flat_map(|(x, w, k)| (0..*k).map(move |p| f64::from(x[i * k + p]) * f64::from(w[j * k + p])));
+            terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
+        };
+        (0..m * n).map(|at| sum(at / n, at % n)).collect()
+    }
+
+    #[test]
+    fn sums_over_several_sides_are_those_of_f64() {
+        if !super::super::amx::available() {
+            return;
+        }
+        for terms in [Terms::One, Terms::Three, Terms::Six] {
+            for (m, n, ks) in
+                [(1, 1, vec![1]), (17, 33, vec![70, 31]), (48, 40, vec![300]), (97, 300, vec![64, 1000, 3])]
+            {
+                let side = |(index, k): (usize, &usize)| {
+                    let (x, w) = (numbers(m * k, index as u32), numbers(n * k, 9 + index as u32));
+                    match terms {
+                        Terms::One => (rounded(&x), rounded(&w), *k),
+                        Terms::Three => (x, rounded(&w), *k),
+                        Terms::Six => (x, w, *k),
+                    }
+                };
+                let sides: Vec<_> = ks.iter().enumerate().map(side).collect();
+                let lefts: Vec<_> = sides.iter().map(|(x, _, k)| Left { x, k: *k }).collect();
+                let turned: Vec<_> = sides.iter().map(|(_, w, k)| Turned { w, k: *k }).collect();
+                let product = |lefts: &[Left], m: usize| {
+                    let mut out = vec![1f32; m * (n + 3)];
+                    let sides = turned.iter().map(|side| side as &dyn Side).collect();
+                    let right = Right { sides, n, out: Out::new(&mut out, n + 3, true) };
+                    products(m, lefts, &[right], terms);
+                    out
+                };
+                let ours = product(&lefts, m);
+                for (at, (sum, size)) in exact(m, n, &sides).into_iter().enumerate() {
+                    let ours = ours[at / n * (n + 3) + at % n];
+                    // an f32's roundings of sums that grow to this size
+                    assert!(
+                        (f64::from(ours) - 1.0 - sum).abs() < 5e-7 * (1.0 + size),
+                        "{terms:?} {m} {n} {ks:?}: {ours} {sum}"
+                    );
+                }
+                let past = |row: &[f32]| row[n..].iter().all(|x| *x == 1.0);
+                assert!(ours.chunks_exact(n + 3).all(past), "wrote past the columns");
+                // the last row alone has the same bits
+                let last: Vec<_> =
+                    lefts.iter().map(|left| Left { x: &left.x[(m - 1) * left.k..], k: left.k }).collect();
+                assert_eq!(product(&last, 1)[..n], ours[(m - 1) * (n + 3)..][..n]);
+            }
+        }
+    }
+
+    #[test]
+    fn three_parts_hold_an_f32() {
+        if !super::super::amx::available() {
+            return;
+        }
+        let mut x = numbers(32, 5);
+        x[..4].copy_from_slice(&[0.0, -3.3e38, 1e-30, 16_777_215.0]);
+        let mut words = vec![0u32; 3 * REGISTER];
+        along(Rows { data: &x, stride: 32, width: 32 }, 1, 3, &mut words);
+        for (i, x) in x.iter().enumerate() {
+            let part = |part: usize| {
+                let word = words[part * REGISTER + i / 2];
+                f64::from(bf16::from_bits((word >> (16 * (i % 2))) as u16).to_f32())
+            };
+            assert_eq!((part(0) + part(1) + part(2)) as f32, *x);
         }
     }
 }

@@ -105,7 +105,8 @@ impl Linear {
         let weights: Vec<_> = layers.iter().map(|layer| &layer.weight).collect();
         FrozenMatrix::add_backward_all(&weights, dx, &dys.iter().collect::<Vec<_>>())?;
         let each = layers.iter().zip(thins).zip(dys);
-        each.into_iter().try_for_each(|((layer, thin), dy)| layer.backward_of_adapter(x, thin.as_ref(), dy, dx, through))
+        each.into_iter()
+            .try_for_each(|((layer, thin), dy)| layer.backward_of_adapter(x, thin.as_ref(), dy, dx, through))
     }
 
     fn backward_of_adapter(

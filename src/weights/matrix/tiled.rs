@@ -24,7 +24,7 @@ use crate::{
 pub fn terms(matrices: &[&FrozenMatrix]) -> Option<Terms> {
     let of = |matrix: &FrozenMatrix| match &matrix.place {
         Place::Mapped(_, Compute::Bf16) => Some(Terms::One),
-        Place::Mapped(w, Compute::F32) if w.bf16().is_some() => Some(Terms::Three),
+        Place::Mapped(w, Compute::F32) if w.exact_in_bf16() => Some(Terms::Three),
         Place::Mapped(_, Compute::F32) => Some(Terms::Six),
         Place::Device(_) => None,
     };

@@ -37,6 +37,7 @@ fn demand() -> (Demand, Loads, Limits) {
         samples: Some(SampleSize { prompt: 40, per_prompt: 50, new: 60 }),
         threads: 2,
         compute: Compute::F32,
+        rank: 4,
         widest: 128,
         device: None,
     };

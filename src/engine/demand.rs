@@ -123,6 +123,8 @@ pub struct Demand {
     pub compute: Compute,
     /// Inputs or outputs of the widest linear layer.
     pub widest: usize,
+    /// The adapter's largest.
+    pub rank: usize,
     /// On a device: its memory is what is planned, and the weights are a part of it.
     pub device: Option<DeviceWeights>,
 }
@@ -195,7 +197,7 @@ impl Demand {
         if self.device.is_some() {
             return ("threads' buffers", 0);
         }
-        let products = held::products(load.tokens, self.widest, self.threads, self.compute, backward);
+        let products = held::products(load.tokens, self.widest, self.rank, self.threads, self.compute, backward);
         ("threads' buffers", products + self.threads * attention::scores(load.keys, backward) * F32)
     }
 

@@ -32,6 +32,7 @@ pub mod rope;
 pub(crate) mod simd;
 pub mod soft_cap;
 pub mod special;
+pub mod sum;
 mod thin;
 #[cfg(target_arch = "x86_64")]
 pub mod tiles;

@@ -47,9 +47,7 @@ impl<const N: usize> Parts<N> {
 
     /// The gradient that reaches `x` from the parts' gradients `d`. Adds those of the adapters to theirs.
     pub fn backward(&self, x: &Tensor, thins: &Thins, d: [Tensor; N], through: Through) -> Result<Tensor> {
-        let dx = x.zeros_like()?;
-        Linear::backward_all(self.linears(), x, thins, &self.join(d)?, &dx, through)?;
-        Ok(dx)
+        Linear::backward_all(self.linears(), x, thins, &self.join(d)?, through)
     }
 
     /// From what each matrix gives to parts.

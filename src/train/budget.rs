@@ -140,6 +140,7 @@ fn demand(recipe: &Recipe, base: &Base, shapes: &[Shape], resumes: bool, memory:
         held_to,
         resumes,
         samples: sample_size(recipe, base)?,
+        rank: shapes.iter().map(|shape| shape.r).max().unwrap_or(0),
         threads: rayon::current_num_threads(),
         compute: base.compute,
         widest: base.model.linears().map(|linear| linear.weight.inputs.max(linear.weight.outputs)).max().unwrap_or(0),

@@ -126,17 +126,25 @@ impl FrozenMatrix {
 
     /// `dx[tokens, inputs] += dy[tokens, outputs] · W`, in place.
     pub fn add_backward(&self, dx: &Tensor, dy: &Tensor) -> candle_core::Result<()> {
-        Self::add_backward_all(&[self], dx, &[dy])
+        let _timed = Timed::start(Part::Products);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(terms) = tiled::terms(&[self]) {
+            return dx.inplace_op2(dy, &tiled::Backward { matrix: self, terms });
+        }
+        self.add_backward_alone(dx, dy)
     }
 
-    /// [`FrozenMatrix::add_backward`] of several matrices of the same input, one after the other.
-    pub fn add_backward_all(matrices: &[&Self], dx: &Tensor, dys: &[&Tensor]) -> candle_core::Result<()> {
+    /// `Σ dy[tokens, outputs] · W` of several matrices of the same input: the gradient that reaches it.
+    pub fn backward_all(matrices: &[&Self], dys: &[&Tensor]) -> candle_core::Result<Tensor> {
         let _timed = Timed::start(Part::Products);
         #[cfg(target_arch = "x86_64")]
         if let Some(terms) = tiled::terms(matrices) {
-            return dx.inplace_op1(&tiled::Backward { matrices, dys, terms });
+            return tiled::backward_all(matrices, dys, terms);
         }
-        matrices.iter().zip(dys).try_for_each(|(matrix, dy)| matrix.add_backward_alone(dx, dy))
+        let (Some(first), Some(dy)) = (matrices.first(), dys.first()) else { bail!("a gradient of no product") };
+        let dx = Tensor::zeros((dy.dim(0)?, first.inputs), dy.dtype(), dy.device())?;
+        matrices.iter().zip(dys).try_for_each(|(matrix, dy)| matrix.add_backward_alone(&dx, dy))?;
+        Ok(dx)
     }
 
     fn add_backward_alone(&self, dx: &Tensor, dy: &Tensor) -> candle_core::Result<()> {

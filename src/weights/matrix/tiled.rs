@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 
 use super::{FrozenMatrix, Place, with_decoded};
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
         amx::{self, DEPTH, REGISTER, SIDE, Terms},
         compute::Compute,
         gemm::Out,
-        host::{floats, matrix, operand_mut},
+        host::{floats, matrix, operand, operand_mut},
         tiles::{
             Left, Right, Side,
             pack::{Rows, across, transposed},
@@ -64,33 +64,47 @@ pub fn apply_all(matrices: &[&FrozenMatrix], x: &Tensor, terms: Terms) -> Result
     matrices.iter().zip(ys).map(filled).collect()
 }
 
-/// `dx += Σ dy · W`.
+/// `Σ dy · W`.
+pub fn backward_all(matrices: &[&FrozenMatrix], dys: &[&Tensor], terms: Terms) -> Result<Tensor> {
+    let (tokens, inputs) = (dys[0].dim(0)?, matrices[0].inputs);
+    let fits = |(w, dy): (&&FrozenMatrix, &&Tensor)| w.inputs == inputs && dy.dims() == [tokens, w.outputs];
+    if matrices.len() != dys.len() || !matrices.iter().zip(dys).all(fits) {
+        bail!("gradients {dys:?} do not fit matrices of {inputs} inputs");
+    }
+    let dys = dys.iter().map(|dy| floats(dy)).collect::<Result<Vec<_>>>()?;
+    let lefts: Vec<_> = dys.iter().zip(matrices).map(|(dy, w)| Left { x: dy, k: w.outputs }).collect();
+    let sides = matrices.iter().map(|w| Ok(Straight { w: stored(w)?, inputs })).collect::<Result<Vec<_>>>()?;
+    let sides = sides.iter().map(|side| side as &dyn Side).collect();
+    let mut dx = Vec::with_capacity(tokens * inputs);
+    let out = Out::fresh(&mut dx.spare_capacity_mut()[..tokens * inputs], inputs);
+    products(tokens, &lefts, &[Right { sides, n: inputs, out }], terms);
+    // SAFETY: the product wrote every element.
+    unsafe { dx.set_len(tokens * inputs) };
+    matrix(dx, tokens, inputs)
+}
+
+/// `dx += dy · W`.
 pub struct Backward<'a> {
-    /// `[outputs, inputs]` each.
-    pub matrices: &'a [&'a FrozenMatrix],
-    /// `[tokens, outputs]` each.
-    pub dys: &'a [&'a Tensor],
-    /// How tiles multiply them.
+    /// `[outputs, inputs]`.
+    pub matrix: &'a FrozenMatrix,
+    /// How tiles multiply it.
     pub terms: Terms,
 }
 
-impl InplaceOp1 for Backward<'_> {
+impl InplaceOp2 for Backward<'_> {
     fn name(&self) -> &'static str {
         "frozen-backward"
     }
 
-    fn cpu_fwd(&self, dx: &mut CpuStorage, at: &Layout) -> Result<()> {
-        let (tokens, inputs) = at.shape().dims2()?;
-        let fits = |(w, dy): (&&FrozenMatrix, &&Tensor)| w.inputs == inputs && dy.dims() == [tokens, w.outputs];
-        if self.matrices.len() != self.dys.len() || !self.matrices.iter().zip(self.dys).all(fits) {
-            bail!("dx {:?} and dy {:?} do not fit the matrices", at.shape(), self.dys);
+    fn cpu_fwd(&self, dx: &mut CpuStorage, dx_at: &Layout, dy: &CpuStorage, dy_at: &Layout) -> Result<()> {
+        let (FrozenMatrix { inputs, outputs, .. }, tokens) = (self.matrix, dx_at.shape().dims2()?.0);
+        if dx_at.dims() != [tokens, *inputs] || dy_at.dims() != [tokens, *outputs] {
+            bail!("dx {:?} and dy {:?} do not fit the matrix", dx_at.shape(), dy_at.shape());
         }
-        let dys = self.dys.iter().map(|dy| floats(dy)).collect::<Result<Vec<_>>>()?;
-        let lefts: Vec<_> = dys.iter().zip(self.matrices).map(|(dy, w)| Left { x: dy, k: w.outputs }).collect();
-        let sides = self.matrices.iter().map(|w| Ok(Straight { w: stored(w)?, inputs })).collect::<Result<Vec<_>>>()?;
-        let sides = sides.iter().map(|side| side as &dyn Side).collect();
-        let out = Out::new(operand_mut(dx, at)?, inputs, true);
-        products(tokens, &lefts, &[Right { sides, n: inputs, out }], self.terms);
+        let left = Left { x: operand(dy, dy_at)?, k: *outputs };
+        let side = Straight { w: stored(self.matrix)?, inputs: *inputs };
+        let out = Out::new(operand_mut(dx, dx_at)?, *inputs, true);
+        products(tokens, &[left], &[Right { sides: vec![&side], n: *inputs, out }], self.terms);
         Ok(())
     }
 }

@@ -14,6 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[cfg(target_arch = "x86_64")]
+use dpo_lora::kernels::amx::{self, Terms};
 use dpo_lora::{
     data::TokenizedPair,
     engine::{pass::Engine, schedule::Schedule},
@@ -82,17 +84,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let busy = cpu_time().zip(busy).map(|(after, before)| after - before);
 
     let threads = rayon::current_num_threads();
-    let [f32_peak, own_peak] = [Compute::F32, compute].map(|compute| peak(compute, threads));
+    let f32_peak = peak(threads, || fused(Compute::F32));
     println!("{count} pairs in steps of {batch}, {} products, {threads} threads", compute.name());
     println!("{:.2} pairs/s, {:.1} GFLOP/s of the floor's operations", count as f64 / wall, floor / wall * 1e-9);
     println!("{:.0} % of the f32 matrix peak ({:.0} GFLOP/s)", 100.0 * floor / wall / f32_peak, f32_peak * 1e-9);
-    if compute != Compute::F32 {
-        println!(
-            "{:.0} % of the {} peak ({:.0} GFLOP/s)",
-            100.0 * floor / wall / own_peak,
-            compute.name(),
-            own_peak * 1e-9
-        );
+    if let Some(own_peak) = own_peak(compute, threads) {
+        let share = 100.0 * floor / wall / own_peak;
+        println!("{share:.0} % of the peak of {} ({:.0} GFLOP/s)", compute.name(), own_peak * 1e-9);
     }
     let times = profile::take().map(|time| time.as_secs_f64());
     let mut rest = wall - optimizing.as_secs_f64();
@@ -120,27 +118,55 @@ fn operations(base: &Base, pair: &TokenizedPair) -> f64 {
     2.0 * (4.0 * frozen as f64 * pairs::tokens(pair) as f64 + 3.0 * head as f64 * answers as f64)
 }
 
-/// Operations a second of the micro-kernel on panels that stay in the first-level cache, on all threads at once.
-fn peak(compute: Compute, threads: usize) -> f64 {
-    const STEPS: usize = 128;
-    let Micro { mr, nr, tile, .. } = Micro::choose(64, 64, compute);
+/// Operations a second of the unit that multiplies, where it is not that of fused multiply-adds of f32.
+fn own_peak(compute: Compute, threads: usize) -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if amx::available() {
+        let terms = if compute == Compute::Bf16 { Terms::One } else { Terms::Three };
+        return Some(peak(threads, || tiles(terms)));
+    }
+    (compute != Compute::F32).then(|| peak(threads, || fused(compute)))
+}
+
+/// Operations a second of what `kernel` makes, a function that multiplies and says how many operations that took, on all
+/// threads at once.
+fn peak<F: FnMut() -> usize>(threads: usize, kernel: impl Fn() -> F + Sync) -> f64 {
     let each = |_: rayon::BroadcastContext| {
-        // 1.0 in both types
-        let (left, right) = (vec![0x3f80_3f80; mr * STEPS], vec![0x3f80_3f80; nr * STEPS]);
-        let mut sums = vec![0f32; mr * nr];
-        #[cfg(target_arch = "x86_64")]
-        let _tiles = dpo_lora::kernels::amx::Tiles::ready();
-        let (began, mut tiles) = (Instant::now(), 0);
+        let mut multiply = kernel();
+        let (began, mut operations) = (Instant::now(), 0);
         while began.elapsed() < Duration::from_millis(500) {
-            for _ in 0..1000 {
-                // SAFETY: the panels hold as many steps and the tile is whole; the kernel was chosen on this processor.
-                unsafe { tile(STEPS, left.as_ptr(), right.as_ptr(), black_box(sums.as_mut_ptr()), nr, false) };
-            }
-            tiles += 1000;
+            operations += (0..1000).map(|_| multiply()).sum::<usize>();
         }
-        (2 * mr * nr * STEPS * compute.per_step() * tiles) as f64 / began.elapsed().as_secs_f64()
+        operations as f64 / began.elapsed().as_secs_f64()
     };
     rayon::broadcast(each).into_iter().take(threads).sum()
+}
+
+/// The micro-kernel of fused multiply-adds on panels that stay in the first-level cache.
+fn fused(compute: Compute) -> impl FnMut() -> usize {
+    const STEPS: usize = 128;
+    let Micro { mr, nr, tile } = Micro::choose(64, 64, compute);
+    // 1.0 in both types
+    let (left, right) = (vec![0x3f80_3f80; mr * STEPS], vec![0x3f80_3f80; nr * STEPS]);
+    let mut sums = vec![0f32; mr * nr];
+    move || {
+        // SAFETY: the panels hold as many steps and the tile is whole; the kernel was chosen on this processor.
+        unsafe { tile(STEPS, left.as_ptr(), right.as_ptr(), black_box(sums.as_mut_ptr()), nr, false) };
+        2 * mr * nr * STEPS * compute.per_step()
+    }
+}
+
+/// The tile unit on panels that stay in the first-level cache.
+#[cfg(target_arch = "x86_64")]
+fn tiles(terms: Terms) -> impl FnMut() -> usize {
+    const DEPTH: usize = 4;
+    let registers = |parts: usize| vec![0x3f80_3f80; DEPTH * parts * 2 * amx::REGISTER];
+    let (left, right) = (registers(terms.left()), registers(terms.right()));
+    let (unit, mut sums) = (amx::Tiles::ready().expect("there are tiles"), amx::Sums::new());
+    move || {
+        amx::multiply(&unit, terms, 2, DEPTH, &left, &right, black_box(&mut sums));
+        2 * amx::SIDE * amx::SIDE * DEPTH * amx::DEPTH
+    }
 }
 
 /// Seconds that this process has had of the processors, where the system says.

@@ -11,6 +11,7 @@ use dpo_lora::{
         demand::{Demand, DeviceWeights, PairSize, SampleSize},
         plan::{self, Limits, Loads, Plan},
     },
+    kernels::compute::Compute,
     model::footprint::{HeadWidths, Widths},
 };
 use numbers::{fixture, fresh, open};
@@ -35,6 +36,8 @@ fn demand() -> (Demand, Loads, Limits) {
         resumes: false,
         samples: Some(SampleSize { prompt: 40, per_prompt: 50, new: 60 }),
         threads: 2,
+        compute: Compute::F32,
+        rank: 4,
         widest: 128,
         device: None,
     };

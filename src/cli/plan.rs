@@ -63,7 +63,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let (_, adapter) = adapters::start(&recipe, &base)?;
     let memory = if accelerator { Memory::Device { free } } else { Memory::Host(held) };
     let planned = budget::plan(&recipe, &base, &rows, &adapter.shapes, false, memory)?;
-    let pace = budget::pace(&planned);
+    let pace = budget::pace(&planned, &base)?;
     match args.json {
         true => stdout::json(&told(&planned, pace)),
         false => stdout::line(text(&base.name, &planned, pace).trim_end()),

@@ -7,16 +7,12 @@ use serde::Serialize;
 
 use super::schedule::{Schedule, cut};
 use crate::{
-    kernels::attention,
+    kernels::{attention, compute::Compute, held},
     model::footprint::{HeadWidths, Widths},
 };
 
 /// Bytes of an f32 number.
 const F32: usize = 4;
-/// Columns of the right-hand side that a thread packs at once, and those that are decoded on the way there.
-const COLUMNS: usize = 8 * 32 + 32;
-/// Steps of k in a packed block of either side.
-const BLOCK: usize = 512;
 
 /// A pair as a schedule sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,8 +119,12 @@ pub struct Demand {
     pub samples: Option<SampleSize>,
     /// Threads that compute.
     pub threads: usize,
+    /// In which type the matrices multiply.
+    pub compute: Compute,
     /// Inputs or outputs of the widest linear layer.
     pub widest: usize,
+    /// The adapter's largest.
+    pub rank: usize,
     /// On a device: its memory is what is planned, and the weights are a part of it.
     pub device: Option<DeviceWeights>,
 }
@@ -197,11 +197,8 @@ impl Demand {
         if self.device.is_some() {
             return ("threads' buffers", 0);
         }
-        let (tokens, wide) = (load.tokens, self.widest.min(BLOCK));
-        // the left-hand side of the products with matrices, and of those that give the adapter's gradients
-        let left = (tokens * wide).max(if backward { self.widest * tokens.min(BLOCK) } else { 0 });
-        let right = COLUMNS * wide;
-        ("threads' buffers", (left + self.threads * (right + attention::scores(load.keys, backward))) * F32)
+        let products = held::products(load.tokens, self.widest, self.rank, self.threads, self.compute, backward);
+        ("threads' buffers", products + self.threads * attention::scores(load.keys, backward) * F32)
     }
 
     /// The three high points of a sweep: the last layer's forward pass, the head, the last layer's backward pass.

@@ -3,13 +3,23 @@
 //!
 //! The compiler knows nothing of tile registers, and no code but this uses them. They have their shapes as long as there is a
 //! [`Tiles`]: setting them up costs as much as a tile of 32 × 32 × 128.
+//!
+//! An f32 is the sum of three bf16 (8 + 8 + 8 bits), and a product of two bf16 is exact in f32. So tiles multiply f32 as
+//! well: three products where one side holds bf16 numbers, six where both hold any (the three smallest of the nine are
+//! below an f32's last bit), still several times the rate of fused multiply-adds.
 
 use std::arch::asm;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-/// Words of k that a tile takes at once.
-const BLOCK: usize = 16;
+/// Numbers of k that a register takes: sixteen pairs.
+pub const DEPTH: usize = 32;
+
+/// Words of a register.
+pub const REGISTER: usize = 256;
+
+/// Rows and columns of the sums: two registers each way.
+pub const SIDE: usize = 32;
 
 /// Whether this process may multiply in tiles. Linux wants to be asked, once a process.
 pub fn available() -> bool {
@@ -34,7 +44,11 @@ fn has_instructions() -> bool {
     }
     // SAFETY: OSXSAVE says that the processor has XGETBV and the system lets programs use it.
     let saved = unsafe { saved() };
-    __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE && saved & SAVED == SAVED
+    // numbers are rounded and transposed for the registers with AVX-512
+    let packs = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512bf16");
+    packs && __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE && saved & SAVED == SAVED
 }
 
 #[cfg(target_os = "linux")]
@@ -93,121 +107,180 @@ impl Drop for Tiles {
     }
 }
 
-/// A [`super::micro::Tile`] of `16 · HALVES` rows (one or two) and 32 columns, whose left panel lies `[mr][steps]`.
+/// Into how many bf16 the numbers of either side of a product are taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Terms {
+    /// Both sides are rounded to bf16.
+    One,
+    /// f32 on the left, bf16 on the right.
+    Three,
+    /// f32 on both sides.
+    Six,
+}
+
+impl Terms {
+    /// Parts of a number on the left.
+    pub fn left(self) -> usize {
+        if self == Self::One { 1 } else { 3 }
+    }
+
+    /// Parts of a number on the right.
+    pub fn right(self) -> usize {
+        if self == Self::Six { 3 } else { 1 }
+    }
+}
+
+/// The sums of a tile, row after row.
+#[repr(align(64))]
+pub struct Sums(pub [[f32; SIDE]; SIDE]);
+
+impl Sums {
+    /// Zeros.
+    pub const fn new() -> Self {
+        Self([[0.0; SIDE]; SIDE])
+    }
+}
+
+/// The sums over `depth` registers of k of `16 · halves` rows (`halves` is one or two) and 32 columns.
 ///
-/// Sums begin at zero whatever `add` says, so that an element's value does not depend on where its tile lies.
+/// `left` holds `[depth][parts][halves]` registers of sixteen rows times sixteen pairs of k, `right` `[depth][parts][2]`
+/// of sixteen pairs of k times sixteen columns. The sums begin at zero, so an element's value does not depend on where its
+/// tile lies.
 ///
-/// # Safety
-/// As for any tile, and there is a [`Tiles`] of this thread.
-pub unsafe fn tile<const HALVES: usize>(
-    steps: usize,
-    a: *const u32,
-    b: *const u32,
-    c: *mut f32,
-    ldc: usize,
-    add: bool,
-) {
-    const NR: usize = 32;
-    let (blocks, rest) = (steps / BLOCK, steps % BLOCK);
-    // SAFETY: the caller vouches for the panels and the tile of `c`, and that the processor has tiles. A block reads sixteen
-    // words of k, of which there are as many.
+/// # Panics
+/// Where a side does not hold as many.
+pub fn multiply(_: &Tiles, terms: Terms, halves: usize, depth: usize, left: &[u32], right: &[u32], sums: &mut Sums) {
+    assert!((1..=2).contains(&halves) && depth > 0, "{halves} halves of {depth}");
+    assert!(left.len() >= depth * terms.left() * halves * REGISTER, "the left panel is too small");
+    assert!(right.len() >= depth * terms.right() * 2 * REGISTER, "the right panel is too small");
+    let (left, right, sums) = (left.as_ptr(), right.as_ptr(), sums.0.as_mut_ptr().cast());
+    // SAFETY: the registers have their shapes while there is a `Tiles`; the panels hold what is read.
     unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            options(nostack, nomem, preserves_flags)
-        );
-        multiply::<HALVES>(blocks, a, 4 * steps, b);
-        if rest > 0 {
-            // what is left of k, made whole with zeros
-            let mut left = [[0u32; BLOCK]; 32];
-            for (row, words) in left.iter_mut().enumerate().take(16 * HALVES) {
-                words.as_mut_ptr().copy_from_nonoverlapping(a.add(row * steps + blocks * BLOCK), rest);
+        match (terms, halves) {
+            (Terms::One, 1) => one_half(depth, left, right, sums),
+            (Terms::One, _) => one(depth, left, right, sums),
+            (Terms::Three, 1) => three_half(depth, left, right, sums),
+            (Terms::Three, _) => three(depth, left, right, sums),
+            (Terms::Six, 1) => six_half(depth, left, right, sums),
+            (Terms::Six, _) => six(depth, left, right, sums),
+        }
+    }
+}
+
+/// Loads part `$part` of the right-hand side's 32 columns.
+macro_rules! right {
+    ($part:literal) => {
+        concat!(
+            "tileloadd tmm6, [{right} + {line} + 2048 * ",
+            $part,
+            "]\n",
+            "tileloadd tmm7, [{right} + {line} + 2048 * ",
+            $part,
+            " + 1024]\n",
+        )
+    };
+}
+
+/// Multiplies part `$part` of 32 rows with what is loaded.
+macro_rules! left {
+    ($part:literal) => {
+        concat!(
+            "tileloadd tmm4, [{left} + {line} + 2048 * ",
+            $part,
+            "]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tileloadd tmm5, [{left} + {line} + 2048 * ",
+            $part,
+            " + 1024]\n",
+            "tdpbf16ps tmm1, tmm4, tmm7\n",
+            "tdpbf16ps tmm2, tmm5, tmm6\n",
+            "tdpbf16ps tmm3, tmm5, tmm7\n",
+        )
+    };
+}
+
+/// The same of sixteen rows.
+macro_rules! left_half {
+    ($part:literal) => {
+        concat!(
+            "tileloadd tmm4, [{left} + {line} + 1024 * ",
+            $part,
+            "]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tdpbf16ps tmm1, tmm4, tmm7\n",
+        )
+    };
+}
+
+/// A loop over registers of k: `$left` and `$right` bytes of either side at a time.
+macro_rules! kernel {
+    ($name:ident, $halves:literal, $left:literal, $right:literal, $($step:expr),+) => {
+        unsafe fn $name(depth: usize, left: *const u32, right: *const u32, sums: *mut f32) {
+            // SAFETY: the caller vouches for the panels and the sums; tile registers are nobody else's.
+            unsafe {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "2:",
+                    concat!($($step),+),
+                    concat!("add {left}, ", $left),
+                    concat!("add {right}, ", $right),
+                    "dec {depth}",
+                    "jnz 2b",
+                    "tilestored [{sums} + {row}], tmm0",
+                    "tilestored [{sums} + {row} + 64], tmm1",
+                    concat!(
+                        ".if ", $halves, " == 2\n",
+                        "tilestored [{sums} + {row} + 2048], tmm2\n",
+                        "tilestored [{sums} + {row} + 2112], tmm3\n",
+                        ".endif",
+                    ),
+                    left = inout(reg) left => _,
+                    right = inout(reg) right => _,
+                    depth = inout(reg) depth => _,
+                    line = in(reg) 64usize,
+                    row = in(reg) 4 * SIDE,
+                    sums = in(reg) sums,
+                    options(nostack)
+                );
             }
-            let mut right = [[0u32; NR]; BLOCK];
-            right.as_mut_ptr().cast::<u32>().copy_from_nonoverlapping(b.add(blocks * BLOCK * NR), rest * NR);
-            multiply::<HALVES>(1, left.as_ptr().cast(), 4 * BLOCK, right.as_ptr().cast());
         }
-        if !add {
-            return store::<HALVES>(c, 4 * ldc);
-        }
-        let mut sums = [[0f32; NR]; 32];
-        store::<HALVES>(sums.as_mut_ptr().cast(), 4 * NR);
-        for (row, sums) in sums.iter().enumerate().take(16 * HALVES) {
-            let c = std::slice::from_raw_parts_mut(c.add(row * ldc), NR);
-            c.iter_mut().zip(sums).for_each(|(c, sum)| *c += sum);
-        }
-    }
+    };
 }
 
-/// Adds the products of `blocks` blocks of k to the sums. Rows of `a` lie `stride` bytes apart, those of `b` 128.
-#[inline(always)]
-unsafe fn multiply<const HALVES: usize>(blocks: usize, a: *const u32, stride: usize, b: *const u32) {
-    if blocks == 0 {
-        return;
-    }
-    // SAFETY: the caller vouches for sixteen words a block of each row of `a` and of sixteen rows of `b`; memory is only
-    // read, and tile registers are nobody else's.
-    unsafe {
-        if HALVES == 2 {
-            asm!(
-                "2:",
-                "tileloadd tmm4, [{a} + {stride}]",
-                "tileloadd tmm6, [{b} + {wide}]",
-                "tileloadd tmm7, [{b} + {wide} + 64]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{lower} + {stride}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a}, 64",
-                "add {lower}, 64",
-                "add {b}, 2048",
-                "dec {blocks}",
-                "jnz 2b",
-                a = inout(reg) a => _,
-                lower = inout(reg) a.byte_add(16 * stride) => _,
-                b = inout(reg) b => _,
-                blocks = inout(reg) blocks => _,
-                stride = in(reg) stride,
-                wide = in(reg) 128usize,
-                options(nostack, readonly)
-            );
-        } else {
-            asm!(
-                "2:",
-                "tileloadd tmm4, [{a} + {stride}]",
-                "tileloadd tmm6, [{b} + {wide}]",
-                "tileloadd tmm7, [{b} + {wide} + 64]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "add {a}, 64",
-                "add {b}, 2048",
-                "dec {blocks}",
-                "jnz 2b",
-                a = inout(reg) a => _,
-                b = inout(reg) b => _,
-                blocks = inout(reg) blocks => _,
-                stride = in(reg) stride,
-                wide = in(reg) 128usize,
-                options(nostack, readonly)
-            );
-        }
-    }
-}
-
-/// Writes the sums, rows `stride` bytes apart.
-#[inline(always)]
-unsafe fn store<const HALVES: usize>(c: *mut f32, stride: usize) {
-    // SAFETY: the caller vouches for the rows.
-    unsafe {
-        asm!("tilestored [{c} + {stride}], tmm0", "tilestored [{c} + {stride} + 64], tmm1", c = in(reg) c,
-            stride = in(reg) stride, options(nostack, preserves_flags));
-        if HALVES == 2 {
-            asm!("tilestored [{c} + {stride}], tmm2", "tilestored [{c} + {stride} + 64], tmm3",
-                c = in(reg) c.byte_add(16 * stride), stride = in(reg) stride, options(nostack, preserves_flags));
-        }
-    }
-}
+kernel!(one, 2, 2048, 2048, right!(0), left!(0));
+kernel!(one_half, 1, 1024, 2048, right!(0), left_half!(0));
+kernel!(three, 2, 6144, 2048, right!(0), left!(0), left!(1), left!(2));
+kernel!(three_half, 1, 3072, 2048, right!(0), left_half!(0), left_half!(1), left_half!(2));
+kernel!(
+    six,
+    2,
+    6144,
+    6144,
+    right!(0),
+    left!(0),
+    left!(1),
+    left!(2),
+    right!(1),
+    left!(0),
+    left!(1),
+    right!(2),
+    left!(0)
+);
+kernel!(
+    six_half,
+    1,
+    3072,
+    6144,
+    right!(0),
+    left_half!(0),
+    left_half!(1),
+    left_half!(2),
+    right!(1),
+    left_half!(0),
+    left_half!(1),
+    right!(2),
+    left_half!(0)
+);

@@ -42,6 +42,8 @@ impl Compute {
     /// Names the arithmetic in which the products run: results under one name have the same bits.
     pub fn name(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::F32 if super::amx::available() => "f32, in tiles",
             Self::F32 => "f32",
             #[cfg(target_arch = "x86_64")]
             Self::Bf16 if super::amx::available() => "bf16, in tiles",

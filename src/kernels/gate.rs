@@ -1,10 +1,12 @@
 //! The gate of a SwiGLU block (Shazeer 2020): `silu(gate) · up`, forward and backward.
 
-use candle_core::{Result, Tensor};
+use std::mem::MaybeUninit;
+
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
-    host::{floats, matrix},
+    host::{filled, floats, matrix},
     profile::{Part, Timed},
     simd::multiversion,
 };
@@ -24,12 +26,13 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     }
     let (rows, columns) = gate.dims2()?;
     let (gate, up) = (floats(gate)?, floats(up)?);
-    let mut y = vec![0f32; rows * columns];
-    y.par_chunks_mut(BLOCK)
-        .zip(gate.par_chunks(BLOCK))
-        .zip(up.par_chunks(BLOCK))
-        .for_each(|((y, gate), up)| block(gate, up, y));
-    matrix(y, rows, columns)
+    check(&gate, &[&up])?;
+    let fill = |y: &mut [MaybeUninit<f32>]| {
+        let inputs = gate.par_chunks(BLOCK).zip(up.par_chunks(BLOCK));
+        y.par_chunks_mut(BLOCK).zip(inputs).for_each(|(y, (gate, up))| block(gate, up, y));
+    };
+    // SAFETY: the inputs have as many elements, and a block writes one for each.
+    matrix(unsafe { filled(rows * columns, fill) }, rows, columns)
 }
 
 /// `(dgate, dup)` from the gradient `dy` of the product.
@@ -46,29 +49,49 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
     }
     let (rows, columns) = gate.dims2()?;
     let (gate, up, dy) = (floats(gate)?, floats(up)?, floats(dy)?);
-    let (mut dgate, mut dup) = (vec![0f32; rows * columns], vec![0f32; rows * columns]);
-    let inputs = gate.par_chunks(BLOCK).zip(up.par_chunks(BLOCK)).zip(dy.par_chunks(BLOCK));
-    dgate
-        .par_chunks_mut(BLOCK)
-        .zip(dup.par_chunks_mut(BLOCK))
-        .zip(inputs)
-        .for_each(|((dgate, dup), ((gate, up), dy))| block_backward(gate, up, dy, dgate, dup));
+    check(&gate, &[&up, &dy])?;
+    let mut dup = Vec::new();
+    let fill = |dgate: &mut [MaybeUninit<f32>]| {
+        let fill = |dup: &mut [MaybeUninit<f32>]| {
+            let inputs = gate.par_chunks(BLOCK).zip(up.par_chunks(BLOCK)).zip(dy.par_chunks(BLOCK));
+            let outputs = dgate.par_chunks_mut(BLOCK).zip(dup.par_chunks_mut(BLOCK));
+            outputs.zip(inputs).for_each(|((dgate, dup), ((gate, up), dy))| block_backward(gate, up, dy, dgate, dup));
+        };
+        // SAFETY: as below.
+        dup = unsafe { filled(rows * columns, fill) };
+    };
+    // SAFETY: the inputs have as many elements, and a block writes one of each result for each.
+    let dgate = unsafe { filled(rows * columns, fill) };
     Ok((matrix(dgate, rows, columns)?, matrix(dup, rows, columns)?))
 }
 
+/// All of one length.
+fn check(one: &[f32], others: &[&[f32]]) -> Result<()> {
+    if others.iter().any(|other| other.len() != one.len()) {
+        bail!("gate: {} elements beside {:?}", one.len(), others.iter().map(|other| other.len()));
+    }
+    Ok(())
+}
+
 multiversion! {
-    fn block(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    fn block(gate: &[f32], up: &[f32], y: &mut [MaybeUninit<f32>]) {
         for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-            *y = gate * sigmoid(*gate) * up;
+            y.write(gate * sigmoid(*gate) * up);
         }
     }
 
-    fn block_backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    fn block_backward(
+        gate: &[f32],
+        up: &[f32],
+        dy: &[f32],
+        dgate: &mut [MaybeUninit<f32>],
+        dup: &mut [MaybeUninit<f32>],
+    ) {
         let inputs = gate.iter().zip(up).zip(dy);
         for ((dgate, dup), ((gate, up), dy)) in dgate.iter_mut().zip(dup).zip(inputs) {
             let s = sigmoid(*gate);
-            *dup = dy * gate * s;
-            *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
+            dup.write(dy * gate * s);
+            dgate.write(dy * up * s * (1.0 + gate * (1.0 - s)));
         }
     }
 }

@@ -12,13 +12,15 @@ use rayon::prelude::*;
 
 use super::{
     compute::Compute,
-    micro::{Left, MAX_TILE, Micro},
-    pack::{Floats, Rounded, along, pair, rounded, transpose},
+    micro::{MAX_TILE, Micro},
+    pack::{Floats, Rounded, pair, rounded, transpose},
     words::Words,
 };
 
 /// Panels of the right-hand side that a task packs at once (8 × 32 columns × 512 words: 512 KiB).
-const PANELS: usize = 8;
+pub(super) const PANELS: usize = 8;
+/// Most words of k in a block: a packed panel of 32 columns stays in the second-level cache.
+pub(super) const BLOCK: usize = 512;
 /// Products under so many multiply-adds are not worth waking other threads for.
 pub const SERIAL: usize = 1 << 18;
 
@@ -49,10 +51,10 @@ pub trait Rhs: Sync {
 ///
 /// A pointer, not a slice: tasks that fill columns of one matrix have interleaved elements, which no two slices may share.
 pub struct Out<'a> {
-    data: *mut f32,
+    pub(super) data: *mut f32,
     len: usize,
-    ld: usize,
-    add: bool,
+    pub(super) ld: usize,
+    pub(super) add: bool,
     borrowed: PhantomData<&'a mut [f32]>,
 }
 
@@ -75,7 +77,18 @@ impl<'a> Out<'a> {
     pub fn fresh(data: &'a mut [MaybeUninit<f32>], ld: usize) -> Self {
         Self { data: data.as_mut_ptr().cast(), len: data.len(), ld, add: false, borrowed: PhantomData }
     }
+
+    /// # Panics
+    /// Where `m` rows of `n` columns do not lie in it.
+    pub(super) fn check(&self, m: usize, n: usize) {
+        assert!(m == 0 || self.ld >= n && self.len >= (m - 1) * self.ld + n, "the result is too small");
+    }
 }
+
+// SAFETY: it is written in unsafe code alone, where every task has its own rows and columns; the borrow outlives them.
+unsafe impl Send for Out<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Out<'_> {}
 
 /// A dense f32 right-hand side with any strides: element `(p, j)` is `data[p·row + j·col]`.
 #[derive(Clone, Copy)]
@@ -133,7 +146,7 @@ pub fn gemm([m, n, k]: [usize; 3], alpha: f32, a: Lhs, b: &dyn Rhs, out: Out, th
     if m == 0 || n == 0 {
         return;
     }
-    assert!(out.ld >= n && out.len >= (m - 1) * out.ld + n, "the result is too small");
+    out.check(m, n);
     if k == 0 {
         if !out.add {
             for i in 0..m {
@@ -147,10 +160,9 @@ pub fn gemm([m, n, k]: [usize; 3], alpha: f32, a: Lhs, b: &dyn Rhs, out: Out, th
     let compute = b.compute();
     let micro = Micro::choose(m, n, compute);
     let threads = if m * n * k < SERIAL { Threads::One } else { threads };
-    let blocks = k.div_ceil(micro.block * compute.per_step());
+    let blocks = k.div_ceil(BLOCK * compute.per_step());
     // equal blocks in multiples of 32: block-quantised rows are cut between their blocks
     let step = k.div_ceil(blocks).next_multiple_of(32);
-    let target = Target { data: out.data, ld: out.ld };
     // taken, not borrowed: while it waits for others, this thread may be given another product to work on
     let mut left = LEFT.take();
     for start in (0..k).step_by(step) {
@@ -158,7 +170,7 @@ pub fn gemm([m, n, k]: [usize; 3], alpha: f32, a: Lhs, b: &dyn Rhs, out: Out, th
         let steps = block.len().div_ceil(compute.per_step());
         let left = left.first(m.next_multiple_of(micro.mr) * steps);
         pack_left(&micro, m, block.clone(), (alpha, a, compute), left, threads);
-        let product = Product { micro, m, k: block, steps, left, right: b, target, add: out.add || start > 0 };
+        let product = Product { micro, m, k: block, steps, left, right: b, out: &out, add: out.add || start > 0 };
         product.run(n, threads);
     }
     LEFT.set(left);
@@ -182,7 +194,6 @@ fn pack_left(
             let data = &a.data[rows.start * a.row + k.start..];
             let floats = Floats { data, stride: a.row, k: k.len(), alpha };
             return match compute {
-                _ if micro.left == Left::Rows => along(Rounded(floats), count, panel),
                 Compute::F32 => transpose(floats, count, mr, panel),
                 Compute::Bf16 => transpose(Rounded(floats), count, mr, panel),
             };
@@ -195,15 +206,6 @@ fn pack_left(
             let second = if p + 1 < k.end { rounded(element(r, p + 1)) } else { 0 };
             pair(rounded(element(r, p)), second)
         };
-        if micro.left == Left::Rows {
-            let steps = panel.len() / mr;
-            for (r, out) in panel.chunks_exact_mut(steps).take(count).enumerate() {
-                for (step, out) in out.iter_mut().enumerate() {
-                    *out = word(r, k.start + 2 * step);
-                }
-            }
-            return;
-        }
         for (step, out) in panel.chunks_exact_mut(mr).enumerate() {
             let p = k.start + step * compute.per_step();
             match compute {
@@ -222,18 +224,6 @@ fn pack_left(
     }
 }
 
-/// The result, shared by tasks that write disjoint tiles of it.
-#[derive(Clone, Copy)]
-struct Target {
-    data: *mut f32,
-    ld: usize,
-}
-
-// SAFETY: every task writes its own rows and columns of the result, and the borrow outlives them all.
-unsafe impl Send for Target {}
-// SAFETY: as above.
-unsafe impl Sync for Target {}
-
 /// One block of k: packed rows on the left, panels of the right packed by the task that multiplies them.
 struct Product<'a> {
     micro: Micro,
@@ -243,7 +233,7 @@ struct Product<'a> {
     steps: usize,
     left: &'a [u32],
     right: &'a dyn Rhs,
-    target: Target,
+    out: &'a Out<'a>,
     add: bool,
 }
 
@@ -270,8 +260,6 @@ impl Product<'_> {
     /// Multiplies the row panels with the column panels.
     fn tiles(&self, row_panels: Range<usize>, panels: Range<usize>, n: usize) {
         let (mr, nr, k) = (self.micro.mr, self.micro.nr, self.steps);
-        #[cfg(target_arch = "x86_64")]
-        let _tiles = (self.micro.left == Left::Rows).then(super::amx::Tiles::ready).flatten();
         RIGHT.with_borrow_mut(|right| {
             let right = right.first(panels.len() * nr * k);
             self.right.pack(self.k.clone(), panels.start * nr..n.min(panels.end * nr), nr, right);
@@ -286,12 +274,12 @@ impl Product<'_> {
 
     fn tile(&self, left: &[u32], right: &[u32], i: usize, j: usize, n: usize) {
         let Micro { mr, nr, tile, .. } = self.micro;
-        let (k, ld) = (self.steps, self.target.ld);
+        let (k, ld) = (self.steps, self.out.ld);
         let (rows, columns) = (mr.min(self.m - i), nr.min(n - j));
         // SAFETY: `gemm` checked that the result holds m rows of n floats `ld` apart; this tile is ours alone; the
         // panels hold k·mr and k·nr words; `Micro::choose` checked the processor.
         unsafe {
-            let c = self.target.data.add(i * ld + j);
+            let c = self.out.data.add(i * ld + j);
             if rows == mr && columns == nr {
                 return tile(k, left.as_ptr(), right.as_ptr(), c, ld, self.add);
             }
@@ -369,11 +357,11 @@ mod tests {
         let (lhs, rhs) = (Lhs { data: &a, row: k, col: 1 }, Dense { data: &b, row: n, col: 1 });
         gemm([m, n, k], 1.0, lhs, &rhs, Out::new(&mut one, n, false), Threads::One);
         let mut all = vec![0f32; m * 2 * n];
-        let target = Target { data: all.as_mut_ptr(), ld: 2 * n };
+        let whole = Out::new(&mut all, 2 * n, false);
+        let start = |out: &Out| out.data;
         let half = |at: usize, add: bool| {
-            let Target { data, .. } = { target };
             // SAFETY: the columns `at..at + n` are this closure's alone.
-            let out = unsafe { Out::columns(data.add(at), (m - 1) * 2 * n + n, 2 * n, add) };
+            let out = unsafe { Out::columns(start(&whole).add(at), (m - 1) * 2 * n + n, 2 * n, add) };
             gemm([m, n, k], 1.0, lhs, &rhs, out, Threads::One);
         };
         std::thread::scope(|scope| {

@@ -1,6 +1,9 @@
 //! Tensors of the CPU as plain slices: read through their storage's lock, made from a `Vec` without a copy.
 
-use std::ops::{Deref, Range};
+use std::{
+    mem::MaybeUninit,
+    ops::{Deref, Range},
+};
 
 use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, bail};
 
@@ -58,6 +61,18 @@ pub fn operand_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&
 /// A matrix `[rows, columns]` on the CPU that takes the `Vec` over.
 pub fn matrix(elements: Vec<f32>, rows: usize, columns: usize) -> Result<Tensor> {
     Tensor::from_vec(elements, (rows, columns), &Device::Cpu)
+}
+
+/// `n` floats, all of which `fill` writes: the zeros of a `vec!` are a pass over memory, made by one thread.
+///
+/// # Safety
+/// `fill` initialises every element.
+pub unsafe fn filled(n: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut floats = Vec::with_capacity(n);
+    fill(&mut floats.spare_capacity_mut()[..n]);
+    // SAFETY: the caller's `fill` has initialised them.
+    unsafe { floats.set_len(n) };
+    floats
 }
 
 /// Σ a·b in sixteen interleaved sums: vectorises, and depends on nothing but the row.

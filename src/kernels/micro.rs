@@ -8,21 +8,12 @@ use super::compute::Compute;
 
 /// Computes `c[mr, nr] (+)= a · b` over `steps` words a row and column.
 ///
-/// `a` is packed as its [`Micro`] says, `b` is packed `[steps][nr]`, `c` is row-major with `ldc` floats a row.
+/// `a` is packed `[steps][mr]`, `b` is packed `[steps][nr]`, `c` is row-major with `ldc` floats a row.
 ///
 /// # Safety
 /// `a` and `b` hold `steps·mr` and `steps·nr` words, `c` is writable over `mr` rows of `nr` floats `ldc` apart, and the
 /// processor has the features that the kernel was chosen by.
 pub type Tile = unsafe fn(steps: usize, a: *const u32, b: *const u32, c: *mut f32, ldc: usize, add: bool);
-
-/// The order of words in a panel of the left-hand side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Left {
-    /// `[steps][mr]`
-    Across,
-    /// `[mr][steps]`
-    Rows,
-}
 
 /// A micro-kernel and the shape of its tile.
 #[derive(Clone, Copy)]
@@ -31,27 +22,16 @@ pub struct Micro {
     pub mr: usize,
     /// Columns of the tile.
     pub nr: usize,
-    /// How a panel of the left-hand side lies.
-    pub left: Left,
-    /// Words of k beyond which a product is cut into blocks.
-    pub block: usize,
     /// The kernel.
     pub tile: Tile,
 }
 
 /// The largest tile of any kernel, in floats.
-pub const MAX_TILE: usize = 32 * 32;
-
-/// Most words of k in a block: a packed panel of 32 columns stays in the second-level cache.
-const K_BLOCK: usize = 512;
-
-/// The same where tiles multiply: a panel of either side stays in the first-level cache.
-#[cfg(target_arch = "x86_64")]
-const TILE_BLOCK: usize = 256;
+pub const MAX_TILE: usize = 12 * 32;
 
 impl Micro {
     const fn new(mr: usize, nr: usize, tile: Tile) -> Self {
-        Self { mr, nr, left: Left::Across, block: K_BLOCK, tile }
+        Self { mr, nr, tile }
     }
 
     /// The best kernel of this processor for a product of `m` rows and `n` columns.
@@ -61,10 +41,6 @@ impl Micro {
     pub fn choose(m: usize, n: usize, compute: Compute) -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            if compute == Compute::Bf16 && super::amx::available() {
-                let tiles = |mr, tile| Self { mr, nr: 32, left: Left::Rows, block: TILE_BLOCK, tile };
-                return if m <= 16 { tiles(16, super::amx::tile::<1>) } else { tiles(32, super::amx::tile::<2>) };
-            }
             if compute == Compute::Bf16 && Compute::bf16_or_f32() == Compute::Bf16 {
                 let [few_rows, few_columns, many] = x86::BF16;
                 return match (m, n) {
@@ -290,15 +266,13 @@ mod tests {
         if Compute::bf16_or_f32() == Compute::Bf16 {
             #[cfg(target_arch = "x86_64")]
             all.extend(x86::BF16.map(|micro| (micro, Compute::Bf16)));
-            // tiles, where the processor has them
-            all.extend([1, 64].map(|m| (Micro::choose(m, 64, Compute::Bf16), Compute::Bf16)));
         }
         all
     }
 
     #[test]
     fn every_kernel_multiplies_and_adds() {
-        for ((Micro { mr, nr, left: order, tile, .. }, compute), steps) in
+        for ((Micro { mr, nr, tile }, compute), steps) in
             kernels().into_iter().flat_map(|kernel| [5, 16, 37].map(|steps| (kernel, steps)))
         {
             let per = compute.per_step();
@@ -313,14 +287,9 @@ mod tests {
                 let values = |at: usize| (0..per).map(|i| of(at / width * per + i, at % width)).collect::<Vec<_>>();
                 (0..steps * width).map(|at| word(&values(at))).collect()
             };
-            let (mut left, right) = (pack(mr, &|p, i| a(i, p)), pack(nr, &b));
-            if order == Left::Rows {
-                left = (0..mr * steps).map(|at| left[at % steps * mr + at / steps]).collect();
-            }
+            let (left, right) = (pack(mr, &|p, i| a(i, p)), pack(nr, &b));
             let mut c = vec![1f32; mr * (nr + 3)];
-            #[cfg(target_arch = "x86_64")]
-            let _tiles = (order == Left::Rows).then(crate::kernels::amx::Tiles::ready);
-            // SAFETY: the buffers have the sizes that the kernel states, and tiles are ready for those that use them.
+            // SAFETY: the buffers have the sizes that the kernel states.
             unsafe { tile(steps, left.as_ptr(), right.as_ptr(), c.as_mut_ptr(), nr + 3, true) };
             for i in 0..mr {
                 for j in 0..nr {

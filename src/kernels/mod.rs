@@ -16,6 +16,7 @@ pub mod gate;
 pub mod gemm;
 #[cfg(any(test, feature = "cuda", feature = "metal"))]
 pub(crate) mod gpu;
+pub mod held;
 pub mod host;
 pub mod layer_norm;
 #[cfg(any(test, feature = "metal"))]
@@ -31,5 +32,8 @@ pub mod rope;
 pub(crate) mod simd;
 pub mod soft_cap;
 pub mod special;
+pub mod sum;
 mod thin;
+#[cfg(target_arch = "x86_64")]
+pub mod tiles;
 mod words;

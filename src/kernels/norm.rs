@@ -1,10 +1,12 @@
 //! RMSNorm (Zhang & Sennrich 2019) over the rows of `x[tokens, hidden]`, forward and backward.
 
-use candle_core::{D, Result, Tensor};
+use std::mem::MaybeUninit;
+
+use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
-    host::{dot, floats, matrix},
+    host::{dot, filled, floats, matrix},
     profile::{Part, Timed},
     simd::multiversion,
 };
@@ -24,9 +26,12 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     }
     let (rows, hidden) = x.dims2()?;
     let (x, w) = (floats(x)?, floats(w)?);
-    let mut y = vec![0f32; rows * hidden];
-    y.par_chunks_mut(ROWS * hidden).zip(x.par_chunks(ROWS * hidden)).for_each(|(y, x)| norm_rows(x, &w, eps, y));
-    matrix(y, rows, hidden)
+    check(hidden, &w, &x, &[])?;
+    let fill = |y: &mut [MaybeUninit<f32>]| {
+        y.par_chunks_mut(ROWS * hidden).zip(x.par_chunks(ROWS * hidden)).for_each(|(y, x)| norm_rows(x, &w, eps, y));
+    };
+    // SAFETY: every row of x, which has as many elements, writes its row.
+    matrix(unsafe { filled(rows * hidden, fill) }, rows, hidden)
 }
 
 /// The gradient that reaches `x` through the norm, plus `residual`, the gradient that reaches it past the norm.
@@ -43,38 +48,67 @@ pub fn rms_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor, residual
     }
     let (rows, hidden) = x.dims2()?;
     let (x, w, dy, residual) = (floats(x)?, floats(w)?, floats(dy)?, floats(residual)?);
-    let mut dx = vec![0f32; rows * hidden];
-    dx.par_chunks_mut(ROWS * hidden).enumerate().for_each(|(block, dx)| {
-        let at = block * ROWS * hidden..block * ROWS * hidden + dx.len();
-        norm_rows_backward(&x[at.clone()], &w, eps, &dy[at.clone()], &residual[at], dx);
-    });
-    matrix(dx, rows, hidden)
+    check(hidden, &w, &x, &[&dy, &residual])?;
+    let fill = |dx: &mut [MaybeUninit<f32>]| {
+        dx.par_chunks_mut(ROWS * hidden).enumerate().for_each(|(block, dx)| {
+            let at = block * ROWS * hidden..block * ROWS * hidden + dx.len();
+            norm_rows_backward(&x[at.clone()], &w, eps, &dy[at.clone()], &residual[at], dx);
+        });
+    };
+    // SAFETY: every row of x, which has as many elements, writes its row.
+    matrix(unsafe { filled(rows * hidden, fill) }, rows, hidden)
+}
+
+/// Rows of a weight for each of `hidden` columns, and others of the same size.
+fn check(hidden: usize, w: &[f32], x: &[f32], others: &[&[f32]]) -> Result<()> {
+    if w.len() != hidden || others.iter().any(|other| other.len() != x.len()) {
+        bail!("norm: {} weights for {hidden} columns, or gradients of another size", w.len());
+    }
+    Ok(())
 }
 
 multiversion! {
-    fn norm_rows(x: &[f32], w: &[f32], eps: f64, y: &mut [f32]) {
+    fn norm_rows(x: &[f32], w: &[f32], eps: f64, y: &mut [MaybeUninit<f32>]) {
         for (y, x) in y.chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len())) {
             let scale = inverse_rms(x, eps);
             for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                *y = x * scale * w;
+                y.write(x * scale * w);
             }
         }
     }
 
-    fn norm_rows_backward(x: &[f32], w: &[f32], eps: f64, dy: &[f32], residual: &[f32], dx: &mut [f32]) {
+    fn norm_rows_backward(
+        x: &[f32],
+        w: &[f32],
+        eps: f64,
+        dy: &[f32],
+        residual: &[f32],
+        dx: &mut [MaybeUninit<f32>],
+    ) {
         let hidden = w.len();
         let rows = x.chunks_exact(hidden).zip(dy.chunks_exact(hidden)).zip(residual.chunks_exact(hidden));
         for (dx, ((x, dy), residual)) in dx.chunks_exact_mut(hidden).zip(rows) {
             let s = inverse_rms(x, eps);
-            for ((g, dy), w) in dx.iter_mut().zip(dy).zip(w) {
-                *g = dy * w;
-            }
-            let mean = dot(dx, x) / hidden as f32 * s * s * s;
-            for ((dx, x), residual) in dx.iter_mut().zip(x).zip(residual) {
-                *dx = *dx * s - x * mean + residual;
+            let mean = dot3(dy, w, x) / hidden as f32 * s * s * s;
+            for ((dx, (dy, w)), (x, residual)) in dx.iter_mut().zip(dy.iter().zip(w)).zip(x.iter().zip(residual)) {
+                dx.write(dy * w * s - x * mean + residual);
             }
         }
     }
+}
+
+/// Σ a·b·c, in the order of [`dot`].
+#[inline(always)]
+fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let mut sums = [0f32; 16];
+    let ((a, a_rest), (b, b_rest), (c, c_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>(), c.as_chunks::<16>());
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for (sum, ((a, b), c)) in sums.iter_mut().zip(a.iter().zip(b).zip(c)) {
+            *sum += a * b * c;
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).zip(c_rest).map(|((a, b), c)| a * b * c).sum();
+    sums.iter().sum::<f32>() + rest
 }
 
 #[inline(always)]

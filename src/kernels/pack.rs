@@ -237,27 +237,6 @@ pub fn transpose<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) 
     plain(rows, count, width, out);
 }
 
-/// Packs `count` rows as they lie, `out[row][step]`, zero from the last row on.
-///
-/// # Panics
-/// Where the data do not hold the rows, or `out` is no whole number of rows.
-pub fn along<R: Rows>(rows: R, count: usize, out: &mut [u32]) {
-    let steps = rows.steps();
-    assert!(
-        rows.holds(count) && out.len() >= count * steps && out.len().is_multiple_of(steps),
-        "the panel does not fit"
-    );
-    out[count * steps..].fill(0);
-    #[cfg(target_arch = "x86_64")]
-    if Compute::bf16_or_f32() == Compute::Bf16 {
-        // SAFETY: the data hold the rows, `out` the words, and the processor has the features.
-        return unsafe { x86::along(rows, count, out) };
-    }
-    for (row, out) in out.chunks_exact_mut(steps).take(count).enumerate() {
-        out.iter_mut().enumerate().for_each(|(step, word)| *word = rows.word(row, step));
-    }
-}
-
 /// [`transpose`] by tiles that stay in the first-level cache.
 fn plain<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
     const TILE: usize = 16;
@@ -276,7 +255,7 @@ fn plain<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub(super) mod x86;
 
 /// Where a step's words go in panels of `nr` columns that lie `size` words apart.
 #[derive(Clone, Copy)]
@@ -383,13 +362,6 @@ mod tests {
                 let unaligned = [&[0], &bytes[..]].concat();
                 let widened = Widened { bytes: &unaligned[1..], stride: 80, k };
                 holds(floats, count);
-                let mut ours = vec![0xdead_beef; (count + 2) * k.div_ceil(2)];
-                along(Rounded(floats), count, &mut ours);
-                let word = |at: usize| match (at / k.div_ceil(2), at % k.div_ceil(2)) {
-                    (row, step) if row < count => Rounded(floats).word(row, step),
-                    _ => 0,
-                };
-                assert!(ours.iter().enumerate().all(|(at, ours)| *ours == word(at)), "{count} rows of {k}");
                 holds(Rounded(floats), count);
                 holds(widened, count);
                 if k % 2 == 0 {

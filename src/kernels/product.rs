@@ -3,11 +3,11 @@
 use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
 
 use super::{
-    gemm::{Dense, Lhs, Out, SERIAL, Threads, gemm},
+    gemm::{Dense, Lhs, Out, Rhs, SERIAL, Threads, gemm},
     host::operand_mut,
     pack::{Floats, transpose},
     profile::{Part, Timed},
-    thin::{self, Place, THIN_COLUMNS, THIN_ROWS, Wide},
+    thin::{self, LOW_ROWS, Place, THIN_COLUMNS, THIN_ROWS, Wide},
 };
 
 /// `c[m, n] += alpha · a[m, k] · b[k, n]` in place; `c` is contiguous and may be a view, `a` and `b` may be transposed.
@@ -68,6 +68,16 @@ impl Product {
             thin::rows(self.alpha, x, thin, out, self.add, parallel);
             return true;
         }
+        if k <= LOW_ROWS && a.col == 1 && a.row >= k {
+            let left = Wide { data: a.data, rows: m, stride: a.row, width: k };
+            let (laid, stride) = match b.col {
+                1 if b.row >= n => (None, b.row),
+                _ => (Some(laid(k, n, b)), n),
+            };
+            let right = Wide { data: laid.as_deref().unwrap_or(b.data), rows: k, stride, width: n };
+            thin::outer(self.alpha, left, right, out, self.add, parallel);
+            return true;
+        }
         // sums over the rows of both sides
         if a.row != 1 || b.col != 1 || a.col < m || b.row < n || m.min(n) > THIN_COLUMNS {
             return false;
@@ -81,6 +91,13 @@ impl Product {
         thin::columns(self.alpha, thin, wide, (out, place), self.add, parallel);
         true
     }
+}
+
+/// The `k` rows of `b[k, n]`, without gaps.
+fn laid(k: usize, n: usize, b: Dense) -> Vec<f32> {
+    let mut words = vec![0; k * n];
+    b.pack(0..k, 0..n, n, &mut words);
+    words.into_iter().map(f32::from_bits).collect()
 }
 
 /// The `n` columns of `b[k, n]` as rows.

@@ -1,8 +1,8 @@
 //! Products of a wide matrix with a thin one, as LoRA's matrices are: the wide one is read where it lies, once.
 //!
 //! The general product packs its left-hand side, which costs as much as a few columns do. Here nothing of the wide matrix
-//! is packed: [`rows`] takes dot products along its rows, [`columns`] sums over its rows. Both are for AVX-512; elsewhere
-//! the general product serves.
+//! is packed: [`rows`] takes dot products along its rows, [`columns`] sums over its rows, [`outer`] makes it of two thin
+//! ones. All are for AVX-512; elsewhere the general product serves.
 //!
 //! An element is one sum in an order that depends on its length alone, so a row's result depends on the row alone.
 
@@ -16,6 +16,9 @@ pub const THIN_ROWS: usize = 16;
 /// The same of a thin matrix's columns for [`columns`]: 60 and 198 at 8, 134 and 191 at 32, 156 and 192 at 64, 181 and
 /// 187 at 128.
 pub const THIN_COLUMNS: usize = 64;
+
+/// Most products that an element of [`outer`] is a sum of, for which it pays.
+pub const LOW_ROWS: usize = 32;
 
 /// Whether this processor has what the kernels here need.
 pub fn available() -> bool {
@@ -75,6 +78,33 @@ pub fn rows(alpha: f32, x: Wide, thin: Wide, out: &mut [f32], add: bool, paralle
     }
 }
 
+/// `out[m, n] (+)= alpha · left · right` for a thin `left[m, k]` and a low `right[k, n]`, `out` without gaps.
+///
+/// # Panics
+/// Where shapes do not fit, or the processor is without [`available`].
+pub fn outer(alpha: f32, left: Wide, right: Wide, out: &mut [f32], add: bool, parallel: bool) {
+    left.check();
+    right.check();
+    assert!(left.width == right.rows && out.len() == left.rows * right.width && available(), "shapes that do not fit");
+    let tasks = if parallel { rayon::current_num_threads() } else { 1 };
+    // whole tiles a task
+    let each = left.rows.div_ceil(tasks).next_multiple_of(OUTER_ROWS);
+    let task = |(task, out): (usize, &mut [f32])| {
+        let part = Wide { data: &left.data[task * each * left.stride..], rows: out.len() / right.width, ..left };
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has the feature, and both matrices hold their rows.
+        unsafe {
+            x86::outer(alpha, part, right, out, add)
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (alpha, part, out, add);
+    };
+    match tasks {
+        1 => task((0, out)),
+        _ => out.par_chunks_mut(each * right.width).enumerate().with_max_len(1).for_each(task),
+    }
+}
+
 /// Where [`columns`] puts element `(i, j)`: at `i · thin + j · wide`.
 #[derive(Clone, Copy)]
 pub struct Place {
@@ -119,6 +149,8 @@ pub fn columns(alpha: f32, thin: Wide, x: Wide, (out, place): (&mut [f32], Place
 const ROWS: usize = 3;
 /// Columns of `x` in a tile of [`columns`].
 const COLUMNS: usize = 48;
+/// Rows in a tile of [`outer`], of 64 columns.
+const OUTER_ROWS: usize = 6;
 /// Rows or columns of the thin matrix in a tile.
 const WITH: usize = 8;
 
@@ -141,7 +173,7 @@ impl Shared {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{COLUMNS, Place, ROWS, WITH, Wide};
+    use super::{COLUMNS, OUTER_ROWS, Place, ROWS, WITH, Wide};
 
     /// Repeats a statement for each of the tile's rows or columns: sums must stay in registers.
     macro_rules! each {
@@ -166,14 +198,22 @@ mod x86 {
                 // SAFETY: whole vectors lie within the rows, and the mask holds the loads of the last within them.
                 unsafe {
                     for p in (0..k - k % 16).step_by(16) {
-                        let l = left.map(|row| _mm512_loadu_ps(row.add(p)));
+                        let l = [
+                            _mm512_loadu_ps(left[0].add(p)),
+                            _mm512_loadu_ps(left[1].add(p)),
+                            _mm512_loadu_ps(left[2].add(p)),
+                        ];
                         each!(J in [0, 1, 2, 3, 4, 5, 6, 7] {
                             let r = _mm512_loadu_ps(right[J].add(p));
                             each!(I in [0, 1, 2] { sums[I][J] = _mm512_fmadd_ps(l[I], r, sums[I][J]); });
                         });
                     }
                     let (p, mask) = (k - k % 16, (1 << (k % 16)) - 1);
-                    let l = left.map(|row| _mm512_maskz_loadu_ps(mask, row.add(p)));
+                    let l = [
+                        _mm512_maskz_loadu_ps(mask, left[0].add(p)),
+                        _mm512_maskz_loadu_ps(mask, left[1].add(p)),
+                        _mm512_maskz_loadu_ps(mask, left[2].add(p)),
+                    ];
                     each!(J in [0, 1, 2, 3, 4, 5, 6, 7] {
                         let r = _mm512_maskz_loadu_ps(mask, right[J].add(p));
                         each!(I in [0, 1, 2] { sums[I][J] = _mm512_fmadd_ps(l[I], r, sums[I][J]); });
@@ -188,20 +228,69 @@ mod x86 {
         }
     }
 
+    /// # Safety
+    /// Both matrices hold their rows, `out` is `[left.rows, right.width]`, and the processor has AVX-512 F.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn outer(alpha: f32, left: Wide, right: Wide, out: &mut [f32], add: bool) {
+        let n = right.width;
+        for i in (0..left.rows).step_by(OUTER_ROWS) {
+            let count = OUTER_ROWS.min(left.rows - i);
+            // rows past the last are the last again: computed and not written
+            let rows: [*const f32; OUTER_ROWS] =
+                std::array::from_fn(|row| left.data[(i + row).min(left.rows - 1) * left.stride..].as_ptr());
+            for j in (0..n).step_by(64) {
+                let mask = |vector: usize| match (n - j).saturating_sub(16 * vector) {
+                    16.. => u16::MAX,
+                    rest => (1 << rest) - 1,
+                };
+                let masks = [mask(0), mask(1), mask(2), mask(3)];
+                let mut sums = [[_mm512_setzero_ps(); 4]; OUTER_ROWS];
+                let mut from = right.data[j..].as_ptr();
+                // SAFETY: both matrices hold what is read, `out` what is written: the masks see to its ends.
+                unsafe {
+                    for p in 0..left.width {
+                        let r = [
+                            _mm512_maskz_loadu_ps(masks[0], from),
+                            _mm512_maskz_loadu_ps(masks[1], from.wrapping_add(16)),
+                            _mm512_maskz_loadu_ps(masks[2], from.wrapping_add(32)),
+                            _mm512_maskz_loadu_ps(masks[3], from.wrapping_add(48)),
+                        ];
+                        each!(I in [0, 1, 2, 3, 4, 5] {
+                            let l = _mm512_set1_ps(*rows[I].add(p));
+                            each!(V in [0, 1, 2, 3] { sums[I][V] = _mm512_fmadd_ps(l, r[V], sums[I][V]); });
+                        });
+                        from = from.wrapping_add(right.stride);
+                    }
+                    let alpha = _mm512_set1_ps(alpha);
+                    for (row, sums) in sums.iter().enumerate().take(count) {
+                        let to = out.as_mut_ptr().add((i + row) * n + j);
+                        for (vector, sum) in sums.iter().enumerate() {
+                            let (to, mask) = (to.wrapping_add(16 * vector), masks[vector]);
+                            let before = if add { _mm512_maskz_loadu_ps(mask, to) } else { _mm512_setzero_ps() };
+                            _mm512_mask_storeu_ps(to, mask, _mm512_fmadd_ps(alpha, *sum, before));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// The sum of each vector's lanes, all in one order.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn totals(sums: &[__m512; WITH]) -> [f32; WITH] {
-        let halves = sums.map(|sum| {
-            let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sum)));
-            _mm256_add_ps(_mm512_castps512_ps256(sum), upper)
-        });
-        let fours = |a: usize| {
-            let (first, second) =
-                (_mm256_hadd_ps(halves[a], halves[a + 1]), _mm256_hadd_ps(halves[a + 2], halves[a + 3]));
-            _mm256_hadd_ps(first, second)
-        };
-        let (first, second) = (fours(0), fours(4));
+        // loops, no closures: those would be compiled without the feature, and called
+        let mut halves = [_mm256_setzero_ps(); WITH];
+        for (half, sum) in halves.iter_mut().zip(sums) {
+            let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(*sum)));
+            *half = _mm256_add_ps(_mm512_castps512_ps256(*sum), upper);
+        }
+        let mut fours = [_mm256_setzero_ps(); 2];
+        for (four, halves) in fours.iter_mut().zip(halves.as_chunks::<4>().0) {
+            let (first, second) = (_mm256_hadd_ps(halves[0], halves[1]), _mm256_hadd_ps(halves[2], halves[3]));
+            *four = _mm256_hadd_ps(first, second);
+        }
+        let [first, second] = fours;
         let sums =
             _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(first, second), _mm256_permute2f128_ps::<0x31>(first, second));
         let mut all = [0.0; WITH];
@@ -232,8 +321,11 @@ mod x86 {
             for _ in 0..x.rows {
                 // SAFETY: both hold the row, and the masks hold the loads within it; what is fetched ahead may lie anywhere.
                 unsafe {
-                    let r: [__m512; 3] =
-                        std::array::from_fn(|v| _mm512_maskz_loadu_ps(masks[v], right.wrapping_add(16 * v)));
+                    let r = [
+                        _mm512_maskz_loadu_ps(masks[0], right),
+                        _mm512_maskz_loadu_ps(masks[1], right.wrapping_add(16)),
+                        _mm512_maskz_loadu_ps(masks[2], right.wrapping_add(32)),
+                    ];
                     each!(V in [0, 1, 2] {
                         _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(4 * x.stride + 16 * V).cast());
                     });

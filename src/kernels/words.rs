@@ -19,6 +19,8 @@ impl Words {
     pub fn first(&mut self, n: usize) -> &mut [u32] {
         let lines = n.div_ceil(16);
         if self.0.len() < lines {
+            // what it held goes first: nobody needs it, and both at once would be the peak of a run
+            self.0 = Vec::new();
             self.0.resize(lines, Line([0; 16]));
         }
         // SAFETY: a line is sixteen words and nothing else; the borrow is of the whole buffer.

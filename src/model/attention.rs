@@ -13,6 +13,7 @@ use super::{
 use crate::kernels::{
     attention::{Attended, Heads, attention_backward},
     rope::{Turn, rope},
+    sum::add,
 };
 
 /// The frozen parts of a layer's attention.
@@ -114,8 +115,7 @@ impl Attention {
     ) -> Result<Tensor> {
         let d_output = self.join.backward(mixed.output.as_ref(), &d)?;
         drop((d, mixed.output));
-        let d_values = attended.values.zeros_like()?;
-        self.output.backward(&attended.values, mixed.thin.as_ref(), &d_output, &d_values, through)?;
+        let d_values = self.output.backward(&attended.values, mixed.thin.as_ref(), &d_output, through)?;
         drop(d_output);
 
         let Projected { normed, thins, unnormed, q, k, v } = projected;
@@ -131,7 +131,7 @@ impl Attention {
         let d_normed = self.qkv.backward(&normed, &thins, [dq, dk, dv], through)?;
         match &self.norm {
             Some(norm) => norm.backward(x, &d_normed, past),
-            None => d_normed + past,
+            None => add(&d_normed, past),
         }
     }
 }

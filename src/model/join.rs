@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::norm::Norm;
+use crate::kernels::sum::add;
 
 /// What is done to a half's output on its way into the residual.
 #[derive(Debug)]
@@ -17,8 +18,8 @@ impl Join {
     /// `x + scale · norm(y)`.
     pub fn forward(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         match &self.norm {
-            Some(norm) => x + self.scaled(&norm.forward(y)?)?,
-            None => x + self.scaled(y)?,
+            Some(norm) => add(x, &self.scaled(&norm.forward(y)?)?),
+            None => add(x, &self.scaled(y)?),
         }
     }
 

@@ -59,7 +59,18 @@ impl Linear {
 
     /// `W·x + bias + scale · B·thin`.
     pub fn apply(&self, x: &Tensor, thin: Option<&Tensor>, through: Through) -> Result<Tensor> {
-        let mut y = self.weight.apply(x)?;
+        self.finished(self.weight.apply(x)?, thin, through)
+    }
+
+    /// [`Linear::apply`] of layers that read the same input.
+    pub fn apply_all(layers: &[Self], x: &Tensor, thins: &[Option<Tensor>], through: Through) -> Result<Vec<Tensor>> {
+        let weights: Vec<_> = layers.iter().map(|layer| &layer.weight).collect();
+        let ys = FrozenMatrix::apply_all(&weights, x)?;
+        layers.iter().zip(ys).zip(thins).map(|((layer, y), thin)| layer.finished(y, thin.as_ref(), through)).collect()
+    }
+
+    /// `y + bias + scale · B·thin`.
+    fn finished(&self, mut y: Tensor, thin: Option<&Tensor>, through: Through) -> Result<Tensor> {
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(bias)?;
         }
@@ -69,8 +80,31 @@ impl Linear {
         Ok(y)
     }
 
-    /// Adds the gradient that reaches `x` to `dx`, and those of A and B to the adapter's.
-    pub fn backward(
+    /// The gradient that reaches `x`; adds those of A and B to the adapter's.
+    pub fn backward(&self, x: &Tensor, thin: Option<&Tensor>, dy: &Tensor, through: Through) -> Result<Tensor> {
+        let dx = FrozenMatrix::backward_all(&[&self.weight], &[dy])?;
+        self.backward_of_adapter(x, thin, dy, &dx, through)?;
+        Ok(dx)
+    }
+
+    /// [`Linear::backward`] of layers that read the same input.
+    pub fn backward_all(
+        layers: &[Self],
+        x: &Tensor,
+        thins: &[Option<Tensor>],
+        dys: &[Tensor],
+        through: Through,
+    ) -> Result<Tensor> {
+        let weights: Vec<_> = layers.iter().map(|layer| &layer.weight).collect();
+        let dx = FrozenMatrix::backward_all(&weights, &dys.iter().collect::<Vec<_>>())?;
+        for ((layer, thin), dy) in layers.iter().zip(thins).zip(dys) {
+            layer.backward_of_adapter(x, thin.as_ref(), dy, &dx, through)?;
+        }
+        Ok(dx)
+    }
+
+    /// The adapter's share: adds to `dx` and to the gradients of A and B.
+    fn backward_of_adapter(
         &self,
         x: &Tensor,
         thin: Option<&Tensor>,
@@ -78,7 +112,6 @@ impl Linear {
         dx: &Tensor,
         through: Through,
     ) -> Result<()> {
-        self.weight.add_backward(dx, dy)?;
         let Some((thin, lora)) = thin.zip(through.adapter.and_then(|adapter| adapter.layer(self.id))) else {
             return Ok(());
         };
@@ -150,11 +183,10 @@ mod tests {
             let y = linear.apply(&x, thin.as_ref(), through)?;
             assert!(worst(&y, &form([&x, &lora.a, &lora.b])?) < 5e-6);
 
-            // what is in dx already stays
-            let (dx, before, dy) = (random((6, 14), 5), random((6, 14), 5), random((6, 10), 6));
+            let dy = random((6, 10), 6);
             adapter.clear_grads().unwrap();
-            linear.backward(&x, thin.as_ref(), &dy, &dx, through)?;
-            let ours = [&(dx - before)?, &lora.da, &lora.db];
+            let dx = linear.backward(&x, thin.as_ref(), &dy, through)?;
+            let ours = [&dx, &lora.da, &lora.db];
             gradients_hold(ours, [&x, &lora.a, &lora.b], &dy, form, 1e-6)?;
         }
         Ok(())
@@ -167,7 +199,7 @@ mod tests {
         let mut sums = vec![];
         for _ in 0..2 {
             let thin = linear.thin(&x, through)?;
-            linear.backward(&x, thin.as_ref(), &dy, &x.zeros_like()?, through)?;
+            linear.backward(&x, thin.as_ref(), &dy, through)?;
             sums.push(adapter.grads.copy()?);
         }
         assert!(worst(&sums[1], &(&sums[0] * 2.0)?) < 1e-5);
@@ -186,8 +218,7 @@ mod tests {
             let none = random((1, 1), 7).zeros_like()?;
             let (a, b) = (none.expand((3, 14))?.contiguous()?, none.expand((10, 3))?.contiguous()?);
             assert!(worst(&other.apply(&x, None, through)?, &form([&x, &x, &a, &b])?) < 5e-6);
-            let dx = x.zeros_like()?;
-            other.backward(&x, None, &dy, &dx, through)?;
+            let dx = other.backward(&x, None, &dy, through)?;
             assert!(worst(&dx, &dy.matmul(&random((10, 14), 1))?) < 5e-6);
         }
         assert_eq!(worst(&adapter.grads, &adapter.grads.zeros_like()?), 0.0);

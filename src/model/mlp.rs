@@ -8,7 +8,10 @@ use super::{
     norm::Norm,
     parts::{Parts, Thins},
 };
-use crate::kernels::activation::{self, Activation};
+use crate::kernels::{
+    activation::{self, Activation},
+    sum::add,
+};
 
 /// The frozen parts of a layer's MLP.
 #[derive(Debug)]
@@ -128,8 +131,7 @@ impl Mlp {
         let d_output = self.join.backward(output.as_ref(), d)?;
         drop(output);
         let act = act.map_or_else(|| self.activated(&wide), Ok)?;
-        let d_act = act.zeros_like()?;
-        self.down.backward(&act, thin.as_ref(), &d_output, &d_act, through)?;
+        let d_act = self.down.backward(&act, thin.as_ref(), &d_output, through)?;
         drop((act, d_output));
         let normed = || normed.map_or_else(|| self.normed(x), Ok);
         let d_normed = match (&self.up, wide) {
@@ -147,7 +149,7 @@ impl Mlp {
         };
         match &self.norm {
             Some(norm) => norm.backward(x, &d_normed, d),
-            None => d_normed + d,
+            None => add(&d_normed, d),
         }
     }
 }

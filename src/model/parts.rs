@@ -39,22 +39,15 @@ impl<const N: usize> Parts<N> {
 
     /// What each part gives for `x[tokens, inputs]`.
     pub fn forward(&self, x: &Tensor, through: Through) -> Result<([Tensor; N], Thins)> {
-        let (mut outputs, mut thins) = (Vec::with_capacity(N), Vec::with_capacity(N));
-        for linear in self.linears() {
-            let thin = linear.thin(x, through)?;
-            outputs.push(linear.apply(x, thin.as_ref(), through)?);
-            thins.push(thin);
-        }
+        let linears = self.linears();
+        let thins = linears.iter().map(|linear| linear.thin(x, through)).collect::<Result<Thins>>()?;
+        let outputs = Linear::apply_all(linears, x, &thins, through)?;
         Ok((self.take_apart(outputs)?, thins))
     }
 
     /// The gradient that reaches `x` from the parts' gradients `d`. Adds those of the adapters to theirs.
     pub fn backward(&self, x: &Tensor, thins: &Thins, d: [Tensor; N], through: Through) -> Result<Tensor> {
-        let dx = x.zeros_like()?;
-        for ((linear, thin), d) in self.linears().iter().zip(thins).zip(self.join(d)?) {
-            linear.backward(x, thin.as_ref(), &d, &dx, through)?;
-        }
-        Ok(dx)
+        Linear::backward_all(self.linears(), x, thins, &self.join(d)?, through)
     }
 
     /// From what each matrix gives to parts.

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use candle_core::{DType, Tensor};
+
 use super::{base::Base, pairs, rows::Rows, samples, steps};
 use crate::{
     Error, Result,
@@ -11,10 +13,7 @@ use crate::{
         plan::{self, Limits, Loads, Plan},
     },
     heap,
-    kernels::{
-        dequantise::scratch,
-        gemm::{Dense, Lhs, Out, Threads, gemm},
-    },
+    kernels::dequantise::scratch,
     model::{
         footprint::{HeadWidths, Widths},
         lora::Shape,
@@ -47,6 +46,9 @@ impl Held {
         Self { now: meter.sample().unwrap_or(0), most: meter.peak().unwrap_or(0) }
     }
 }
+
+/// The share of a step's time that products with frozen matrices take (`docs/performance.md`).
+const PRODUCTS: f64 = 0.6;
 
 /// The memory that a plan is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +140,9 @@ fn demand(recipe: &Recipe, base: &Base, shapes: &[Shape], resumes: bool, memory:
         held_to,
         resumes,
         samples: sample_size(recipe, base)?,
+        rank: shapes.iter().map(|shape| shape.r).max().unwrap_or(0),
         threads: rayon::current_num_threads(),
+        compute: base.compute,
         widest: base.model.linears().map(|linear| linear.weight.inputs.max(linear.weight.outputs)).max().unwrap_or(0),
     })
 }
@@ -234,24 +238,23 @@ fn device_weights(base: &Base) -> DeviceWeights {
     }
 }
 
-/// How long this machine takes for a second of a plan's `cost`, from products measured for a moment: what else a step
-/// does is taken to slow down with them.
-pub fn pace(planned: &Planned) -> f64 {
-    plan::RATE * planned.demand.threads as f64 / rate()
-}
-
-/// Operations a second of an f32 product on all threads.
-fn rate() -> f64 {
-    const SIZE: usize = 768;
-    let numbers = vec![1f32; SIZE * SIZE];
-    let mut product = vec![0f32; SIZE * SIZE];
+/// How long this machine takes for a second of a plan's `cost`: a product with the widest matrix of the base's layers is
+/// measured for a moment, and is taken to be its usual share of a step.
+///
+/// # Errors
+/// Where the product fails.
+pub fn pace(planned: &Planned, base: &Base) -> candle_core::Result<f64> {
+    const TOKENS: usize = 256;
+    let numbers = |matrix: &FrozenMatrix| matrix.inputs * matrix.outputs;
+    let matrices = base.model.linears().map(|linear| &linear.weight);
+    let Some(matrix) = matrices.max_by_key(|matrix| numbers(matrix)) else { return Ok(1.0) };
+    let x = Tensor::ones((TOKENS, matrix.inputs), DType::F32, &base.model.device)?;
+    matrix.apply(&x)?;
     let (mut rounds, began) = (0, Instant::now());
     while rounds < 3 || began.elapsed().as_millis() < 200 {
-        let left = Lhs { data: &numbers, row: SIZE, col: 1 };
-        let right = Dense { data: &numbers, row: SIZE, col: 1 };
-        let out = Out::new(&mut product, SIZE, false);
-        gemm([SIZE; 3], 1.0, left, &right, out, Threads::All);
+        matrix.apply(&x)?;
         rounds += 1;
     }
-    (2 * SIZE.pow(3) * rounds) as f64 / began.elapsed().as_secs_f64()
+    let rate = (2 * TOKENS * numbers(matrix) * rounds) as f64 / began.elapsed().as_secs_f64();
+    Ok(plan::RATE * planned.demand.threads as f64 / (PRODUCTS * rate))
 }

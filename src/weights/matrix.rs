@@ -19,6 +19,9 @@ use crate::kernels::{
     profile::{Part, Timed},
 };
 
+#[cfg(target_arch = "x86_64")]
+mod tiled;
+
 /// A matrix `[outputs, inputs]` that never learns.
 #[derive(Debug, Clone)]
 pub struct FrozenMatrix {
@@ -87,7 +90,20 @@ impl FrozenMatrix {
 
     /// `x[tokens, inputs] · Wᵀ`: `[tokens, outputs]`.
     pub fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        Ok(Self::apply_all(&[self], x)?.remove(0))
+    }
+
+    /// [`FrozenMatrix::apply`] of several matrices of the same input.
+    pub fn apply_all(matrices: &[&Self], x: &Tensor) -> candle_core::Result<Vec<Tensor>> {
         let _timed = Timed::start(Part::Products);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(terms) = tiled::terms(matrices) {
+            return tiled::apply_all(matrices, x, terms);
+        }
+        matrices.iter().map(|matrix| matrix.apply_alone(x)).collect()
+    }
+
+    fn apply_alone(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match &self.place {
             Place::Device(w) => dequantise::apply(&*w.form()?, x, w.uploader.compute),
             Place::Mapped(w, compute) => {
@@ -111,6 +127,27 @@ impl FrozenMatrix {
     /// `dx[tokens, inputs] += dy[tokens, outputs] · W`, in place.
     pub fn add_backward(&self, dx: &Tensor, dy: &Tensor) -> candle_core::Result<()> {
         let _timed = Timed::start(Part::Products);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(terms) = tiled::terms(&[self]) {
+            return dx.inplace_op2(dy, &tiled::Backward { matrix: self, terms });
+        }
+        self.add_backward_alone(dx, dy)
+    }
+
+    /// `Σ dy[tokens, outputs] · W` of several matrices of the same input: the gradient that reaches it.
+    pub fn backward_all(matrices: &[&Self], dys: &[&Tensor]) -> candle_core::Result<Tensor> {
+        let _timed = Timed::start(Part::Products);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(terms) = tiled::terms(matrices) {
+            return tiled::backward_all(matrices, dys, terms);
+        }
+        let (Some(first), Some(dy)) = (matrices.first(), dys.first()) else { bail!("a gradient of no product") };
+        let dx = Tensor::zeros((dy.dim(0)?, first.inputs), dy.dtype(), dy.device())?;
+        matrices.iter().zip(dys).try_for_each(|(matrix, dy)| matrix.add_backward_alone(&dx, dy))?;
+        Ok(dx)
+    }
+
+    fn add_backward_alone(&self, dx: &Tensor, dy: &Tensor) -> candle_core::Result<()> {
         match &self.place {
             Place::Device(w) => dequantise::add_backward(&*w.form()?, dx, dy, w.uploader.compute),
             Place::Mapped(w, compute) => {
@@ -260,8 +297,8 @@ impl InplaceOp2 for Straight<'_> {
         if inputs != self.inputs || rows != tokens || outputs != self.outputs {
             bail!("dx {:?} and dy {:?} do not fit the matrix", dx_at.shape(), dy_at.shape());
         }
-        let dy = Lhs { data: operand(dy, dy_at)?, row: outputs, col: 1 };
         let out = Out::new(operand_mut(dx, dx_at)?, inputs, true);
+        let dy = Lhs { data: operand(dy, dy_at)?, row: outputs, col: 1 };
         gemm([tokens, inputs, outputs], 1.0, dy, self, out, Threads::All);
         Ok(())
     }

@@ -20,22 +20,6 @@ pub unsafe fn without_bf16<R: Rows>(rows: R, count: usize, width: usize, out: &m
     unsafe { body(rows, count, width, out) }
 }
 
-/// # Safety
-/// `rows` holds `count` rows, `out` is `[count..][steps]`, and the processor has the features.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub unsafe fn along<R: Rows>(rows: R, count: usize, out: &mut [u32]) {
-    let steps = rows.steps();
-    for row in 0..count {
-        for start in (0..steps).step_by(16) {
-            // SAFETY: the row is there, and the mask holds the store within it.
-            unsafe {
-                let at = out.as_mut_ptr().add(row * steps + start);
-                _mm512_mask_storeu_epi32(at.cast(), super::first(steps - start), rows.words(row, start));
-            }
-        }
-    }
-}
-
 #[inline(always)]
 unsafe fn body<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
     let steps = rows.steps();
@@ -85,8 +69,11 @@ unsafe fn store(at: *mut u32, v: __m512i, lanes: usize) {
 }
 
 /// Word `j` of vector `i` becomes word `i` of vector `j`.
+///
+/// # Safety
+/// The processor has AVX-512.
 #[inline(always)]
-unsafe fn transpose16(v: &mut [__m512i; 16]) {
+pub unsafe fn transpose16(v: &mut [__m512i; 16]) {
     // SAFETY: the caller runs where AVX-512 is.
     unsafe {
         let mut w = [_mm512_setzero_si512(); 16];

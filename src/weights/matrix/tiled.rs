@@ -1,0 +1,176 @@
+//! Frozen matrices in the tile unit: all of one input are multiplied in one sweep.
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
+
+use super::{FrozenMatrix, Place, with_decoded};
+use crate::{
+    kernels::{
+        amx::{self, DEPTH, REGISTER, SIDE, Terms},
+        compute::Compute,
+        gemm::Out,
+        host::{floats, matrix, operand, operand_mut},
+        tiles::{
+            Left, Right, Side,
+            pack::{Rows, across, transposed},
+            products,
+        },
+    },
+    weights::mapped::{ALIGN, StoredMatrix},
+};
+
+/// How tiles multiply these matrices, where they do and do so with all of them.
+pub fn terms(matrices: &[&FrozenMatrix]) -> Option<Terms> {
+    let of = |matrix: &FrozenMatrix| match &matrix.place {
+        Place::Mapped(_, Compute::Bf16) => Some(Terms::One),
+        Place::Mapped(w, Compute::F32) if w.exact_in_bf16() => Some(Terms::Three),
+        Place::Mapped(_, Compute::F32) => Some(Terms::Six),
+        Place::Device(_) => None,
+    };
+    let (first, rest) = matrices.split_first()?;
+    let terms = of(first).filter(|_| amx::available())?;
+    rest.iter().all(|matrix| of(matrix) == Some(terms)).then_some(terms)
+}
+
+fn stored(matrix: &FrozenMatrix) -> Result<&dyn StoredMatrix> {
+    match &matrix.place {
+        Place::Mapped(w, _) => Ok(&**w),
+        Place::Device(_) => bail!("a matrix on a device does not multiply in tiles"),
+    }
+}
+
+/// `x · Wᵀ` of each.
+pub fn apply_all(matrices: &[&FrozenMatrix], x: &Tensor, terms: Terms) -> Result<Vec<Tensor>> {
+    let (tokens, inputs) = x.dims2()?;
+    if matrices.iter().any(|w| w.inputs != inputs) {
+        bail!("x {:?} does not fit matrices of {:?} inputs", x.shape(), matrices.iter().map(|w| w.inputs));
+    }
+    let x = floats(x)?;
+    let sides = matrices.iter().map(|w| Ok(Transposed { w: stored(w)?, inputs })).collect::<Result<Vec<_>>>()?;
+    let mut ys: Vec<_> = matrices.iter().map(|w| Vec::with_capacity(tokens * w.outputs)).collect();
+    let mut rights = Vec::with_capacity(matrices.len());
+    for ((w, side), y) in matrices.iter().zip(&sides).zip(&mut ys) {
+        let out = Out::fresh(&mut y.spare_capacity_mut()[..tokens * w.outputs], w.outputs);
+        rights.push(Right { sides: vec![side], n: w.outputs, out });
+    }
+    products(tokens, &[Left { x: &x, k: inputs }], &rights, terms);
+    drop(rights);
+    let filled = |(w, mut y): (&&FrozenMatrix, Vec<f32>)| {
+        // SAFETY: the product wrote every element.
+        unsafe { y.set_len(tokens * w.outputs) };
+        matrix(y, tokens, w.outputs)
+    };
+    matrices.iter().zip(ys).map(filled).collect()
+}
+
+/// `Σ dy · W`.
+pub fn backward_all(matrices: &[&FrozenMatrix], dys: &[&Tensor], terms: Terms) -> Result<Tensor> {
+    let (tokens, inputs) = (dys[0].dim(0)?, matrices[0].inputs);
+    let fits = |(w, dy): (&&FrozenMatrix, &&Tensor)| w.inputs == inputs && dy.dims() == [tokens, w.outputs];
+    if matrices.len() != dys.len() || !matrices.iter().zip(dys).all(fits) {
+        bail!("gradients {dys:?} do not fit matrices of {inputs} inputs");
+    }
+    let dys = dys.iter().map(|dy| floats(dy)).collect::<Result<Vec<_>>>()?;
+    let lefts: Vec<_> = dys.iter().zip(matrices).map(|(dy, w)| Left { x: dy, k: w.outputs }).collect();
+    let sides = matrices.iter().map(|w| Ok(Straight { w: stored(w)?, inputs })).collect::<Result<Vec<_>>>()?;
+    let sides = sides.iter().map(|side| side as &dyn Side).collect();
+    let mut dx = Vec::with_capacity(tokens * inputs);
+    let out = Out::fresh(&mut dx.spare_capacity_mut()[..tokens * inputs], inputs);
+    products(tokens, &lefts, &[Right { sides, n: inputs, out }], terms);
+    // SAFETY: the product wrote every element.
+    unsafe { dx.set_len(tokens * inputs) };
+    matrix(dx, tokens, inputs)
+}
+
+/// `dx += dy · W`.
+pub struct Backward<'a> {
+    /// `[outputs, inputs]`.
+    pub matrix: &'a FrozenMatrix,
+    /// How tiles multiply it.
+    pub terms: Terms,
+}
+
+impl InplaceOp2 for Backward<'_> {
+    fn name(&self) -> &'static str {
+        "frozen-backward"
+    }
+
+    fn cpu_fwd(&self, dx: &mut CpuStorage, dx_at: &Layout, dy: &CpuStorage, dy_at: &Layout) -> Result<()> {
+        let (FrozenMatrix { inputs, outputs, .. }, tokens) = (self.matrix, dx_at.shape().dims2()?.0);
+        if dx_at.dims() != [tokens, *inputs] || dy_at.dims() != [tokens, *outputs] {
+            bail!("dx {:?} and dy {:?} do not fit the matrix", dx_at.shape(), dy_at.shape());
+        }
+        let left = Left { x: operand(dy, dy_at)?, k: *outputs };
+        let side = Straight { w: stored(self.matrix)?, inputs: *inputs };
+        let out = Out::new(operand_mut(dx, dx_at)?, *inputs, true);
+        products(tokens, &[left], &[Right { sides: vec![&side], n: *inputs, out }], self.terms);
+        Ok(())
+    }
+}
+
+/// Numbers of a row-major matrix of bf16 from row `row` and column `column` on.
+fn halves(bytes: &[u8], inputs: usize, row: usize, column: usize) -> &[[u8; 2]] {
+    bytes[2 * (row * inputs + column)..].as_chunks().0
+}
+
+/// Words of a panel of 32 columns.
+fn panel(k: &Range<usize>, parts: usize) -> usize {
+    k.len().div_ceil(DEPTH) * parts * 2 * REGISTER
+}
+
+/// The right-hand side `[inputs, outputs]` of the forward product: k runs along the matrix's rows.
+struct Transposed<'a> {
+    w: &'a dyn StoredMatrix,
+    inputs: usize,
+}
+
+impl Side for Transposed<'_> {
+    fn pack(&self, k: Range<usize>, n: Range<usize>, parts: usize, out: &mut [u32]) {
+        for (panel, start) in out.chunks_exact_mut(panel(&k, parts)).zip(n.clone().step_by(SIDE)) {
+            let rows = start..n.end.min(start + SIDE);
+            let (count, width) = (rows.len(), k.len());
+            match self.w.bf16() {
+                Some(bytes) => {
+                    let data = halves(bytes, self.inputs, start, k.start);
+                    transposed(Rows { data, stride: self.inputs, width }, count, parts, panel);
+                }
+                None => with_decoded(count * width, |data| {
+                    self.w.decode(rows, k.clone(), data);
+                    transposed(Rows { data, stride: width, width }, count, parts, panel);
+                }),
+            }
+        }
+    }
+}
+
+/// The right-hand side `[outputs, inputs]` of the backward product: k runs across the matrix's rows.
+struct Straight<'a> {
+    w: &'a dyn StoredMatrix,
+    inputs: usize,
+}
+
+impl Side for Straight<'_> {
+    fn pack(&self, k: Range<usize>, n: Range<usize>, parts: usize, out: &mut [u32]) {
+        let (size, width) = (panel(&k, parts), n.len());
+        for (register, start) in k.clone().step_by(DEPTH).enumerate() {
+            let rows = start..k.end.min(start + DEPTH);
+            let count = rows.len();
+            match self.w.bf16() {
+                Some(bytes) => {
+                    let data = halves(bytes, self.inputs, start, n.start);
+                    across(Rows { data, stride: self.inputs, width }, count, parts, register, size, out);
+                }
+                // formats decode whole blocks of columns; panels begin where blocks do
+                None => {
+                    let columns = n.start..n.end.next_multiple_of(ALIGN).min(self.inputs);
+                    let stride = columns.len();
+                    with_decoded(count * stride, |data| {
+                        self.w.decode(rows, columns, data);
+                        across(Rows { data, stride, width }, count, parts, register, size, out);
+                    });
+                }
+            }
+        }
+    }
+}

@@ -33,6 +33,9 @@ pub const QWEN2_WORDS: &str =
 /// GPT-4o's: words are cut where case changes.
 pub const GPT4O_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// Mistral's since Nemo: as GPT-4o's, without its suffixes, and with single digits.
+const TEKKEN_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// How a byte-level tokenizer cuts text into words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Words {
@@ -45,7 +48,7 @@ pub enum Words {
 }
 
 /// llama.cpp's names, how they cut, and whether a word that is a token as a whole is never split.
-const PRE_TOKENIZERS: [(&str, Words, bool); 13] = [
+const PRE_TOKENIZERS: [(&str, Words, bool); 14] = [
     ("gpt-2", Words::Gpt2, false),
     ("olmo", Words::Gpt2, false),
     ("smollm", Words::Digits, false),
@@ -59,7 +62,13 @@ const PRE_TOKENIZERS: [(&str, Words, bool); 13] = [
     ("qwen2", Words::Split(QWEN2_WORDS, true), false),
     ("deepseek-r1-qwen", Words::Split(QWEN2_WORDS, true), false),
     ("gpt-4o", Words::Split(GPT4O_WORDS, false), false),
+    ("tekken", Words::Split(TEKKEN_WORDS, false), true),
 ];
+
+/// llama.cpp's names of ways to cut words, of those that are read.
+pub fn pre_names() -> [&'static str; 14] {
+    PRE_TOKENIZERS.map(|row| row.0)
+}
 
 /// llama.cpp's name of a way to cut words, if it has one.
 pub fn pre_name(words: Words, whole_words: bool) -> Option<&'static str> {
@@ -200,8 +209,7 @@ impl Vocabulary<'_> {
         let metadata = self.metadata;
         let name = metadata.text(PRE)?.ok_or_else(|| metadata.missing(PRE))?;
         let Some((_, words, whole_words)) = PRE_TOKENIZERS.iter().find(|row| row.0 == name) else {
-            let known: Vec<_> = PRE_TOKENIZERS.iter().map(|row| row.0).collect();
-            let reason = format!("{name:?} is not read; {} are. Use the model's folder", known.join(", "));
+            let reason = format!("{name:?} is not read; {} are. Use the model's folder", pre_names().join(", "));
             return Err(metadata.bad(PRE, &reason));
         };
         let merges = metadata.texts(MERGES)?.ok_or_else(|| metadata.missing(MERGES))?;

@@ -167,7 +167,7 @@ fn what_would_change_the_computation_and_is_not_read_is_refused() {
             assert!(File::of(architecture).key(&window, Size(64)).read().is_ok(), "a window of all tokens");
         }
         let kind = key("rope.scaling.type");
-        File::of(architecture).key(&kind, Text("evil")).refused(&[&kind, "\"evil\" is not read", "use the model's"]);
+        File::of(architecture).key(&kind, Text("evil")).refused(&[&kind, "\"evil\" is not read", "Use the model's folder"]);
         File::of(architecture).key(&kind, Text("linear")).refused(&["rope.scaling.factor: it is missing"]);
         let linear = File::of(architecture).key(&kind, Text("linear"));
         linear.key(&key("rope.scaling.factor"), Number(0.5)).refused(&["rope.scaling.factor", "below 1"]);

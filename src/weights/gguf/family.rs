@@ -9,10 +9,6 @@ use crate::Result;
 
 /// Where a Gemma 2 file does not say what a window is.
 const GEMMA2_WINDOW: u64 = 4096;
-/// SmolLM3 leaves out the rope of every so many-th layer; no key says so.
-const SMOLLM3_INTERVAL: u64 = 4;
-/// Layers of the largest Gemmas, whose scores are scaled by hidden size over heads and not by a head's width.
-const GEMMA_27B: [(&str, u64); 2] = [("gemma2", 46), ("gemma3", 62)];
 
 pub(super) fn config(reader: &Reader, sizes: Sizes) -> Result<Map<String, Value>> {
     let mut keys = Map::new();
@@ -23,9 +19,8 @@ pub(super) fn config(reader: &Reader, sizes: Sizes) -> Result<Map<String, Value>
     match reader.row.name {
         "gemma2" | "gemma3" => {
             set("hidden_activation", json!("gelu_pytorch_tanh"));
-            let largest = GEMMA_27B.contains(&(reader.row.name, sizes.layers));
-            let scalar = if largest { sizes.hidden / sizes.heads } else { sizes.head_dim };
-            set("query_pre_attn_scalar", json!(scalar));
+            let width = reader.row.score_width(sizes.layers, sizes.hidden, sizes.heads, sizes.head_dim);
+            set("query_pre_attn_scalar", json!(width));
             for cap in ["attn_logit_softcapping", "final_logit_softcapping"] {
                 // what Gemma 2's files leave out is as its config has it
                 match reader.positive(cap)? {
@@ -35,11 +30,8 @@ pub(super) fn config(reader: &Reader, sizes: Sizes) -> Result<Map<String, Value>
                 }
             }
             let window = reader.size("attention.sliding_window")?;
-            let (window, every) = match reader.row.name {
-                "gemma2" => (window.unwrap_or(GEMMA2_WINDOW), 2),
-                _ => (window.unwrap_or(0), 6),
-            };
-            let sliding = sliding_layers(reader, sizes.layers, every)?;
+            let window = window.unwrap_or(if reader.row.name == "gemma2" { GEMMA2_WINDOW } else { 0 });
+            let sliding = sliding_layers(reader, sizes.layers)?;
             set("sliding_window", if window > 0 { json!(window) } else { Value::Null });
             let kind = |sliding: &bool| if *sliding && window > 0 { "sliding_attention" } else { "full_attention" };
             set("layer_types", sliding.iter().map(kind).collect());
@@ -58,9 +50,9 @@ pub(super) fn config(reader: &Reader, sizes: Sizes) -> Result<Map<String, Value>
             }
         }
     }
-    if reader.row.name == "smollm3" {
-        set("no_rope_layer_interval", json!(SMOLLM3_INTERVAL));
-        let turns = |number: u64| u8::from(!number.is_multiple_of(SMOLLM3_INTERVAL));
+    if let Some(still) = reader.row.still {
+        set("no_rope_layer_interval", json!(still));
+        let turns = |number: u64| u8::from(!number.is_multiple_of(still));
         set("no_rope_layers", (1..=sizes.layers).map(turns).collect());
     }
     if reader.row.name == "granite" {
@@ -74,12 +66,12 @@ pub(super) fn config(reader: &Reader, sizes: Sizes) -> Result<Map<String, Value>
     Ok(keys)
 }
 
-/// Which layers see a window alone: as stated, by a period or for each layer; else all but every so many-th.
-fn sliding_layers(reader: &Reader, layers: u64, every: u64) -> Result<Vec<bool>> {
+/// Which layers see a window alone: as stated, by a period or for each layer; else as the architecture has it.
+fn sliding_layers(reader: &Reader, layers: u64) -> Result<Vec<bool>> {
     const PART: &str = "attention.sliding_window_pattern";
     let key = reader.key(PART);
     let every = match reader.metadata.value(&key) {
-        None => every,
+        None => reader.row.windows_but.unwrap_or(1),
         Some(Stored::List { .. }) => {
             let flags = reader.metadata.numbers(&key)?.unwrap_or_default();
             if flags.len() as u64 != layers {

@@ -37,6 +37,12 @@ pub struct Architecture {
     pub factors: &'static [&'static str],
     /// Keys, after the architecture's name, that change what is computed and are read beside those of all.
     pub keys: &'static [&'static str],
+    /// All layers see a window alone but every so many-th, where the file states no other pattern; none: no layer does.
+    pub windows_but: Option<u64>,
+    /// Every so many-th layer's heads do not turn.
+    pub still: Option<u64>,
+    /// As many layers has the model whose scores are scaled by hidden size over heads, and not by a head's width.
+    pub wide_scores: Option<u64>,
     /// Names of a layer's tensors, after `blk.N.` and `model.layers.N.`.
     inner: &'static [Names],
 }
@@ -89,6 +95,9 @@ const LLAMA: Architecture = Architecture {
     biases: ALL_BIASES,
     factors: &[ROPE_FREQS],
     keys: &[],
+    windows_but: None,
+    still: None,
+    wide_scores: None,
     inner: &[MATRICES, BEFORE],
 };
 
@@ -124,6 +133,8 @@ const GEMMA2: Architecture = Architecture {
         "attn_logit_softcapping",
         "final_logit_softcapping",
     ],
+    windows_but: Some(2),
+    wide_scores: Some(46),
     inner: &[MATRICES, AROUND],
     ..QWEN2
 };
@@ -139,6 +150,8 @@ const GEMMA3: Architecture = Architecture {
         "rope.freq_base_swa",
         "final_logit_softcapping",
     ],
+    windows_but: Some(6),
+    wide_scores: Some(62),
     inner: &[MATRICES, AROUND, OF_HEADS],
     ..GEMMA2
 };
@@ -155,8 +168,14 @@ const PHI3: Architecture = Architecture {
     ..QWEN2
 };
 
-const SMOLLM3: Architecture =
-    Architecture { name: "smollm3", model_type: "smollm3", class: "SmolLM3ForCausalLM", factors: &[], ..LLAMA };
+const SMOLLM3: Architecture = Architecture {
+    name: "smollm3",
+    model_type: "smollm3",
+    class: "SmolLM3ForCausalLM",
+    factors: &[],
+    still: Some(4),
+    ..LLAMA
+};
 
 const OLMO2: Architecture = Architecture {
     name: "olmo2",
@@ -194,6 +213,11 @@ impl Architecture {
     /// The names that are read.
     pub fn known() -> String {
         ARCHITECTURES.map(|row| row.name).join(", ")
+    }
+
+    /// What scores are divided by the root of.
+    pub fn score_width(&self, layers: u64, hidden: u64, heads: u64, head_dim: u64) -> u64 {
+        if self.wide_scores == Some(layers) { hidden / heads } else { head_dim }
     }
 
     /// The folder's name of a tensor, and what was done to it; `None` where the model has no such part.

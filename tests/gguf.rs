@@ -8,11 +8,11 @@ use std::process::Command;
 
 use dpo_lora::{
     data::{TokenizedPair, Tokenizer},
-    export::{AdapterConfig, AdapterFolder, AdapterMatrix, gguf_adapter, quantize},
+    export::{AdapterConfig, AdapterFolder, AdapterMatrix, gguf_adapter, merge, quantize},
     model::{Config, decoder::Decoder, linear::Through},
     random::Stream,
     train::adapters,
-    weights::{ModelFolder, gguf::tokenizer::pre_names},
+    weights::{DType, ModelFolder, gguf::tokenizer::pre_names},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -27,6 +27,7 @@ mod tiny;
 
 use numbers::{Ids, Most, json, open, token_logps, worst};
 use support::required_env;
+use tiny::Tiny;
 
 /// Names of the fixtures; a Mistral's file is one of the architecture llama.
 const NAMES: [&str; 10] =
@@ -58,7 +59,7 @@ struct Expected {
 }
 
 #[derive(Deserialize)]
-struct OfLlamaCpp {
+struct Theirs {
     chosen_logps: Vec<Vec<f32>>,
     rejected_logps: Vec<Vec<f32>>,
 }
@@ -131,8 +132,8 @@ fn tokens_are_those_of_the_folder_s_tokenizer_and_of_sentencepiece() {
         assert_eq!((ours.eos_id(), ours.stop_ids()), (theirs.eos_id(), theirs.stop_ids()), "{name}");
         assert_eq!(ours.vocab_size(), theirs.vocab_size(), "{name}");
         for text in rows.iter().map(String::as_str).chain(HARD) {
-            let ids = ours.encode(text, false).unwrap();
-            assert_eq!(ids, theirs.encode(text, false).unwrap(), "{name} {text:?}");
+            let ids = ours.encode(text, true).unwrap();
+            assert_eq!(ids, theirs.encode(text, true).unwrap(), "{name} {text:?}");
             assert_eq!(ours.decode(&ids, false).unwrap(), theirs.decode(&ids, false).unwrap(), "{name} {text:?}");
         }
         let expected: Expected = json(&folder.join("expected.json"));
@@ -172,7 +173,7 @@ impl Apart {
         let lora = lora.map(|lora| ["--lora", lora.to_str().unwrap()]);
         let arguments = [file.to_str().unwrap(), "--pairs", expected.to_str().unwrap()];
         let told = llama_cpp(python, &[&arguments[..], lora.as_ref().map_or(&[], |lora| lora)].concat());
-        let theirs: OfLlamaCpp = serde_json::from_slice(&told).unwrap();
+        let theirs: Theirs = serde_json::from_slice(&told).unwrap();
         let logps = if name.starts_with("gemma") { &mut self.gemma } else { &mut self.exact };
         for (i, [chosen, rejected]) in ours.iter().enumerate() {
             logps.see(worst(chosen, &theirs.chosen_logps[i]), format!("{name} chosen {i}"));
@@ -286,7 +287,7 @@ fn tokens_agree(python: &Path, file: &Path, name: &str, texts: &[String]) -> Vec
     assert_eq!(theirs.len(), texts.len());
     let ours = Tokenizer::open(file).unwrap();
     for (text, theirs) in texts.iter().zip(&theirs) {
-        assert_eq!(&ours.encode(text, false).unwrap(), theirs, "{name} {text:?}");
+        assert_eq!(&ours.encode(text, true).unwrap(), theirs, "{name} {text:?}");
     }
     theirs
 }
@@ -299,24 +300,82 @@ fn llama_cpp_gives_our_tokens_on_the_same_file() {
         let (_, file) = fixture(name);
         tokens_agree(&python, &file, name, &composed(&texts, name.starts_with("qwen")));
     }
-    // every way to cut words that is known by name, with a vocabulary that would go over every border
+    // every way to cut words that is known by name, with a vocabulary that would go over every border; whether a text begins
+    // with a token of its own goes by the name, too
     let words = fixture("words.gguf").0;
     let (place, texts) = (tempfile::tempdir().unwrap(), composed(&texts, true));
     let mut ways = BTreeSet::new();
     for name in pre_names() {
         let file = place.path().join(format!("{name}.gguf"));
         let module = ["-m", "gguf.scripts.gguf_new_metadata", "--force", "--pre-tokenizer", name];
-        let output = Command::new(&python).args(module).args([&words, &file]).output().unwrap();
+        let remove = ["--remove-metadata", "tokenizer.ggml.add_bos_token"];
+        let output = Command::new(&python).args(module).args(remove).args([&words, &file]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         ways.insert(tokens_agree(&python, &file, name, &texts));
     }
-    // as GPT-2, with single digits, Llama 3's, Qwen 2's, GPT-4o's and Mistral's
+    // as GPT-2, with single digits, Llama 3's with and without a first token, Qwen 2's, GPT-4o's and Mistral's
     println!("measured: {} ways to cut words over {} texts", ways.len(), texts.len());
-    assert_eq!(ways.len(), 6);
+    assert_eq!(ways.len(), 7);
 }
 
 /// Without texts in which accents stand apart from their letters, where asked for: Qwen's tokenizer puts them together, which
 /// llama.cpp leaves out.
 fn composed(texts: &[String], wanted: bool) -> Vec<String> {
     texts.iter().filter(|text| !wanted || !text.contains('\u{301}')).cloned().collect()
+}
+
+/// What `train` does with a file is what it does with the folder.
+#[test]
+fn a_run_on_the_file_is_a_run_on_the_folder() {
+    let tiny = Tiny::new();
+    let mut losses = Most::of("runs on GGUF files and on their folders, loss of a step");
+    for name in NAMES {
+        let (folder, file) = fixture(name);
+        for (run, base) in [("file", &file), ("folder", &folder)] {
+            let base = format!("model.base={}", base.display());
+            tiny.train(&format!("{name}-{run}"), &[&base, "train.max_steps=3", "data.max_length=48"]);
+        }
+        let losses_of = |run: &str| -> Vec<f32> {
+            let metrics = tiny.metrics(&format!("{name}-{run}"));
+            metrics.iter().filter_map(|line| line["loss"].as_f64()).map(|loss| loss as f32).collect()
+        };
+        let (file, folder) = (losses_of("file"), losses_of("folder"));
+        assert_eq!((file.len(), folder.len()), (3, 3), "{name}");
+        assert!((file[0] - file[2]).abs() > 1e-3, "{name}: nothing is learned");
+        losses.see(worst(&file, &folder), name.to_string());
+    }
+    losses.at_most(1e-6);
+}
+
+#[test]
+fn transformers_reads_what_is_merged_from_a_file() {
+    let Some(python) = required_env("DPO_LORA_PEERS_PYTHON") else { return };
+    let place = tempfile::tempdir().unwrap();
+    let (mut jobs, mut ours) = (Vec::new(), Vec::new());
+    for name in NAMES {
+        let ((folder, file), merged) = (fixture(name), place.path().join(format!("merged-{name}")));
+        let model = open(&file);
+        let adapter = random_adapter(&place.path().join(name), &model);
+        merge(&ModelFolder::open(&file).unwrap(), &adapter, &merged, Some(DType::F32)).unwrap();
+        let expected: Value = json(&folder.join("expected.json"));
+        jobs.push(serde_json::json!({"base": merged, "adapter": null, "pairs": expected["pairs"]}));
+        let pairs: Expected = serde_json::from_value(expected).unwrap();
+        let pairs: Vec<TokenizedPair> = pairs.pairs.into_iter().map(TokenizedPair::from).collect();
+        let adapter = adapters::on_model(&adapter, &model).unwrap();
+        ours.push((name, token_logps(&model, &pairs, Through::of(Some(&adapter)))));
+    }
+    let list = place.path().join("jobs.json");
+    fs::write(&list, serde_json::to_string(&jobs).unwrap()).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/check_export.py");
+    let output = Command::new(python).args([script, "all"]).arg(&list).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let theirs: Vec<Theirs> = serde_json::from_slice(&output.stdout).unwrap();
+    let mut logps = Most::of("merged from GGUF files by transformers, log-prob of a token");
+    for ((name, ours), theirs) in ours.iter().zip(&theirs) {
+        for (i, [chosen, rejected]) in ours.iter().enumerate() {
+            logps.see(worst(chosen, &theirs.chosen_logps[i]), format!("{name} chosen {i}"));
+            logps.see(worst(rejected, &theirs.rejected_logps[i]), format!("{name} rejected {i}"));
+        }
+    }
+    logps.at_most(2e-5);
 }

@@ -8,7 +8,7 @@
 With --ids it goes on from these tokens; on stdout comes {"tokens": [ids], "logprobs": [...]}: the likeliest token each time,
 and its log-prob. With --pairs, a JSON file with "pairs" of token ids as those of tests/fixtures, come "chosen_logps" and
 "rejected_logps": the log-prob of each answer token, keys and values of the attention kept in f32. With --texts, a JSON list,
-come {"ids": [...]}: each text's tokens, special tokens found in the text and none put around it.
+come {"ids": [...]}: each text's tokens, with those that the tokenizer itself puts around a text.
 """
 import argparse, json, pathlib, urllib.request
 
@@ -42,7 +42,7 @@ def complete(ids, **more):
 
 
 def tokenize(text):
-    content = json.dumps({"content": text, "add_special": False, "parse_special": True}).encode()
+    content = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
     request = urllib.request.Request(f"{server.listening_address}/tokenize", content, {"Content-Type": "application/json"})
     return json.load(urllib.request.urlopen(request))["tokens"]
 

@@ -298,8 +298,9 @@ fn open_gguf(path: &Path) -> Result<BTreeMap<String, Held>> {
         let rows = tensor.shape[..tensor.shape.len() - 1].iter().product::<usize>();
         let held = match change {
             Change::None => gguf::matrix::held(&file, tensor, None),
-            Change::OneAdded => gguf::less_one::held(&file, tensor)
-                .ok_or_else(|| bad(name, &format!("is a norm in {}, which is not read; use another file", tensor.kind)))?,
+            Change::OneAdded => gguf::less_one::held(&file, tensor).ok_or_else(|| {
+                bad(name, &format!("is a norm in {}, which is not read; use another file", tensor.kind))
+            })?,
             Change::HeadRows
                 if head_dim < 2
                     || !head_dim.is_multiple_of(2)

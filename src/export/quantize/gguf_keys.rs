@@ -2,11 +2,17 @@
 //!
 //! What a file has no key for is as llama.cpp takes it to be, so a model that has it otherwise is not written.
 
+use std::path::Path;
+
+use serde_json::Value;
+
 use super::To;
+use crate::Error;
 use crate::kernels::activation::Activation;
 use crate::model::Config;
-use crate::model::rope::RopeScaling;
-use crate::weights::gguf::names::{Architecture, ROPE_FREQS};
+use crate::model::rope::{Rope, RopeScaling};
+use crate::weights::config_object;
+use crate::weights::gguf::names::{Architecture, ROPE_FREQS, ROPE_LONG, ROPE_SHORT};
 use crate::weights::gguf::writer::Keys;
 
 /// Adds what there is to say, or says what cannot be said.
@@ -57,10 +63,48 @@ pub fn describe(keys: &mut Keys, row: &Architecture, config: &Config, to: To) ->
             keys.number(&key("residual_scale"), config.residual_scale as f32);
             keys.number(&key("logit_scale"), config.logits_divisor as f32);
         }
-        "phi3" => keys.size(&key("rope.scaling.original_context_length"), config.max_position_embeddings as u32),
+        "phi3" => {
+            let original = match rope.scaling {
+                RopeScaling::Long { attention_factor, original_max, .. } => {
+                    keys.number(&key("rope.scaling.attn_factor"), attention_factor as f32);
+                    original_max
+                }
+                _ => config.max_position_embeddings,
+            };
+            keys.size(&key("rope.scaling.original_context_length"), original as u32);
+        }
         _ => {}
     }
     Ok(())
+}
+
+/// The tensors that are no weights but what frequencies are divided by.
+///
+/// # Errors
+/// [`Error::Input`] where the folder's config does not state LongRoPE's factors beyond the pretrained length.
+pub fn factors(config: &Config, model: &Path) -> Result<Vec<(&'static str, Vec<f32>)>, Error> {
+    let rope = &config.ropes[0];
+    match &rope.scaling {
+        RopeScaling::Llama3 { .. } => {
+            let plain = Rope { scaling: RopeScaling::None, ..rope.clone() };
+            let ((plain, _), (scaled, _)) = (plain.inverse_frequencies(0), rope.inverse_frequencies(0));
+            Ok(vec![(ROPE_FREQS, plain.iter().zip(scaled).map(|(plain, scaled)| plain / scaled).collect())])
+        }
+        RopeScaling::Long { factors: short, .. } => {
+            let (path, object) = config_object(model)?;
+            let stated =
+                ["rope_scaling", "rope_parameters"].iter().find_map(|key| object.get(*key)?.get("long_factor"));
+            let number = |value: &Value| value.as_f64().map(|number| number as f32).filter(|number| *number > 0.0);
+            let long = stated.and_then(Value::as_array).and_then(|list| list.iter().map(number).collect());
+            let long: Vec<f32> =
+                Option::filter(long, |long: &Vec<f32>| long.len() == short.len()).ok_or_else(|| {
+                    let reason = format!("long_factor is no list of {} positive numbers", short.len());
+                    Error::input(format!("{}: {reason}, which a GGUF file needs; choose --to nf4", path.display()))
+                })?;
+            Ok(vec![(ROPE_LONG, long), (ROPE_SHORT, short.iter().map(|factor| *factor as f32).collect())])
+        }
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// Says what llama.cpp would take to be otherwise.
@@ -81,7 +125,8 @@ fn check(row: &Architecture, config: &Config) -> Result<(), String> {
             RopeScaling::None => true,
             RopeScaling::Linear { .. } => i == 0,
             RopeScaling::Llama3 { .. } => row.factors.contains(&ROPE_FREQS),
-            RopeScaling::Dynamic { .. } | RopeScaling::Yarn { .. } | RopeScaling::Long { .. } => false,
+            RopeScaling::Long { .. } => row.factors.contains(&ROPE_LONG),
+            RopeScaling::Dynamic { .. } | RopeScaling::Yarn { .. } => false,
         };
         if !written {
             return Err("its rope scaling".into());

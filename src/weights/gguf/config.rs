@@ -108,7 +108,9 @@ impl Reader<'_> {
         let number = self.metadata.number(&self.key(part))?;
         let fits = |number: &f64| *number > 0.0 && (*number as f32).is_finite() && *number as f32 > 0.0;
         match number.filter(|number| !fits(number)) {
-            Some(other) => Err(self.bad(part, &format!("{other} is not above 0; the file is broken, fetch another one"))),
+            Some(other) => {
+                Err(self.bad(part, &format!("{other} is not above 0; the file is broken, fetch another one")))
+            }
             None => Ok(number),
         }
     }

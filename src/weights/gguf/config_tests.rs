@@ -117,7 +117,8 @@ fn a_file_in_order_is_read() {
 fn keys_that_are_missing_or_impossible_are_named() {
     for architecture in ALL {
         let key = |part: &str| format!("{architecture}.{part}");
-        for part in ["embedding_length", "feed_forward_length", "block_count", "context_length", "attention.head_count"] {
+        for part in ["embedding_length", "feed_forward_length", "block_count", "context_length", "attention.head_count"]
+        {
             File::of(architecture).without(&key(part)).refused(&[&key(part), "it is missing", "fetch another"]);
             File::of(architecture).key(&key(part), Size(0)).refused(&[&key(part), "it is 0", "fetch another"]);
             File::of(architecture).key(&key(part), Text("7")).refused(&[&key(part), "it is not a whole number"]);
@@ -153,7 +154,8 @@ fn keys_that_are_missing_or_impossible_are_named() {
 fn what_would_change_the_computation_and_is_not_read_is_refused() {
     for architecture in ALL {
         let key = |part: &str| format!("{architecture}.{part}");
-        for part in ["attention.clamp_kqv", "attention.max_alibi_bias", "attention.scale", "rope.scaling.alpha", "logit_scale"]
+        for part in
+            ["attention.clamp_kqv", "attention.max_alibi_bias", "attention.scale", "rope.scaling.alpha", "logit_scale"]
         {
             if architecture != "granite" || !["attention.scale", "logit_scale"].contains(&part) {
                 File::of(architecture).key(&key(part), Number(2.0)).refused(&[&key(part), "use the model's folder"]);
@@ -167,7 +169,11 @@ fn what_would_change_the_computation_and_is_not_read_is_refused() {
             assert!(File::of(architecture).key(&window, Size(64)).read().is_ok(), "a window of all tokens");
         }
         let kind = key("rope.scaling.type");
-        File::of(architecture).key(&kind, Text("evil")).refused(&[&kind, "\"evil\" is not read", "Use the model's folder"]);
+        File::of(architecture).key(&kind, Text("evil")).refused(&[
+            &kind,
+            "\"evil\" is not read",
+            "Use the model's folder",
+        ]);
         File::of(architecture).key(&kind, Text("linear")).refused(&["rope.scaling.factor: it is missing"]);
         let linear = File::of(architecture).key(&kind, Text("linear"));
         linear.key(&key("rope.scaling.factor"), Number(0.5)).refused(&["rope.scaling.factor", "below 1"]);

@@ -288,13 +288,12 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<Vec<SafetensorsFile>>
 fn open_gguf(path: &Path) -> Result<BTreeMap<String, Held>> {
     let file = GgufFile::open(path)?;
     let architecture = gguf::config::architecture(&file)?;
-    let config = gguf::config::config(&file)?;
-    let head_dim = config.get("head_dim").and_then(Value::as_u64).unwrap_or(0) as usize;
+    let head_dim = gguf::config::head_dim(&file)?;
     let bad = |name: &str, reason: &str| Error::input(format!("{}: tensor {name:?} {reason}", path.display()));
     let mut tensors = BTreeMap::new();
     for (name, tensor) in file.tensors() {
-        // what is no weight, and was read with the config; the config let nothing else pass
-        let Some((folder_name, change)) = architecture.folder_name(name) else { continue };
+        let known = gguf::config::folder_name(file.metadata(), &architecture, name)?;
+        let Some((folder_name, change)) = known else { continue };
         let rows = tensor.shape[..tensor.shape.len() - 1].iter().product::<usize>();
         let held = match change {
             Change::None => gguf::matrix::held(&file, tensor, None),

@@ -8,8 +8,7 @@ use serde_json::Value;
 
 use super::To;
 use crate::Error;
-use crate::kernels::activation::Activation;
-use crate::model::Config;
+use crate::model::config::{Activation, Config};
 use crate::model::rope::{Rope, RopeScaling};
 use crate::weights::config_object;
 use crate::weights::gguf::names::{Architecture, ROPE_FREQS, ROPE_LONG, ROPE_SHORT};

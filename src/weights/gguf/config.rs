@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::file::GgufFile;
 use super::metadata::Metadata;
-use super::names::{Architecture, layer_of};
+use super::names::{Architecture, Change, layer_of};
 use super::{family, rope};
 use crate::{Error, Result};
 
@@ -61,6 +61,35 @@ pub fn architecture(file: &GgufFile) -> Result<Architecture> {
         let reason = format!("{name:?} is not read from GGUF; {} are. Use the model's folder", Architecture::known());
         metadata.bad("general.architecture", &reason)
     })
+}
+
+/// The folder's name of a file's tensor, and what was done to it; `None` where it is no weight but read with the config.
+///
+/// # Errors
+/// [`Error::Input`] where it is no part of such a model.
+pub(in crate::weights) fn folder_name(
+    metadata: &Metadata,
+    row: &Architecture,
+    name: &str,
+) -> Result<Option<(String, Change)>> {
+    match row.folder_name(name) {
+        None if row.factors.contains(&name) => Ok(None),
+        None => Err(Error::input(format!(
+            "{}: tensor {name:?} is no part of a model of the architecture {} as it is read; use the model's folder",
+            metadata.path().display(),
+            row.name
+        ))),
+        known => Ok(known),
+    }
+}
+
+/// Coordinates of a head.
+///
+/// # Errors
+/// [`Error::Input`] naming the key that is missing or impossible.
+pub(in crate::weights) fn head_dim(file: &GgufFile) -> Result<usize> {
+    let reader = Reader { file, metadata: file.metadata(), row: architecture(file)? };
+    reader.head_dim().map(|dim| dim as usize)
 }
 
 /// A file whose keys are read under its architecture's name.
@@ -119,13 +148,18 @@ impl Reader<'_> {
         self.file.tensors().contains_key(tensor)
     }
 
+    fn head_dim(&self) -> Result<u64> {
+        let (hidden, heads) = (self.needed("embedding_length")?, self.needed("attention.head_count")?);
+        match self.size("attention.key_length")? {
+            Some(_) => self.needed("attention.key_length"),
+            None if hidden.is_multiple_of(heads) => Ok(hidden / heads),
+            None => Err(self.bad("attention.head_count", "it does not divide embedding_length; fetch another file")),
+        }
+    }
+
     fn sizes(&self) -> Result<Sizes> {
         let (hidden, heads) = (self.needed("embedding_length")?, self.needed("attention.head_count")?);
-        let head_dim = match self.size("attention.key_length")? {
-            Some(_) => self.needed("attention.key_length")?,
-            None if hidden.is_multiple_of(heads) => hidden / heads,
-            None => return Err(self.bad("attention.head_count", "it does not divide embedding_length")),
-        };
+        let head_dim = self.head_dim()?;
         for part in ["attention.value_length", "attention.key_length_swa", "attention.value_length_swa"] {
             if let Some(other) = self.size(part)?.filter(|other| *other != head_dim) {
                 let reason = format!("{other}, where keys have {head_dim}, is not read; use the model's folder");
@@ -171,11 +205,8 @@ impl Reader<'_> {
         let refuse = |name: &str, reason: &str| {
             Err(Error::input(format!("{}: tensor {name:?} {reason}", self.metadata.path().display())))
         };
-        for name in self.file.tensors().keys().filter(|name| !self.row.factors.contains(&name.as_str())) {
-            if self.row.folder_name(name).is_none() {
-                let reason = format!("is no part of a model of the architecture {}", self.row.name);
-                return refuse(name, &format!("{reason} as it is read; use the model's folder"));
-            }
+        for name in self.file.tensors().keys() {
+            folder_name(self.metadata, &self.row, name)?;
             // the first layer's bias tells of all
             let first = if name.contains(".attn_") { "blk.0.attn_q.bias" } else { "blk.0.ffn_up.bias" };
             if name.ends_with(".bias") && !self.has(first) {
@@ -239,7 +270,3 @@ pub fn config(file: &GgufFile) -> Result<Map<String, Value>> {
     config.extend(rope::config(&reader, sizes)?);
     Ok(config)
 }
-
-#[cfg(test)]
-#[path = "config_tests.rs"]
-mod tests;

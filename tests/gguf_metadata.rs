@@ -2,12 +2,14 @@
 //! file, the key or tensor and what to do; and what keys mean that no fixture has.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use dpo_lora::Result;
+use dpo_lora::data::Tokenizer;
 use dpo_lora::model::Config;
 use dpo_lora::weights::ModelFolder;
 use dpo_lora::weights::gguf::GgmlType;
 use dpo_lora::weights::gguf::writer::{GgufWriter, Keys};
+use dpo_lora::{Error, Result};
 
 /// A value of a key.
 #[derive(Debug, Clone)]
@@ -17,8 +19,10 @@ enum Told {
     Text(&'static str),
     Flag(bool),
     Sizes(&'static [i32]),
+    Texts(&'static [&'static str]),
+    Numbers(&'static [f32]),
 }
-use Told::{Flag, Number, Size, Sizes, Text};
+use Told::{Flag, Number, Numbers, Size, Sizes, Text, Texts};
 
 /// A file of an architecture that is in order: one layer, 4 heads of 8.
 struct File {
@@ -70,7 +74,18 @@ impl File {
     /// What is said of it as a model's config and as its tensors.
     fn read(&self) -> Result<(Config, ModelFolder)> {
         let place = tempfile::tempdir().unwrap();
-        let path = place.path().join("small.gguf");
+        let path = self.write(place.path());
+        Ok((Config::read(&path)?, ModelFolder::open(&path)?))
+    }
+
+    /// What is said of its tokenizer.
+    fn tokenizer(&self) -> Result<Tokenizer> {
+        let place = tempfile::tempdir().unwrap();
+        Tokenizer::open(&self.write(place.path()))
+    }
+
+    fn write(&self, folder: &Path) -> PathBuf {
+        let path = folder.join("small.gguf");
         let mut keys = Keys::default();
         for (key, told) in &self.keys {
             match told {
@@ -79,6 +94,8 @@ impl File {
                 Text(text) => keys.text(key, text),
                 Flag(flag) => keys.flag(key, *flag),
                 Sizes(sizes) => keys.integers(key, sizes),
+                Texts(texts) => keys.texts(key, texts.iter().copied()),
+                Numbers(numbers) => keys.numbers(key, numbers),
             }
         }
         let entries: Vec<_> =
@@ -90,14 +107,19 @@ impl File {
             writer.end_tensor().unwrap();
         }
         std::fs::write(&path, bytes).unwrap();
-        Ok((Config::read(&path)?, ModelFolder::open(&path)?))
+        path
     }
 
     fn refused(&self, says: &[&str]) {
-        let said = match self.read() {
-            Err(error) => error,
-            Ok(_) => panic!("read, where {says:?} is due"),
-        };
+        Self::said(self.read().err(), says);
+    }
+
+    fn tokenizer_refused(&self, says: &[&str]) {
+        Self::said(self.tokenizer().err(), says);
+    }
+
+    fn said(error: Option<Error>, says: &[&str]) {
+        let said = error.unwrap_or_else(|| panic!("read, where {says:?} is due"));
         assert_eq!(said.exit_code(), 3, "{said}");
         for part in says.iter().chain(&["small.gguf: "]) {
             assert!(said.to_string().contains(part), "said {said}, not {part:?}");
@@ -220,6 +242,20 @@ fn windows_and_bases_of_gemma_are_as_the_file_says() {
     assert_eq!(config.ropes.iter().map(|rope| rope.theta).collect::<Vec<_>>(), [1000.0, 10_000.0]);
 }
 
+/// llama.cpp goes by the number of layers: no key says it.
+#[test]
+fn scores_of_the_largest_gemmas_are_scaled_by_hidden_size_over_heads() {
+    for (architecture, layers, width) in [("gemma2", 46, 8), ("gemma2", 45, 16), ("gemma3", 62, 8), ("gemma3", 46, 16)]
+    {
+        let key = |part: &str| format!("{architecture}.{part}");
+        let file = File::of(architecture).key(&key("attention.key_length"), Size(16));
+        let file = file.key(&key("attention.value_length"), Size(16)).key(&key("block_count"), Size(layers));
+        let file = (1..layers).fold(file, |file, i| file.tensor(&format!("blk.{i}.ffn_down.weight"), &[32, 16]));
+        let (config, _) = file.read().unwrap();
+        assert_eq!(config.layers[0].scale, 1.0 / f64::from(width).sqrt(), "{architecture} of {layers} layers");
+    }
+}
+
 #[test]
 fn factors_of_longrope_are_whole_or_refused() {
     let original = "phi3.rope.scaling.original_context_length";
@@ -251,4 +287,66 @@ fn tensors_that_belong_to_no_model_are_refused() {
     File::of("llama").tensor("blk.0.attn_output.bias", &[32]).refused(&["attn_output.bias", "stands without"]);
     File::of("gemma2").tensor("blk.0.attn_q.bias", &[32]).refused(&["attn_q.bias", "is no part of a model"]);
     File::of("llama").tensor("blk.0.attn_q.weight", &[30, 32]).refused(&["not made of heads of 8"]);
+}
+
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const TYPES: &str = "tokenizer.ggml.token_type";
+const MERGES: &str = "tokenizer.ggml.merges";
+const SCORES: &str = "tokenizer.ggml.scores";
+const PRE: &str = "tokenizer.ggml.pre";
+const MODEL: &str = "tokenizer.ggml.model";
+
+fn byte_level() -> File {
+    let file = File::of("qwen2").key(MODEL, Text("gpt2")).key(PRE, Text("qwen2"));
+    let file = file.key(TOKENS, Texts(&["<end>", "a", "b", "ab", "\u{120}", "\u{120}a"]));
+    let file = file.key(TYPES, Sizes(&[3, 1, 1, 1, 1, 1])).key(MERGES, Texts(&["a b", "\u{120} a"]));
+    file.key("tokenizer.ggml.eos_token_id", Size(0))
+}
+
+fn sentence_piece() -> File {
+    let file = File::of("gemma3").key(MODEL, Text("llama")).key(PRE, Text("default"));
+    let file = file.key(TOKENS, Texts(&["<end>", "<unk>", "a", "\u{2581}", "\u{2581}a", "aa"]));
+    let file = file.key(TYPES, Sizes(&[3, 2, 1, 1, 1, 1])).key(SCORES, Numbers(&[0.0, 0.0, -3.0, -4.0, -1.0, -2.0]));
+    file.key("tokenizer.ggml.eos_token_id", Size(0)).key("tokenizer.ggml.add_bos_token", Flag(false))
+}
+
+#[test]
+fn tokenizers_that_lie_or_are_not_known_are_refused() {
+    assert_eq!(byte_level().tokenizer().unwrap().encode("ab a<end>", true).unwrap(), [3, 5, 0]);
+    // the space before the first word, and the better of two ways to put three letters together
+    assert_eq!(sentence_piece().tokenizer().unwrap().encode("aaa", true).unwrap(), [4, 5]);
+    let bare = sentence_piece().key("tokenizer.ggml.add_space_prefix", Flag(false)).tokenizer().unwrap();
+    assert_eq!(bare.encode("aa a", true).unwrap(), [5, 4]);
+
+    for file in [byte_level, sentence_piece] {
+        for key in [MODEL, TOKENS] {
+            file().without(key).tokenizer_refused(&[key, "it is missing", "fetch another"]);
+            file().key(key, Size(3)).tokenizer_refused(&[key, "it is not a"]);
+        }
+        for model in ["bert", "t5", "rwkv", "no_vocab", "gemma4"] {
+            file().key(MODEL, Text(model)).tokenizer_refused(&[MODEL, "is not read; gpt2 and llama are", "folder"]);
+        }
+        file().key(TYPES, Sizes(&[1])).tokenizer_refused(&[TYPES, "1 types for 6 tokens"]);
+        file().key(TOKENS, Texts(&["a", "a"])).key(TYPES, Sizes(&[1, 1])).tokenizer_refused(&[TOKENS, "stands twice"]);
+        let end = "tokenizer.ggml.eos_token_id";
+        file().key(end, Size(6)).tokenizer_refused(&[end, "6 is no token: there are 6"]);
+        file().without(end).tokenizer_refused(&["end"]);
+    }
+    byte_level().without(PRE).tokenizer_refused(&[PRE, "it is missing"]);
+    byte_level().key(PRE, Text("evil")).tokenizer_refused(&[
+        PRE,
+        "\"evil\" is not read; gpt-2, ",
+        "Use the model's folder",
+    ]);
+    byte_level().without(MERGES).tokenizer_refused(&[MERGES, "it is missing"]);
+    byte_level().key(MERGES, Texts(&["ab"])).tokenizer_refused(&[MERGES, "two parts"]);
+    byte_level().key(MERGES, Texts(&["a x"])).tokenizer_refused(&["not a usable tokenizer"]);
+    sentence_piece().without(SCORES).tokenizer_refused(&[SCORES, "it is missing"]);
+    sentence_piece().key(SCORES, Numbers(&[1.0])).tokenizer_refused(&[SCORES, "1 numbers for 6 tokens"]);
+    let nan = Numbers(&[0.0, 0.0, f32::NAN, -4.0, -1.0, -2.0]);
+    sentence_piece().key(SCORES, nan).tokenizer_refused(&[SCORES, "no number"]);
+    for key in ["tokenizer.ggml.remove_extra_whitespaces", "tokenizer.ggml.precompiled_charsmap"] {
+        let told = if key.ends_with("charsmap") { Sizes(&[1]) } else { Flag(true) };
+        sentence_piece().key(key, told).tokenizer_refused(&[key, "use the model's folder"]);
+    }
 }

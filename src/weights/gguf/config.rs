@@ -195,7 +195,7 @@ impl Reader<'_> {
             }
         }
         if self.metadata.flag(&self.key("attention.causal"))? == Some(false) {
-            return Err(self.bad("attention.causal", "models that look ahead are not read"));
+            return Err(self.bad("attention.causal", "models that look ahead are not read; use another model"));
         }
         Ok(())
     }
@@ -213,7 +213,10 @@ impl Reader<'_> {
                 return refuse(name, &format!("stands without {first:?}, which is not read; use the model's folder"));
             }
             if layer_of(name).is_some_and(|(layer, _)| u64::from(layer) >= layers) {
-                return refuse(name, &format!("is of no layer: {} says {layers}", self.key("block_count")));
+                return refuse(
+                    name,
+                    &format!("is of no layer: {} says {layers}; use the model's folder", self.key("block_count")),
+                );
             }
         }
         Ok(())
@@ -227,7 +230,7 @@ impl Reader<'_> {
 pub fn config(file: &GgufFile) -> Result<Map<String, Value>> {
     let reader = Reader { file, metadata: file.metadata(), row: architecture(file)? };
     if reader.size("expert_count")?.is_some_and(|count| count > 0) {
-        return Err(reader.bad("expert_count", "mixtures of experts are not read from GGUF"));
+        return Err(reader.bad("expert_count", "mixtures of experts are not read; use another model"));
     }
     let sizes = reader.sizes()?;
     reader.refuse_unread(sizes.context)?;

@@ -28,7 +28,10 @@ pub(super) fn config(reader: &Reader, sizes: Sizes) -> Result<Map<String, Value>
     rope.extend(if reader.row.name == "phi3" { long(reader, sizes)? } else { scaling(reader)? });
     if reader.has(ROPE_FREQS) {
         if rope["rope_type"] != "default" {
-            return Err(reader.bad("rope.scaling.type", "it stands beside rope_freqs.weight, which scales too"));
+            return Err(reader.bad(
+                "rope.scaling.type",
+                "it stands beside rope_freqs.weight, which scales too; use the model's folder",
+            ));
         }
         rope.extend(llama3(reader, base, sizes)?);
     }
@@ -142,12 +145,17 @@ fn long(reader: &Reader, sizes: Sizes) -> Result<Map<String, Value>> {
     let kind = kind(reader, &KINDS)?;
     if !reader.has(ROPE_SHORT) && !reader.has(ROPE_LONG) {
         return match kind {
-            Some("longrope") => Err(reader.bad("rope.scaling.type", &format!("longrope without {ROPE_SHORT}"))),
+            Some("longrope") => {
+                Err(reader.bad("rope.scaling.type", &format!("longrope without {ROPE_SHORT}; use the model's folder")))
+            }
             _ => Ok(with_share(scaling(reader)?)),
         };
     }
     if kind == Some("linear") {
-        return Err(reader.bad("rope.scaling.type", &format!("it stands beside {ROPE_SHORT}, which scales too")));
+        return Err(reader.bad(
+            "rope.scaling.type",
+            &format!("it stands beside {ROPE_SHORT}, which scales too; use the model's folder"),
+        ));
     }
     let original = reader.needed("rope.scaling.original_context_length")?;
     let longer = sizes.context as f64 / original as f64;

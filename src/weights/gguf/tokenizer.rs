@@ -101,13 +101,17 @@ pub fn files(metadata: &Metadata) -> Result<BTreeMap<&'static str, String>> {
     let tokens = metadata.texts(TOKENS)?.ok_or_else(|| metadata.missing(TOKENS))?;
     let types = metadata.numbers(TYPES)?.unwrap_or_else(|| vec![1.0; tokens.len()]);
     if types.len() != tokens.len() {
-        return Err(metadata.bad(TYPES, &format!("{} types for {} tokens", types.len(), tokens.len())));
+        return Err(
+            metadata.bad(TYPES, &format!("{} types for {} tokens; fetch another file", types.len(), tokens.len()))
+        );
     }
     let types: Vec<i64> = types.into_iter().map(|kind| kind as i64).collect();
     let mut ids = HashMap::with_capacity(tokens.len());
     for (id, token) in tokens.iter().enumerate() {
         if let Some(first) = ids.insert(*token, id) {
-            return Err(metadata.bad(TOKENS, &format!("{token:?} stands twice, as {first} and {id}")));
+            return Err(
+                metadata.bad(TOKENS, &format!("{token:?} stands twice, as {first} and {id}; fetch another file"))
+            );
         }
     }
     let vocabulary = Vocabulary { metadata, tokens, types, ids };
@@ -164,7 +168,9 @@ impl Vocabulary<'_> {
         let key = format!("tokenizer.ggml.{kind}_token_id");
         let Some(id) = self.metadata.size(&key)? else { return Ok(None) };
         let token = usize::try_from(id).ok().and_then(|id| Some((id, *self.tokens.get(id)?)));
-        let outside = || self.metadata.bad(&key, &format!("{id} is no token: there are {}", self.tokens.len()));
+        let outside = || {
+            self.metadata.bad(&key, &format!("{id} is no token: there are {}; fetch another file", self.tokens.len()))
+        };
         token.map(Some).ok_or_else(outside)
     }
 
@@ -213,10 +219,12 @@ impl Vocabulary<'_> {
             return Err(metadata.bad(PRE, &reason));
         };
         let merges = metadata.texts(MERGES)?.ok_or_else(|| metadata.missing(MERGES))?;
-        let pair = |merge: &&str| match merge.split_once(' ') {
-            Some((left, right)) if !right.contains(' ') => Ok(json!([left, right])),
-            _ => Err(metadata.bad(MERGES, &format!("{merge:?} is not two parts with a space between"))),
-        };
+        let pair =
+            |merge: &&str| match merge.split_once(' ') {
+                Some((left, right)) if !right.contains(' ') => Ok(json!([left, right])),
+                _ => Err(metadata
+                    .bad(MERGES, &format!("{merge:?} is not two parts with a space between; fetch another file"))),
+            };
         let merges = merges.iter().map(pair).collect::<Result<Vec<_>>>()?;
         let (normalizer, pre_tokenizer) = words.sections();
         let byte_level =
@@ -241,11 +249,27 @@ impl Vocabulary<'_> {
     fn sentence_piece(&self) -> Result<Map<String, Value>> {
         let metadata = self.metadata;
         let scores = metadata.numbers(SCORES)?.ok_or_else(|| metadata.missing(SCORES))?;
-        if scores.len() != self.tokens.len() || scores.iter().any(|score| score.is_nan()) {
-            return Err(metadata.bad(SCORES, &format!("{} numbers for {} tokens", scores.len(), self.tokens.len())));
+        if scores.len() != self.tokens.len() {
+            return Err(metadata.bad(
+                SCORES,
+                &format!("{} numbers for {} tokens; fetch another file", scores.len(), self.tokens.len()),
+            ));
+        }
+        if let Some(id) = scores.iter().position(|score| score.is_nan()) {
+            return Err(metadata.bad(SCORES, &format!("that of token {id} is no number; fetch another file")));
+        }
+        let cleaned = metadata.flag("tokenizer.ggml.remove_extra_whitespaces")? == Some(true);
+        for (key, stated) in [
+            ("tokenizer.ggml.remove_extra_whitespaces", cleaned),
+            ("tokenizer.ggml.precompiled_charsmap", metadata.value("tokenizer.ggml.precompiled_charsmap").is_some()),
+        ] {
+            if stated {
+                return Err(metadata.bad(key, "texts that are changed first are not read; use the model's folder"));
+            }
         }
         if let Some(id) = self.tokens.iter().position(|token| token.len() > LONGEST_PIECE) {
-            return Err(metadata.bad(TOKENS, &format!("token {id} has more than {LONGEST_PIECE} bytes")));
+            return Err(metadata
+                .bad(TOKENS, &format!("token {id} has more than {LONGEST_PIECE} bytes; use the model's folder")));
         }
         let prefix = metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
         let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});

@@ -158,6 +158,9 @@ fn long(reader: &Reader, sizes: Sizes) -> Result<Map<String, Value>> {
         ));
     }
     let original = reader.needed("rope.scaling.original_context_length")?;
+    if original == 1 {
+        return Err(reader.bad("rope.scaling.original_context_length", "it is 1; fetch another file"));
+    }
     let longer = sizes.context as f64 / original as f64;
     let own = if longer > 1.0 { (1.0 + longer.ln() / (original as f64).ln()).sqrt() } else { 1.0 };
     let mut rope = with_share(Map::from_iter([

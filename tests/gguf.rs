@@ -247,6 +247,35 @@ fn what_a_file_has_no_key_for_is_not_written() {
     }
 }
 
+#[test]
+fn a_tokenizer_whose_spaces_llama_cpp_would_put_otherwise_is_not_written() {
+    let place = tempfile::tempdir().unwrap();
+    let (folder, out) = (place.path().join("model"), place.path().join("out.gguf"));
+    fs::create_dir(&folder).unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer_config.json"] {
+        fs::copy(fixture("mistral").0.join(file), folder.join(file)).unwrap();
+    }
+    let mut tokenizer: Value = json(&fixture("mistral").0.join("tokenizer.json"));
+    tokenizer["normalizer"] = Value::Null;
+    for (scheme, written) in [("first", false), ("always", false), ("never", true)] {
+        tokenizer["pre_tokenizer"] = serde_json::json!({
+            "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false,
+        });
+        fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let said = quantize::quantize(&folder, quantize::To::Q8_0, &out, &mut |_| Ok(()));
+        assert_eq!(said.is_ok(), written, "{scheme}");
+        if let Err(said) = said {
+            let said = said.to_string();
+            assert!(said.contains("puts spaces before words") && said.contains("choose --to nf4"), "{said}");
+            assert!(!out.exists());
+        }
+    }
+    let (ours, theirs) = (Tokenizer::open(&out).unwrap(), Tokenizer::open(&folder).unwrap());
+    for text in HARD {
+        assert_eq!(ours.encode(text, true).unwrap(), theirs.encode(text, true).unwrap(), "{text:?}");
+    }
+}
+
 /// An adapter on all linear layers, with an alpha of its own for one kind.
 fn random_adapter(folder: &Path, model: &Decoder) -> AdapterFolder {
     fs::create_dir_all(folder).unwrap();

@@ -1,6 +1,6 @@
 //! Norms that llama.cpp's converter stored with one added, as Gemma's are: what is computed with is `1 + w`.
 //!
-//! The difference has no rounding error where what is stored is 0.5 or more, and below that one of at most 3e-8.
+//! The difference is exact where what is stored is 0.5 or more, and below that rounded to f32 as any other.
 
 use std::ops::Range;
 use std::sync::Arc;

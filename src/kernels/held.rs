@@ -1,6 +1,6 @@
 //! What threads hold for products after the first: packed panels of either side stay for the next ones.
 
-use super::{compute::Compute, gemm, thin::THIN_ROWS};
+use super::{compute::Compute, gemm};
 
 /// The products of a pass.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +27,7 @@ impl Products {
         #[cfg(target_arch = "x86_64")]
         if super::amx::available() {
             // what is left for the general product then: adapters that are not thin
-            let adapters = if rank > THIN_ROWS { packed } else { 0 };
+            let adapters = if rank > super::thin::THIN_ROWS { packed } else { 0 };
             return adapters + super::tiles::held(self, threads, compute);
         }
         let _ = (rank, compute);

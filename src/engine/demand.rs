@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::schedule::{Schedule, cut};
 use crate::{
-    kernels::{attention, compute::Compute, held},
+    kernels::{attention, compute::Compute, held::Products},
     model::footprint::{HeadWidths, Widths},
 };
 
@@ -192,13 +192,16 @@ impl Demand {
         ]
     }
 
-    /// Buffers that threads keep for products, and scores of attention while they exist.
-    fn buffers(&self, load: &Load, backward: bool) -> (&'static str, usize) {
+    /// Buffers that threads keep for products, and scores of attention while they exist. `head_rows`: of the head at once,
+    /// where gradients are made.
+    fn buffers(&self, load: &Load, head_rows: Option<usize>) -> (&'static str, usize) {
         if self.device.is_some() {
             return ("threads' buffers", 0);
         }
-        let products = held::products(load.tokens, self.widest, self.rank, self.threads, self.compute, backward);
-        ("threads' buffers", products + self.threads * attention::scores(load.keys, backward) * F32)
+        let backward = head_rows.map(|rows| [rows, self.head.vocabulary()]);
+        let products = Products { tokens: load.tokens, widest: self.widest, rank: self.rank, backward };
+        let scores = attention::scores(load.keys, backward.is_some()) * F32;
+        ("threads' buffers", products.bytes(self.threads, self.compute) + self.threads * scores)
     }
 
     /// The three high points of a sweep: the last layer's forward pass, the head, the last layer's backward pass.
@@ -212,14 +215,15 @@ impl Demand {
         // a layer that keeps holds what it keeps of its own micro-batch as it works
         let own = if keep > 0 { widths.kept() * load.tokens } else { 0 };
         let working = load.tokens * if keep > 0 { widths.forward_keeping() } else { widths.forward() };
-        let phase = |name, saved: usize, states: usize, kept: usize, working: (&'static str, usize), backward: bool| {
+        let phase = |name, saved: usize, states: usize, kept: usize, working: (&'static str, usize)| {
             let parts = [
                 ("the sweep's tokens", self.packed(load)),
                 ("saved inputs of layers", saved * F32),
                 ("states between layers", states * F32),
                 ("what kept layers hold", kept * F32),
                 (working.0, working.1 * F32),
-                self.buffers(load, backward),
+                // what the first step's backward pass left
+                self.buffers(load, Some(schedule.head_chunk.min(load.rows))),
             ];
             Phase::new(name, self.always(schedule.stream).into_iter().chain(parts))
         };
@@ -229,16 +233,9 @@ impl Demand {
         let layer = ("a layer at work", load.tokens * widths.backward());
         let ends = if layer.1 > turn { layer } else { ("the head's gradient", turn) };
         [
-            phase("forward", saved(self.layers), 2 * state, kept - own, ("a layer at work", working), false),
-            phase(
-                "head",
-                saved(self.layers),
-                2 * state,
-                kept,
-                ("logits and their gradient", logits + gradients),
-                false,
-            ),
-            phase("backward", saved(self.layers), state, kept - own, ends, true),
+            phase("forward", saved(self.layers), 2 * state, kept - own, ("a layer at work", working)),
+            phase("head", saved(self.layers), 2 * state, kept, ("logits and their gradient", logits + gradients)),
+            phase("backward", saved(self.layers), state, kept - own, ends),
         ]
     }
 
@@ -250,7 +247,7 @@ impl Demand {
             ("the sweep's tokens", self.packed(load)),
             ("states between layers", 2 * load.sweep_tokens * hidden * F32),
             if layer.1 > head.1 { layer } else { head },
-            self.buffers(load, false),
+            self.buffers(load, None),
         ];
         Phase::new("evaluation", self.always(schedule.stream).into_iter().chain(parts))
     }
@@ -284,7 +281,7 @@ impl Demand {
         };
         let keys = samples.prompt + samples.new;
         let load = Load { tokens, rows: n * samples.new, keys, ..Load::default() };
-        let parts = [(work.0, work.1 * F32), self.buffers(&load, false)];
+        let parts = [(work.0, work.1 * F32), self.buffers(&load, None)];
         // samples are drawn with all weights there
         Phase::new("samples", self.always(false).into_iter().chain(parts))
     }

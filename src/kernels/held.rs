@@ -1,21 +1,36 @@
 //! What threads hold for products after the first: packed panels of either side stay for the next ones.
 
-use super::{compute::Compute, gemm, thin::THIN_ROWS};
+use super::{compute::Compute, gemm};
 
-/// Bytes that `threads` threads hold for products of `tokens` rows with matrices of up to `widest` inputs or outputs and
-/// adapters of up to this rank on these; going `backward`, also for the adapters' gradients.
-pub fn products(tokens: usize, widest: usize, rank: usize, threads: usize, compute: Compute, backward: bool) -> usize {
-    let wide = widest.min(gemm::BLOCK);
-    let left = (tokens * wide).max(if backward { widest * tokens.min(gemm::BLOCK) } else { 0 });
-    // as many columns are decoded on the way to their panels as a panel has
-    let right = (gemm::PANELS + 1) * 32 * wide;
-    let packed = (left + threads * right) * size_of::<u32>();
-    #[cfg(target_arch = "x86_64")]
-    if super::amx::available() {
-        // what is left for the general product then: adapters that are not thin
-        let adapters = if rank > THIN_ROWS { packed } else { 0 };
-        return adapters + super::tiles::held(tokens, widest, threads, compute, backward);
+/// The products of a pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Products {
+    /// Rows of a micro-batch.
+    pub tokens: usize,
+    /// Inputs or outputs of the widest matrix of a layer.
+    pub widest: usize,
+    /// The largest rank of an adapter.
+    pub rank: usize,
+    /// Where gradients are made: rows of the head at once, and its outputs.
+    pub backward: Option<[usize; 2]>,
+}
+
+impl Products {
+    /// Bytes that so many threads hold for them.
+    pub fn bytes(&self, threads: usize, compute: Compute) -> usize {
+        let Self { tokens, widest, rank, backward } = *self;
+        let wide = widest.min(gemm::BLOCK);
+        let left = (tokens * wide).max(if backward.is_some() { widest * tokens.min(gemm::BLOCK) } else { 0 });
+        // as many columns are decoded on the way to their panels as a panel has
+        let right = (gemm::PANELS + 1) * 32 * wide;
+        let packed = (left + threads * right) * size_of::<u32>();
+        #[cfg(target_arch = "x86_64")]
+        if super::amx::available() {
+            // what is left for the general product then: adapters that are not thin
+            let adapters = if rank > super::thin::THIN_ROWS { packed } else { 0 };
+            return adapters + super::tiles::held(self, threads, compute);
+        }
+        let _ = (rank, compute);
+        packed
     }
-    let _ = (rank, compute);
-    packed
 }

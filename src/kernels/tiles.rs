@@ -14,6 +14,7 @@ use super::{
     amx::{DEPTH, REGISTER, SIDE, Sums, Terms, Tiles, multiply},
     compute::Compute,
     gemm::{Out, SERIAL, Threads},
+    held::Products,
     words::Words,
 };
 use pack::{Rows, along};
@@ -22,7 +23,7 @@ use pack::{Rows, along};
 const PANELS: usize = 8;
 
 /// Words of the left-hand side that are packed at once, where it holds more.
-const LEFT: usize = 1 << 20;
+const LEFT: usize = 1 << 19;
 
 /// Registers of k in a block: a panel of the left stays in the first-level cache. The best on Sapphire Rapids of 4 to 32.
 fn block(terms: Terms) -> usize {
@@ -33,19 +34,25 @@ fn block(terms: Terms) -> usize {
     }
 }
 
-/// See [`super::held::products`].
-pub(super) fn held(tokens: usize, widest: usize, threads: usize, compute: Compute, backward: bool) -> usize {
-    // the gradients of a gate and of what it gates go back together
-    let deep = if backward { 2 * widest } else { widest };
+/// Bytes that so many threads hold for products.
+pub(super) fn held(products: &Products, threads: usize, compute: Compute) -> usize {
+    let Products { tokens, widest, backward, .. } = *products;
     let of = |terms: Terms| {
-        let left = |k: usize| tokens.next_multiple_of(SIDE / 2) * k.next_multiple_of(DEPTH) / 2 * terms.left();
         let block = block(terms) * DEPTH;
-        let left_words = left(deep).min(LEFT.max(left(block)));
+        let left = |rows: usize, k: usize| {
+            let words = |k: usize| rows.next_multiple_of(SIDE / 2) * k.next_multiple_of(DEPTH) / 2 * terms.left();
+            words(k).min(LEFT.max(words(block)))
+        };
+        let left = match backward {
+            // the gradients of a gate and of what it gates go back together
+            Some([rows, outputs]) => left(tokens, 2 * widest).max(left(rows, outputs)),
+            None => left(tokens, widest),
+        };
         // as many rows are decoded at once as a panel has columns, and as many numbers of a row as a panel has of k or a
         // task has columns
         let decoded = SIDE * block.max(PANELS * SIDE);
         let right = PANELS * SIDE * block / 2 * terms.right() + decoded;
-        (left_words + threads * right) * size_of::<u32>()
+        (left + threads * right) * size_of::<u32>()
     };
     match compute {
         Compute::Bf16 => of(Terms::One),

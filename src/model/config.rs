@@ -8,7 +8,7 @@ use super::family::{Bias, Cap, EmbeddingScale, Family, Qkv, Residual, Scale, Up,
 use super::rope::{Rope, RopeScaling};
 use super::rope_keys::ropes;
 use crate::Result;
-use crate::kernels::activation::Activation;
+pub use crate::kernels::activation::Activation;
 use crate::keys::Keys;
 use crate::weights::{ModelFolder, config_object};
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::dtype::DType;
-use super::gguf::{self, GgufFile};
+use super::gguf::{self, GgufFile, names::Change};
 use super::mapped::{MappedBytes, MappedTensor};
 use super::quantised;
 use super::safetensors::{SafetensorsFile, Stored};
@@ -288,29 +288,29 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<Vec<SafetensorsFile>>
 fn open_gguf(path: &Path) -> Result<BTreeMap<String, Held>> {
     let file = GgufFile::open(path)?;
     let architecture = gguf::config::architecture(&file)?;
-    let config = gguf::config::config(&file)?;
-    let head_dim = config.get("head_dim").and_then(Value::as_u64).unwrap_or(0) as usize;
+    let head_dim = gguf::config::head_dim(&file)?;
     let bad = |name: &str, reason: &str| Error::input(format!("{}: tensor {name:?} {reason}", path.display()));
     let mut tensors = BTreeMap::new();
     for (name, tensor) in file.tensors() {
-        if name == gguf::config::ROPE_FREQS {
-            continue;
-        }
-        let Some((folder_name, change)) = architecture.folder_name(name) else {
-            let reason = format!("is no part of a model of the architecture {}; use its folder", architecture.name);
-            return Err(bad(name, &reason));
-        };
-        let permuted = change == gguf::names::Change::HeadRows;
+        let known = gguf::config::folder_name(file.metadata(), &architecture, name)?;
+        let Some((folder_name, change)) = known else { continue };
         let rows = tensor.shape[..tensor.shape.len() - 1].iter().product::<usize>();
-        if permuted
-            && (head_dim < 2
-                || !head_dim.is_multiple_of(2)
-                || !rows.is_multiple_of(head_dim)
-                || tensor.shape.len() != 2)
-        {
-            return Err(bad(name, &format!("of shape {:?} is not made of heads of {head_dim}", tensor.shape)));
-        }
-        tensors.insert(folder_name, gguf::matrix::held(&file, tensor, permuted.then_some(head_dim)));
+        let held = match change {
+            Change::None => gguf::matrix::held(&file, tensor, None),
+            Change::OneAdded => gguf::less_one::held(&file, tensor).ok_or_else(|| {
+                bad(name, &format!("is a norm in {}, which is not read; use another file", tensor.kind))
+            })?,
+            Change::HeadRows
+                if head_dim < 2
+                    || !head_dim.is_multiple_of(2)
+                    || !rows.is_multiple_of(head_dim)
+                    || tensor.shape.len() != 2 =>
+            {
+                return Err(bad(name, &format!("of shape {:?} is not made of heads of {head_dim}", tensor.shape)));
+            }
+            Change::HeadRows => gguf::matrix::held(&file, tensor, Some(head_dim)),
+        };
+        tensors.insert(folder_name, held);
     }
     Ok(tensors)
 }

@@ -4,11 +4,9 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
-use super::{To, Written, each_block, gguf_tokenizer};
+use super::{To, Written, each_block, gguf_keys, gguf_tokenizer};
 use crate::model::Config;
-use crate::model::rope::{Rope, RopeScaling};
 use crate::weights::gguf::GgmlType;
-use crate::weights::gguf::config::ROPE_FREQS;
 use crate::weights::gguf::encode::encode;
 use crate::weights::gguf::matrix::row_of_halves;
 use crate::weights::gguf::names::{Architecture, Change};
@@ -21,20 +19,15 @@ pub fn write(model: &ModelFolder, to: To, out: &Path, told: &mut dyn FnMut(&Writ
     let refuse = |reason: &str| Error::input(format!("{}: {reason}", model.path().display()));
     let architecture = Architecture::of_model_type(config.family.model_type)
         .ok_or_else(|| refuse("models of this family are not written as GGUF; choose --to nf4"))?;
-    if config.qkv_bias || config.output_bias || config.mlp_bias {
-        return Err(refuse("a Llama with biases is not written as GGUF; choose --to nf4"));
-    }
-    let [rope] = config.ropes.as_slice() else {
-        return Err(refuse("layers that turn in several ways are not written as GGUF"));
-    };
     let mut keys = Keys::default();
-    let name = architecture.name;
-    describe(&mut keys, name, &config, rope, to).map_err(|reason| refuse(&reason))?;
+    gguf_keys::describe(&mut keys, &architecture, &config, to)
+        .map_err(|reason| refuse(&format!("{reason} is not written as GGUF; choose --to nf4")))?;
     gguf_tokenizer::describe(&mut keys, model.path(), &config)?;
 
-    let mut planned: Vec<(Option<String>, bool, Entry)> = Vec::new();
-    if let RopeScaling::Llama3 { .. } = rope.scaling {
-        planned.push((None, false, (ROPE_FREQS.into(), GgmlType::F32, vec![rope.dim / 2])));
+    let mut planned: Vec<(Source, Entry)> = Vec::new();
+    for (name, numbers) in gguf_keys::factors(&config, model.path())? {
+        let entry = (name.to_string(), GgmlType::F32, vec![numbers.len()]);
+        planned.push((Source::Numbers(numbers), entry));
     }
     for folder_name in model.names() {
         if config.tie_word_embeddings && folder_name.strip_suffix(".weight") == Some(config.family.head) {
@@ -46,13 +39,13 @@ pub fn write(model: &ModelFolder, to: To, out: &Path, told: &mut dyn FnMut(&Writ
         let shape = model.info(folder_name).map(|info| info.shape).unwrap_or_default();
         let inner = gguf_name.starts_with("blk.");
         let entry = (gguf_name, format(&shape, to, inner), shape);
-        planned.push((Some(folder_name.to_string()), change == Change::HeadRows, entry));
+        planned.push((Source::Tensor(folder_name.to_string(), change), entry));
     }
     let part = out.with_file_name(format!(
         ".{}.incomplete",
         out.file_name().map(|name| name.to_string_lossy()).unwrap_or_default()
     ));
-    let written = write_tensors(model, (&config, rope), &keys, &planned, &part, told);
+    let written = write_tensors(model, config.head_dim, &keys, &planned, &part, told);
     let renamed = written.and_then(|()| std::fs::rename(&part, out).map_err(|e| Error::writing(out, e)));
     if renamed.is_err() {
         // best effort: the error that matters is the first one
@@ -71,32 +64,51 @@ fn format(shape: &[usize], to: To, inner: bool) -> GgmlType {
     }
 }
 
+/// Where a tensor's numbers come from.
+enum Source {
+    /// From a tensor of the folder, changed so.
+    Tensor(String, Change),
+    /// They are these, as f32.
+    Numbers(Vec<f32>),
+}
+
 fn write_tensors(
     model: &ModelFolder,
-    (config, rope): (&Config, &Rope),
+    head_dim: usize,
     keys: &Keys,
-    planned: &[(Option<String>, bool, Entry)],
+    planned: &[(Source, Entry)],
     part: &Path,
     told: &mut dyn FnMut(&Written) -> Result<()>,
 ) -> Result<()> {
-    let entries: Vec<Entry> = planned.iter().map(|(_, _, entry)| entry.clone()).collect();
+    let entries: Vec<Entry> = planned.iter().map(|(_, entry)| entry.clone()).collect();
     let writing = |e| Error::writing(part, e);
     let mut file = BufWriter::with_capacity(1 << 20, File::create(part).map_err(writing)?);
     let mut writer = GgufWriter::begin(&mut file, keys, &entries).map_err(writing)?;
-    for (source, permuted, (_, kind, _)) in planned {
-        let Some(source) = source else {
-            let divisors: Vec<u8> = divisors(rope).iter().flat_map(|divisor| divisor.to_le_bytes()).collect();
-            writer.write(&divisors).and_then(|()| writer.end_tensor()).map_err(writing)?;
-            continue;
+    for (source, (_, kind, _)) in planned {
+        let (source, change) = match source {
+            Source::Tensor(source, change) => (source, change),
+            Source::Numbers(numbers) => {
+                let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+                writer.write(&bytes).and_then(|()| writer.end_tensor()).map_err(writing)?;
+                continue;
+            }
         };
         let tensor = model.tensor(source)?;
-        let order = |place: usize| if *permuted { row_of_halves(place, config.head_dim) } else { place };
+        let order = |place: usize| match change {
+            Change::HeadRows => row_of_halves(place, head_dim),
+            Change::None | Change::OneAdded => place,
+        };
+        let added = if *change == Change::OneAdded { 1.0 } else { 0.0 };
         let row = |row: &[f32], bytes: &mut Vec<u8>, back: &mut [f32]| {
-            encode(*kind, row, bytes);
+            match *change {
+                Change::OneAdded => encode(*kind, &row.iter().map(|x| x + added).collect::<Vec<_>>(), bytes),
+                Change::None | Change::HeadRows => encode(*kind, row, bytes),
+            }
             match kind {
                 GgmlType::F32 => DType::F32.decode(bytes, back),
                 _ => kind.decode(bytes, 0, back),
             }
+            back.iter_mut().for_each(|x| *x -= added);
         };
         let mut size = 0;
         let error = each_block(&tensor, order, row, |bytes| {
@@ -107,48 +119,4 @@ fn write_tensors(
         told(&Written { name: source.clone(), format: kind.to_string(), bytes: size, error })?;
     }
     file.into_inner().map_err(|e| writing(e.into_error()))?.sync_all().map_err(writing)
-}
-
-/// Shapes and rope.
-fn describe(keys: &mut Keys, name: &str, config: &Config, rope: &Rope, to: To) -> std::result::Result<(), String> {
-    let key = |part: &str| format!("{name}.{part}");
-    keys.text("general.architecture", name);
-    keys.text("general.type", "model");
-    keys.size("general.quantization_version", 2);
-    // llama.cpp's numbers of mostly-Q8_0 and mostly-Q4_K (small) files
-    keys.size("general.file_type", if to == To::Q8_0 { 7 } else { 14 });
-    for (part, value) in [
-        ("block_count", config.num_hidden_layers),
-        ("context_length", config.max_position_embeddings),
-        ("embedding_length", config.hidden_size),
-        ("feed_forward_length", config.intermediate_size),
-        ("attention.head_count", config.num_attention_heads),
-        ("attention.head_count_kv", config.num_key_value_heads),
-        ("attention.key_length", config.head_dim),
-        ("attention.value_length", config.head_dim),
-        ("rope.dimension_count", rope.dim),
-        ("vocab_size", config.vocab_size),
-    ] {
-        keys.size(&key(part), value as u32);
-    }
-    keys.number(&key("attention.layer_norm_rms_epsilon"), config.norm_eps as f32);
-    keys.number(&key("rope.freq_base"), rope.theta as f32);
-    match rope.scaling {
-        RopeScaling::None | RopeScaling::Llama3 { .. } => Ok(()),
-        RopeScaling::Linear { factor } => {
-            keys.text(&key("rope.scaling.type"), "linear");
-            keys.number(&key("rope.scaling.factor"), factor as f32);
-            Ok(())
-        }
-        RopeScaling::Dynamic { .. } | RopeScaling::Yarn { .. } | RopeScaling::Long { .. } => {
-            Err("its rope scaling is not written as GGUF; choose --to nf4".into())
-        }
-    }
-}
-
-/// Llama 3's scaling as a divisor of each frequency.
-fn divisors(rope: &Rope) -> Vec<f32> {
-    let plain = Rope { scaling: RopeScaling::None, ..rope.clone() };
-    let ((plain, _), (scaled, _)) = (plain.inverse_frequencies(0), rope.inverse_frequencies(0));
-    plain.iter().zip(scaled).map(|(plain, scaled)| plain / scaled).collect()
 }

@@ -79,7 +79,8 @@ pub fn describe(keys: &mut Keys, folder: &Path, config: &Config) -> Result<()> {
         keys.text("tokenizer.ggml.model", "llama");
         keys.text("tokenizer.ggml.pre", "default");
         keys.numbers("tokenizer.ggml.scores", &scores(&tokens, &merges));
-        let prefix = tokenizer.get("normalizer").is_some_and(|normalizer| normalizer.to_string().contains("Prepend"));
+        let prefix = space_prefix(&tokenizer)
+            .ok_or_else(|| refuse("it puts spaces before words in a way that llama.cpp does not"))?;
         keys.flag("tokenizer.ggml.add_space_prefix", prefix);
     } else {
         let whole_words = model.get("ignore_merges").and_then(Value::as_bool).unwrap_or(false);
@@ -106,6 +107,31 @@ fn merges(model: &Map<String, Value>) -> Option<Vec<(String, String)>> {
         _ => None,
     };
     model.get("merges")?.as_array()?.iter().map(pair).collect()
+}
+
+/// Whether a SentencePiece tokenizer puts a space before a text and after each special token, as llama.cpp does; `None` where
+/// it does so in another way, as `Metaspace` does, which leaves it out where there is one.
+fn space_prefix(tokenizer: &Map<String, Value>) -> Option<bool> {
+    let section = |name: &str| tokenizer.get(name).filter(|section| !section.is_null());
+    let kind = |section: &Value| section["type"].as_str().unwrap_or_default().to_string();
+    let spaces = |section: &Value| {
+        kind(section) == "Replace" && section["pattern"]["String"] == " " && section["content"] == "▁"
+    };
+    let steps = match section("normalizer") {
+        Some(one) if kind(one) == "Sequence" => one["normalizers"].as_array()?.clone(),
+        one => one.cloned().into_iter().collect(),
+    };
+    let cut = section("pre_tokenizer");
+    // no space is left to cut at where all have been replaced
+    let whole = cut.is_none_or(|cut| kind(cut) == "Split" && cut["pattern"]["String"] == " ");
+    match steps.as_slice() {
+        [] => cut
+            .filter(|cut| kind(cut) == "Metaspace" && cut["prepend_scheme"] == "never" && cut["split"] == false)
+            .map(|_| false),
+        [one] if spaces(one) && whole => Some(false),
+        [first, one] if kind(first) == "Prepend" && first["prepend"] == "▁" && spaces(one) && whole => Some(true),
+        _ => None,
+    }
 }
 
 /// SentencePiece orders merges by the score of what they make: the earlier, the higher.

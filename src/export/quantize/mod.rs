@@ -3,6 +3,7 @@
 //! `nf4` writes a folder as bitsandbytes does, `gguf` one file as llama.cpp's converter does.
 
 mod gguf;
+mod gguf_keys;
 mod gguf_tokenizer;
 mod nf4;
 

@@ -1,15 +1,45 @@
 //! A GGUF file's metadata as the `config.json` of the folder that it was converted from.
+//!
+//! What all architectures share is here, what single ones have is in [`super::family`], positions are in [`super::rope`].
+//! A key that changes what is computed and is not read is refused, so that no model is read as another one.
 
 use serde_json::{Map, Value, json};
 
-use super::blocks::GgmlType;
 use super::file::GgufFile;
-use super::names::Architecture;
-use crate::weights::dtype::DType;
+use super::metadata::Metadata;
+use super::names::{Architecture, Change, layer_of};
+use super::{family, rope};
 use crate::{Error, Result};
 
-/// The frequencies' divisors that Llama 3.1 files carry in place of its rope scaling.
-pub const ROPE_FREQS: &str = "rope_freqs.weight";
+/// Keys of attention and positions that are read of every architecture.
+const READ: [&str; 17] = [
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.key_length_swa",
+    "attention.value_length_swa",
+    "attention.layer_norm_rms_epsilon",
+    "attention.causal",
+    "rope.dimension_count",
+    "rope.dimension_count_swa",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
+    "rope.scaling.finetuned",
+];
+/// Keys beside those of attention and positions that change what is computed.
+const SCALES: [&str; 6] = [
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "embedding_scale",
+    "residual_scale",
+    "logit_scale",
+    "expert_count",
+];
 
 /// The architecture of a file.
 ///
@@ -33,157 +63,213 @@ pub fn architecture(file: &GgufFile) -> Result<Architecture> {
     })
 }
 
+/// The folder's name of a file's tensor, and what was done to it; `None` where it is no weight but read with the config.
+///
+/// # Errors
+/// [`Error::Input`] where it is no part of such a model.
+pub(in crate::weights) fn folder_name(
+    metadata: &Metadata,
+    row: &Architecture,
+    name: &str,
+) -> Result<Option<(String, Change)>> {
+    match row.folder_name(name) {
+        None if row.factors.contains(&name) => Ok(None),
+        None => Err(Error::input(format!(
+            "{}: tensor {name:?} is no part of a model of the architecture {} as it is read; use the model's folder",
+            metadata.path().display(),
+            row.name
+        ))),
+        known => Ok(known),
+    }
+}
+
+/// Coordinates of a head.
+///
+/// # Errors
+/// [`Error::Input`] naming the key that is missing or impossible.
+pub(in crate::weights) fn head_dim(file: &GgufFile) -> Result<usize> {
+    let reader = Reader { file, metadata: file.metadata(), row: architecture(file)? };
+    reader.head_dim().map(|dim| dim as usize)
+}
+
+/// A file whose keys are read under its architecture's name.
+pub(super) struct Reader<'a> {
+    pub file: &'a GgufFile,
+    pub metadata: &'a Metadata,
+    pub row: Architecture,
+}
+
+/// The sizes that other keys are held against.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    pub hidden: u64,
+    pub heads: u64,
+    pub head_dim: u64,
+    pub layers: u64,
+    pub context: u64,
+}
+
+impl Reader<'_> {
+    pub fn key(&self, part: &str) -> String {
+        format!("{}.{part}", self.row.name)
+    }
+
+    /// A complaint about a key.
+    pub fn bad(&self, part: &str, reason: &str) -> Error {
+        self.metadata.bad(&self.key(part), reason)
+    }
+
+    /// A whole number.
+    pub fn size(&self, part: &str) -> Result<Option<u64>> {
+        self.metadata.size(&self.key(part))
+    }
+
+    /// A whole number above 0 that has to be there.
+    pub fn needed(&self, part: &str) -> Result<u64> {
+        match self.size(part)?.ok_or_else(|| self.metadata.missing(&self.key(part)))? {
+            0 => Err(self.bad(part, "it is 0; the file is broken, fetch another one")),
+            size => Ok(size),
+        }
+    }
+
+    /// A number above 0.
+    pub fn positive(&self, part: &str) -> Result<Option<f64>> {
+        let number = self.metadata.number(&self.key(part))?;
+        let fits = |number: &f64| *number > 0.0 && (*number as f32).is_finite() && *number as f32 > 0.0;
+        match number.filter(|number| !fits(number)) {
+            Some(other) => {
+                Err(self.bad(part, &format!("{other} is not above 0; the file is broken, fetch another one")))
+            }
+            None => Ok(number),
+        }
+    }
+
+    pub fn has(&self, tensor: &str) -> bool {
+        self.file.tensors().contains_key(tensor)
+    }
+
+    fn head_dim(&self) -> Result<u64> {
+        let (hidden, heads) = (self.needed("embedding_length")?, self.needed("attention.head_count")?);
+        match self.size("attention.key_length")? {
+            Some(_) => self.needed("attention.key_length"),
+            None if hidden.is_multiple_of(heads) => Ok(hidden / heads),
+            None => Err(self.bad("attention.head_count", "it does not divide embedding_length; fetch another file")),
+        }
+    }
+
+    fn sizes(&self) -> Result<Sizes> {
+        let (hidden, heads) = (self.needed("embedding_length")?, self.needed("attention.head_count")?);
+        let head_dim = self.head_dim()?;
+        for part in ["attention.value_length", "attention.key_length_swa", "attention.value_length_swa"] {
+            if let Some(other) = self.size(part)?.filter(|other| *other != head_dim) {
+                let reason = format!("{other}, where keys have {head_dim}, is not read; use the model's folder");
+                return Err(self.bad(part, &reason));
+            }
+        }
+        let (layers, tensors) = (self.needed("block_count")?, self.file.tensors().len());
+        if layers > tensors as u64 {
+            let reason = format!("{layers} layers in {tensors} tensors; the file is broken, fetch another one");
+            return Err(self.bad("block_count", &reason));
+        }
+        Ok(Sizes { hidden, heads, head_dim, layers, context: self.needed("context_length")? })
+    }
+
+    /// Refuses what would change the computation and is not read, unless it says that nothing is changed.
+    fn refuse_unread(&self, context: u64) -> Result<()> {
+        let prefix = self.key("");
+        for part in self.metadata.keys().filter_map(|key| key.strip_prefix(&prefix)) {
+            let counts = part.starts_with("attention.") || part.starts_with("rope.") || SCALES.contains(&part);
+            let yarn = part.starts_with("rope.scaling.yarn_");
+            if !counts || yarn || READ.contains(&part) || self.row.keys.contains(&part) {
+                continue;
+            }
+            let number = self.metadata.number(&self.key(part)).unwrap_or(None);
+            let without = match part {
+                "attention.layer_norm_epsilon" => true,
+                "attention.sliding_window" => number.is_some_and(|window| window == 0.0 || window >= context as f64),
+                _ => number == Some(0.0),
+            };
+            if !without {
+                let reason = format!("it is not read of a model of the architecture {}", self.row.name);
+                return Err(self.bad(part, &format!("{reason}; use the model's folder")));
+            }
+        }
+        if self.metadata.flag(&self.key("attention.causal"))? == Some(false) {
+            return Err(self.bad("attention.causal", "models that look ahead are not read; use another model"));
+        }
+        Ok(())
+    }
+
+    /// Every tensor is a part of the model, and in one of its layers.
+    fn check_tensors(&self, layers: u64) -> Result<()> {
+        let refuse = |name: &str, reason: &str| {
+            Err(Error::input(format!("{}: tensor {name:?} {reason}", self.metadata.path().display())))
+        };
+        for name in self.file.tensors().keys() {
+            folder_name(self.metadata, &self.row, name)?;
+            // the first layer's bias tells of all
+            let first = if name.contains(".attn_") { "blk.0.attn_q.bias" } else { "blk.0.ffn_up.bias" };
+            if name.ends_with(".bias") && !self.has(first) {
+                return refuse(name, &format!("stands without {first:?}, which is not read; use the model's folder"));
+            }
+            if layer_of(name).is_some_and(|(layer, _)| u64::from(layer) >= layers) {
+                return refuse(
+                    name,
+                    &format!("is of no layer: {} says {layers}; use the model's folder", self.key("block_count")),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What the folder's `config.json` says.
 ///
 /// # Errors
 /// [`Error::Input`] naming the key that is missing or means something that is not read.
 pub fn config(file: &GgufFile) -> Result<Map<String, Value>> {
-    let architecture = architecture(file)?;
-    let metadata = file.metadata();
-    let key = |name: &str| format!("{}.{name}", architecture.name);
-    let size = |name: &str| metadata.size(&key(name));
-    let needed = |name: &str| size(name)?.ok_or_else(|| metadata.missing(&key(name)));
-
-    if size("expert_count")?.is_some_and(|count| count > 0) {
-        return Err(metadata.bad(&key("expert_count"), "mixtures of experts are not read from GGUF"));
+    let reader = Reader { file, metadata: file.metadata(), row: architecture(file)? };
+    if reader.size("expert_count")?.is_some_and(|count| count > 0) {
+        return Err(reader.bad("expert_count", "mixtures of experts are not read; use another model"));
     }
-    let (hidden, heads) = (needed("embedding_length")?, needed("attention.head_count")?);
-    let head_dim = match size("attention.key_length")? {
-        Some(stated) => stated,
-        None if heads > 0 && hidden.is_multiple_of(heads) => hidden / heads,
-        None => return Err(metadata.bad(&key("attention.head_count"), "it does not divide embedding_length")),
+    let sizes = reader.sizes()?;
+    reader.refuse_unread(sizes.context)?;
+    reader.check_tensors(sizes.layers)?;
+    let kv_heads = match reader.size("attention.head_count_kv")? {
+        Some(_) => reader.needed("attention.head_count_kv")?,
+        None => sizes.heads,
     };
-    if let Some(other) = size("attention.value_length")?.filter(|other| *other != head_dim) {
-        return Err(metadata.bad(&key("attention.value_length"), &format!("{other}, where keys have {head_dim}")));
+    if !sizes.heads.is_multiple_of(kv_heads) {
+        let reason = format!("{kv_heads} does not divide head_count, {}; fetch another file", sizes.heads);
+        return Err(reader.bad("attention.head_count_kv", &reason));
     }
-    if let Some(other) = size("rope.dimension_count")?.filter(|other| *other != head_dim) {
-        let reason = format!("{other} of a head's {head_dim}: heads that rotate in part are not read from GGUF");
-        return Err(metadata.bad(&key("rope.dimension_count"), &reason));
-    }
-    let rms = metadata.number(&key("attention.layer_norm_rms_epsilon"))?;
-    let has = |tensor: &str| file.tensors().contains_key(tensor);
-    let vocabulary = file.tensors().get("token_embd.weight").map(|tensor| tensor.shape[0]);
-    let context = needed("context_length")?;
+    let eps = "attention.layer_norm_rms_epsilon";
+    let rms = reader.positive(eps)?.ok_or_else(|| reader.metadata.missing(&reader.key(eps)))?;
+    let embedding = file.tensors().get("token_embd.weight").ok_or_else(|| {
+        let shown = reader.metadata.path().display();
+        Error::input(format!("{shown}: there is no tensor \"token_embd.weight\"; fetch another file of this model"))
+    })?;
 
     let mut config = Map::new();
     let mut set = |name: &str, value: Value| {
         config.insert(name.to_string(), value);
     };
-    set("architectures", json!([class_of(architecture.model_type)]));
-    set("model_type", json!(architecture.model_type));
-    set("hidden_size", json!(hidden));
-    set("intermediate_size", json!(needed("feed_forward_length")?));
-    set("num_hidden_layers", json!(needed("block_count")?));
-    set("num_attention_heads", json!(heads));
-    set("num_key_value_heads", json!(size("attention.head_count_kv")?.unwrap_or(heads)));
-    set("head_dim", json!(head_dim));
-    set("vocab_size", json!(vocabulary));
-    set("max_position_embeddings", json!(context));
+    set("architectures", json!([reader.row.class]));
+    set("model_type", json!(reader.row.model_type));
+    set("hidden_size", json!(sizes.hidden));
+    set("intermediate_size", json!(reader.needed("feed_forward_length")?));
+    set("num_hidden_layers", json!(sizes.layers));
+    set("num_attention_heads", json!(sizes.heads));
+    set("num_key_value_heads", json!(kv_heads));
+    set("head_dim", json!(sizes.head_dim));
+    set("vocab_size", json!(embedding.shape[0]));
+    set("max_position_embeddings", json!(sizes.context));
     set("rms_norm_eps", json!(rms));
-    set("tie_word_embeddings", json!(!has("output.weight")));
-    set("attention_bias", json!(has("blk.0.attn_q.bias")));
-    set("mlp_bias", json!(has("blk.0.ffn_up.bias")));
-    set("hidden_act", json!("silu"));
-    for (name, id) in [("bos_token_id", "bos"), ("eos_token_id", "eos")] {
-        set(name, json!(metadata.size(&format!("tokenizer.ggml.{id}_token_id"))?));
+    set("tie_word_embeddings", json!(!reader.has("output.weight")));
+    for (name, id) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
+        set(name, json!(reader.metadata.size(&format!("tokenizer.ggml.{id}_token_id"))?));
     }
-    let rope = rope(file, architecture.name, context, head_dim as usize)?;
-    set("rope_parameters", rope);
+    config.extend(family::config(&reader, sizes)?);
+    config.extend(rope::config(&reader, sizes)?);
     Ok(config)
-}
-
-fn class_of(model_type: &str) -> &'static str {
-    match model_type {
-        "llama" => "LlamaForCausalLM",
-        _ => "AutoModelForCausalLM",
-    }
-}
-
-/// `rope_parameters`: base and scaling.
-fn rope(file: &GgufFile, architecture: &str, context: u64, head_dim: usize) -> Result<Value> {
-    let metadata = file.metadata();
-    let key = |name: &str| format!("{architecture}.rope.{name}");
-    let theta = metadata.number(&key("freq_base"))?.unwrap_or(10_000.0);
-    let mut rope = Map::from_iter([("rope_theta".to_string(), json!(theta))]);
-    let mut set = |name: &str, value: Value| {
-        rope.insert(name.to_string(), value);
-    };
-    let kind = match metadata.text(&key("scaling.type"))? {
-        // older files state the factor alone
-        None if metadata.number(&key("scale_linear"))?.is_some_and(|factor| factor != 1.0) => "linear",
-        None | Some("none") => "default",
-        Some(kind @ ("linear" | "yarn")) => kind,
-        Some(other) => {
-            return Err(metadata.bad(&key("scaling.type"), &format!("{other:?} is not read; linear and yarn are")));
-        }
-    };
-    set("rope_type", json!(kind));
-    if kind != "default" {
-        let factor = match metadata.number(&key("scaling.factor"))? {
-            Some(factor) => Some(factor),
-            None => metadata.number(&key("scale_linear"))?,
-        };
-        set("factor", json!(factor));
-        if let Some(original) = metadata.size(&key("scaling.original_context_length"))? {
-            set("original_max_position_embeddings", json!(original));
-        }
-        for (name, stated) in [("attention_factor", "scaling.attn_factor"), ("beta_fast", "scaling.yarn_beta_fast")] {
-            if let Some(number) = metadata.number(&key(stated))? {
-                set(name, json!(number));
-            }
-        }
-    }
-    if file.tensors().contains_key(ROPE_FREQS) {
-        if kind != "default" {
-            return Err(metadata.bad(&key("scaling.type"), "it stands beside rope_freqs.weight, which scales too"));
-        }
-        let llama3 = llama3(file, theta, context, head_dim)?;
-        rope.extend(llama3);
-    }
-    Ok(Value::Object(rope))
-}
-
-/// Llama 3.1's scaling, known again by its divisors: the file has these and not what they were computed from.
-fn llama3(file: &GgufFile, theta: f64, context: u64, head_dim: usize) -> Result<Map<String, Value>> {
-    // what every Llama 3.1, 3.2 and 3.3 has; the factor is the largest divisor
-    const LOW: f64 = 1.0;
-    const HIGH: f64 = 4.0;
-    const ORIGINAL: f64 = 8192.0;
-    let metadata = file.metadata();
-    let tensor = &file.tensors()[ROPE_FREQS];
-    let refuse = |reason: &str| {
-        Err(Error::input(format!(
-            "{}: tensor {ROPE_FREQS:?} {reason}; use the model's folder",
-            metadata.path().display()
-        )))
-    };
-    if tensor.kind != GgmlType::F32 || tensor.shape != [head_dim / 2] {
-        return refuse("is not one f32 for each frequency");
-    }
-    let mut divisors = vec![0f32; head_dim / 2];
-    DType::F32.decode(&file.map()[tensor.range.clone()], &mut divisors);
-    let factor = f64::from(divisors.iter().copied().fold(1.0, f32::max));
-    for (i, divisor) in divisors.iter().enumerate() {
-        let frequency = theta.powf(-(2.0 * i as f64) / head_dim as f64);
-        let wavelength = 2.0 * std::f64::consts::PI / frequency;
-        let expected = if wavelength < ORIGINAL / HIGH {
-            1.0
-        } else if wavelength > ORIGINAL / LOW {
-            factor
-        } else {
-            let smooth = (ORIGINAL / wavelength - LOW) / (HIGH - LOW);
-            1.0 / ((1.0 - smooth) / factor + smooth)
-        };
-        if (f64::from(*divisor) / expected - 1.0).abs() > 1e-4 {
-            return refuse("holds another scaling than Llama 3's, which is not known from it");
-        }
-    }
-    if factor == 1.0 || context as f64 <= ORIGINAL {
-        return refuse("scales nothing, or beyond a context that is not longer than 8192");
-    }
-    let fields = json!({
-        "rope_type": "llama3", "factor": factor, "low_freq_factor": LOW, "high_freq_factor": HIGH,
-        "original_max_position_embeddings": ORIGINAL as u64,
-    });
-    Ok(fields.as_object().cloned().unwrap_or_default())
 }

@@ -248,7 +248,9 @@ impl Metadata {
     }
 
     fn typed<T>(&self, key: &str, what: &str, take: impl FnOnce(&Value) -> Option<T>) -> Result<Option<T>> {
-        let taken = |value| take(value).ok_or_else(|| self.bad(key, &format!("it is not {what}")));
+        let taken = |value| {
+            take(value).ok_or_else(|| self.bad(key, &format!("it is not {what}; fetch another file of this model")))
+        };
         self.value(key).map(taken).transpose()
     }
 

@@ -33,6 +33,9 @@ pub const QWEN2_WORDS: &str =
 /// GPT-4o's: words are cut where case changes.
 pub const GPT4O_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// Mistral's since Nemo: as GPT-4o's, without its suffixes, and with single digits.
+const TEKKEN_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// How a byte-level tokenizer cuts text into words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Words {
@@ -45,7 +48,7 @@ pub enum Words {
 }
 
 /// llama.cpp's names, how they cut, and whether a word that is a token as a whole is never split.
-const PRE_TOKENIZERS: [(&str, Words, bool); 13] = [
+const PRE_TOKENIZERS: [(&str, Words, bool); 14] = [
     ("gpt-2", Words::Gpt2, false),
     ("olmo", Words::Gpt2, false),
     ("smollm", Words::Digits, false),
@@ -59,7 +62,13 @@ const PRE_TOKENIZERS: [(&str, Words, bool); 13] = [
     ("qwen2", Words::Split(QWEN2_WORDS, true), false),
     ("deepseek-r1-qwen", Words::Split(QWEN2_WORDS, true), false),
     ("gpt-4o", Words::Split(GPT4O_WORDS, false), false),
+    ("tekken", Words::Split(TEKKEN_WORDS, false), true),
 ];
+
+/// llama.cpp's names of ways to cut words, of those that are read.
+pub fn pre_names() -> [&'static str; 14] {
+    PRE_TOKENIZERS.map(|row| row.0)
+}
 
 /// llama.cpp's name of a way to cut words, if it has one.
 pub fn pre_name(words: Words, whole_words: bool) -> Option<&'static str> {
@@ -92,13 +101,17 @@ pub fn files(metadata: &Metadata) -> Result<BTreeMap<&'static str, String>> {
     let tokens = metadata.texts(TOKENS)?.ok_or_else(|| metadata.missing(TOKENS))?;
     let types = metadata.numbers(TYPES)?.unwrap_or_else(|| vec![1.0; tokens.len()]);
     if types.len() != tokens.len() {
-        return Err(metadata.bad(TYPES, &format!("{} types for {} tokens", types.len(), tokens.len())));
+        return Err(
+            metadata.bad(TYPES, &format!("{} types for {} tokens; fetch another file", types.len(), tokens.len()))
+        );
     }
     let types: Vec<i64> = types.into_iter().map(|kind| kind as i64).collect();
     let mut ids = HashMap::with_capacity(tokens.len());
     for (id, token) in tokens.iter().enumerate() {
         if let Some(first) = ids.insert(*token, id) {
-            return Err(metadata.bad(TOKENS, &format!("{token:?} stands twice, as {first} and {id}")));
+            return Err(
+                metadata.bad(TOKENS, &format!("{token:?} stands twice, as {first} and {id}; fetch another file"))
+            );
         }
     }
     let vocabulary = Vocabulary { metadata, tokens, types, ids };
@@ -155,7 +168,9 @@ impl Vocabulary<'_> {
         let key = format!("tokenizer.ggml.{kind}_token_id");
         let Some(id) = self.metadata.size(&key)? else { return Ok(None) };
         let token = usize::try_from(id).ok().and_then(|id| Some((id, *self.tokens.get(id)?)));
-        let outside = || self.metadata.bad(&key, &format!("{id} is no token: there are {}", self.tokens.len()));
+        let outside = || {
+            self.metadata.bad(&key, &format!("{id} is no token: there are {}; fetch another file", self.tokens.len()))
+        };
         token.map(Some).ok_or_else(outside)
     }
 
@@ -200,15 +215,16 @@ impl Vocabulary<'_> {
         let metadata = self.metadata;
         let name = metadata.text(PRE)?.ok_or_else(|| metadata.missing(PRE))?;
         let Some((_, words, whole_words)) = PRE_TOKENIZERS.iter().find(|row| row.0 == name) else {
-            let known: Vec<_> = PRE_TOKENIZERS.iter().map(|row| row.0).collect();
-            let reason = format!("{name:?} is not read; {} are. Use the model's folder", known.join(", "));
+            let reason = format!("{name:?} is not read; {} are. Use the model's folder", pre_names().join(", "));
             return Err(metadata.bad(PRE, &reason));
         };
         let merges = metadata.texts(MERGES)?.ok_or_else(|| metadata.missing(MERGES))?;
-        let pair = |merge: &&str| match merge.split_once(' ') {
-            Some((left, right)) if !right.contains(' ') => Ok(json!([left, right])),
-            _ => Err(metadata.bad(MERGES, &format!("{merge:?} is not two parts with a space between"))),
-        };
+        let pair =
+            |merge: &&str| match merge.split_once(' ') {
+                Some((left, right)) if !right.contains(' ') => Ok(json!([left, right])),
+                _ => Err(metadata
+                    .bad(MERGES, &format!("{merge:?} is not two parts with a space between; fetch another file"))),
+            };
         let merges = merges.iter().map(pair).collect::<Result<Vec<_>>>()?;
         let (normalizer, pre_tokenizer) = words.sections();
         let byte_level =
@@ -233,11 +249,27 @@ impl Vocabulary<'_> {
     fn sentence_piece(&self) -> Result<Map<String, Value>> {
         let metadata = self.metadata;
         let scores = metadata.numbers(SCORES)?.ok_or_else(|| metadata.missing(SCORES))?;
-        if scores.len() != self.tokens.len() || scores.iter().any(|score| score.is_nan()) {
-            return Err(metadata.bad(SCORES, &format!("{} numbers for {} tokens", scores.len(), self.tokens.len())));
+        if scores.len() != self.tokens.len() {
+            return Err(metadata.bad(
+                SCORES,
+                &format!("{} numbers for {} tokens; fetch another file", scores.len(), self.tokens.len()),
+            ));
+        }
+        if let Some(id) = scores.iter().position(|score| score.is_nan()) {
+            return Err(metadata.bad(SCORES, &format!("that of token {id} is no number; fetch another file")));
+        }
+        let cleaned = metadata.flag("tokenizer.ggml.remove_extra_whitespaces")? == Some(true);
+        for (key, stated) in [
+            ("tokenizer.ggml.remove_extra_whitespaces", cleaned),
+            ("tokenizer.ggml.precompiled_charsmap", metadata.value("tokenizer.ggml.precompiled_charsmap").is_some()),
+        ] {
+            if stated {
+                return Err(metadata.bad(key, "texts that are changed first are not read; use the model's folder"));
+            }
         }
         if let Some(id) = self.tokens.iter().position(|token| token.len() > LONGEST_PIECE) {
-            return Err(metadata.bad(TOKENS, &format!("token {id} has more than {LONGEST_PIECE} bytes")));
+            return Err(metadata
+                .bad(TOKENS, &format!("token {id} has more than {LONGEST_PIECE} bytes; use the model's folder")));
         }
         let prefix = metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
         let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});

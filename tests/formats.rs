@@ -135,6 +135,41 @@ fn a_quantised_model_computes_what_transformers_does_on_its_numbers() {
     grads.at_most(1e-4);
 }
 
+#[test]
+fn what_is_said_to_be_exact_in_bf16_is() {
+    let mut said = BTreeSet::new();
+    for folder in fs::read_dir(fixtures()).expect("fixtures").map(|entry| entry.expect("an entry").path()) {
+        if folder.join("adapter_model.safetensors").exists() {
+            continue;
+        }
+        let model = ModelFolder::open(&base(&folder)).unwrap();
+        for name in model.names() {
+            let tensor = model.tensor(name).unwrap();
+            if tensor.exact_in_bf16() {
+                for (i, x) in tensor.to_f32().into_iter().enumerate() {
+                    assert!(x.is_nan() || x.to_bits() << 16 == 0, "{name} of {} at {i}: {x:e}", folder.display());
+                }
+                said.insert(tensor.format);
+            }
+        }
+    }
+    assert_eq!(
+        said.into_iter().collect::<Vec<_>>(),
+        [
+            "bf16",
+            "fp4",
+            "fp8 e4m3",
+            "mlx 2 bit",
+            "mlx 3 bit",
+            "mlx 4 bit",
+            "mlx 6 bit",
+            "mlx 8 bit",
+            "nf4",
+            "packed 4 bit"
+        ]
+    );
+}
+
 /// `tools/fixtures/families.py`
 #[test]
 fn every_family_in_nf4_computes_what_transformers_does_on_its_numbers() {

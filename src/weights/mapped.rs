@@ -70,6 +70,11 @@ pub trait StoredMatrix: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Whether every number that [`StoredMatrix::decode`] gives is a bf16 exactly: rounding it to one changes nothing.
+    fn exact_in_bf16(&self) -> bool {
+        false
+    }
+
     /// The matrix `[rows, columns]` on a device: in its stored form where that has one there, else decoded to the type
     /// in which it multiplies.
     ///
@@ -130,6 +135,10 @@ impl StoredMatrix for MappedTensor {
 
     fn bf16(&self) -> Option<&[u8]> {
         (self.dtype == DType::BF16).then_some(&*self.bytes)
+    }
+
+    fn exact_in_bf16(&self) -> bool {
+        self.dtype == DType::BF16
     }
 
     fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {

@@ -77,6 +77,10 @@ impl StoredMatrix for StoredTensor {
         self.matrix.bf16()
     }
 
+    fn exact_in_bf16(&self) -> bool {
+        self.matrix.exact_in_bf16()
+    }
+
     fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
         self.matrix.on_device(rows, columns, uploader)
     }

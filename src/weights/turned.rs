@@ -35,6 +35,10 @@ impl StoredMatrix for Turned {
     fn parts(&self) -> Vec<&MappedBytes> {
         self.stored.parts()
     }
+
+    fn exact_in_bf16(&self) -> bool {
+        self.stored.exact_in_bf16()
+    }
 }
 
 #[cfg(test)]

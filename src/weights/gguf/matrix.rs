@@ -123,6 +123,10 @@ impl<M: StoredMatrix> StoredMatrix for HalvesTogether<M> {
         self.stored.parts()
     }
 
+    fn exact_in_bf16(&self) -> bool {
+        self.stored.exact_in_bf16()
+    }
+
     fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
         let mut form = self.stored.on_device(rows, columns, uploader)?;
         match &mut form.numbers {

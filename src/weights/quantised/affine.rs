@@ -81,4 +81,8 @@ impl Runs for Affine {
     fn parts(&self) -> Vec<&MappedBytes> {
         vec![&self.bytes, &self.scales.bytes, &self.biases.bytes]
     }
+
+    fn exact_in_bf16(&self) -> bool {
+        self.dtype == DType::BF16
+    }
 }

@@ -181,6 +181,10 @@ impl Runs for FourBit {
         }
     }
 
+    fn exact_in_bf16(&self) -> bool {
+        self.dtype == DType::BF16
+    }
+
     fn on_device(&self, rows: usize, uploader: &Uploader) -> candle_core::Result<Option<Form>> {
         let absmax = match &self.absmax {
             Absmax::Plain(absmax) => dequantise::Absmax::Plain(absmax.on_device(uploader)?),

@@ -90,4 +90,8 @@ impl Runs for Packed {
     fn parts(&self) -> Vec<&MappedBytes> {
         [&self.bytes, &self.scales.bytes].into_iter().chain(&self.zeros).collect()
     }
+
+    fn exact_in_bf16(&self) -> bool {
+        self.dtype == DType::BF16
+    }
 }

@@ -85,4 +85,8 @@ impl Runs for Fp8 {
     fn parts(&self) -> Vec<&MappedBytes> {
         vec![&self.bytes, &self.scales.bytes]
     }
+
+    fn exact_in_bf16(&self) -> bool {
+        self.dtype == DType::BF16
+    }
 }

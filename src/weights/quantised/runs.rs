@@ -19,6 +19,11 @@ pub trait Runs: Debug + Send + Sync {
     /// Everything of it that lies in files.
     fn parts(&self) -> Vec<&MappedBytes>;
 
+    /// Whether every number is a bf16 exactly.
+    fn exact_in_bf16(&self) -> bool {
+        false
+    }
+
     /// The matrix of so many rows in its stored form on a device, where it has one there.
     fn on_device(&self, _rows: usize, _uploader: &Uploader) -> candle_core::Result<Option<Form>> {
         Ok(None)
@@ -46,6 +51,10 @@ impl<T: Runs> StoredMatrix for ByRuns<T> {
 
     fn parts(&self) -> Vec<&MappedBytes> {
         self.0.parts()
+    }
+
+    fn exact_in_bf16(&self) -> bool {
+        self.0.exact_in_bf16()
     }
 
     fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {

@@ -1,6 +1,7 @@
-//! What each format costs: bytes held, and time of the two products of a large matrix beside bf16.
+//! What each format costs: bytes held, time of the two products of a large matrix beside bf16, and of decoding alone.
 //!
 //!     cargo bench --bench formats
+//!     cargo bench --bench formats -- decode      decoding alone
 //!
 //! One matrix of Llama-3.2-1B (2048 → 8192) and 512 tokens, f32 products. Every format is timed in each of many rounds, so
 //! that a busy machine slows all of them; of each the fastest round counts. The matrices' bits are random, which the time
@@ -13,7 +14,7 @@ use dpo_lora::{
     kernels::compute::Compute,
     random::Stream,
     weights::{
-        ModelFolder,
+        ModelFolder, StoredMatrix, StoredTensor,
         gguf::{
             GgmlType,
             writer::{GgufWriter, Keys},
@@ -32,6 +33,8 @@ const INPUTS: usize = 2048;
 const OUTPUTS: usize = 8192;
 const TOKENS: usize = 512;
 const ROUNDS: usize = 25;
+/// Rows and columns that decoding is timed by: about what the products ask for at once.
+const TILE: [usize; 2] = [32, 512];
 const MODULE: &str = "model.layers.0.mlp.up_proj";
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -136,9 +139,14 @@ fn main() -> Outcome<()> {
 
     let random = |rows, columns| Tensor::rand(-1f32, 1.0, (rows, columns), &Device::Cpu);
     let (x, dy, dx) = (random(TOKENS, INPUTS)?, random(TOKENS, OUTPUTS)?, random(TOKENS, INPUTS)?);
-    let mut best = vec![[f64::INFINITY; 2]; matrices.len()];
+    let products = !std::env::args().any(|argument| argument == "decode");
+    let mut best = vec![[f64::INFINITY; 3]; matrices.len()];
     for _ in 0..ROUNDS {
-        for ((_, (matrix, _)), best) in matrices.iter().zip(&mut best) {
+        for ((_, (matrix, stored)), best) in matrices.iter().zip(&mut best) {
+            best[2] = best[2].min(decode(stored));
+            if !products {
+                continue;
+            }
             let began = Instant::now();
             // within the pool, as training computes
             let y = rayon::scope(|_| black_box(matrix.apply(&x)))?;
@@ -149,28 +157,44 @@ fn main() -> Outcome<()> {
             best[1] = best[1].min(began.elapsed().as_secs_f64());
         }
     }
-    println!("| format | MiB | bits a weight | forward | backward | both |");
-    println!("| --- | --- | --- | --- | --- | --- |");
+    println!("| format | MiB | bits a weight | forward | backward | both | decode, ns a number (one core) |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
     let plain = best[0];
-    for ((name, (_, bytes)), [forward, backward]) in matrices.iter().zip(&best) {
+    for ((name, (_, stored)), [forward, backward, decode]) in matrices.iter().zip(&best) {
+        let bytes = stored.stored_bytes();
         println!(
-            "| {name} | {:.1} | {:.2} | {:.2} | {:.2} | {:.2} |",
-            *bytes as f64 / f64::from(1 << 20),
-            8.0 * *bytes as f64 / all as f64,
+            "| {name} | {:.1} | {:.2} | {:.2} | {:.2} | {:.2} | {:.3} |",
+            bytes as f64 / f64::from(1 << 20),
+            8.0 * bytes as f64 / all as f64,
             forward / plain[0],
             backward / plain[1],
-            (forward + backward) / (plain[0] + plain[1])
+            (forward + backward) / (plain[0] + plain[1]),
+            1e9 * decode / all as f64
         );
     }
     println!("bf16: {:.1} ms forward, {:.1} ms backward", 1e3 * plain[0], 1e3 * plain[1]);
     Ok(())
 }
 
-/// The matrix in a folder or file, and the bytes that it holds.
-fn matrix(path: &Path) -> Outcome<(FrozenMatrix, usize)> {
+/// The matrix in a folder or file, to multiply with and as it is stored.
+fn matrix(path: &Path) -> Outcome<(FrozenMatrix, StoredTensor)> {
     let stored = ModelFolder::open(path)?.tensor(&format!("{MODULE}.weight"))?;
-    let bytes = stored.stored_bytes();
-    Ok((FrozenMatrix::new(Arc::new(stored), OUTPUTS, INPUTS, &Device::Cpu, Compute::F32), bytes))
+    let matrix = FrozenMatrix::new(Arc::new(stored.clone()), OUTPUTS, INPUTS, &Device::Cpu, Compute::F32);
+    Ok((matrix, stored))
+}
+
+/// Seconds in which this thread decodes the whole matrix, tile after tile.
+fn decode(stored: &StoredTensor) -> f64 {
+    let [rows, columns] = TILE;
+    let mut tile = vec![0f32; rows * columns];
+    let began = Instant::now();
+    for column in (0..INPUTS).step_by(columns) {
+        for row in (0..OUTPUTS).step_by(rows) {
+            stored.decode(row..row + rows, column..column + columns, &mut tile);
+            black_box(&tile);
+        }
+    }
+    began.elapsed().as_secs_f64()
 }
 
 /// Random bits, of which every two are small numbers as f16 and as bf16 and every four as f32.

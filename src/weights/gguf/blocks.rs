@@ -6,6 +6,7 @@
 use std::fmt;
 
 use super::super::dtype::half_to_f32 as half;
+use crate::kernels::simd::multiversion;
 
 /// Numbers in a run.
 pub const RUN: usize = 32;
@@ -100,11 +101,6 @@ impl GgmlType {
     /// # Panics
     /// Where the format is none of blocks, or the row does not hold the runs.
     pub fn decode(self, row: &[u8], first: usize, out: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has the feature.
-            return unsafe { decode_avx2(self, row, first, out) };
-        }
         decode(self, row, first, out)
     }
 }
@@ -118,45 +114,35 @@ impl fmt::Display for GgmlType {
     }
 }
 
-/// The same code, compiled for wider registers.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn decode_avx2(kind: GgmlType, row: &[u8], first: usize, out: &mut [f32]) {
-    decode(kind, row, first, out)
-}
-
-#[inline(always)]
-fn decode(kind: GgmlType, row: &[u8], first: usize, out: &mut [f32]) {
-    match kind {
-        GgmlType::Q4_0 => runs::<18, 1>(row, first, out, q4_0),
-        GgmlType::Q4_1 => runs::<20, 1>(row, first, out, q4_1),
-        GgmlType::Q5_0 => runs::<22, 1>(row, first, out, q5_0),
-        GgmlType::Q5_1 => runs::<24, 1>(row, first, out, q5_1),
-        GgmlType::Q8_0 => runs::<34, 1>(row, first, out, q8_0),
-        GgmlType::Q2_K => runs::<84, 8>(row, first, out, q2_k),
-        GgmlType::Q3_K => runs::<110, 8>(row, first, out, q3_k),
-        GgmlType::Q4_K => runs::<144, 8>(row, first, out, q4_k),
-        GgmlType::Q5_K => runs::<176, 8>(row, first, out, q5_k),
-        GgmlType::Q6_K => runs::<210, 8>(row, first, out, q6_k),
-        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Other(..) => {
-            unreachable!("{kind} is not decoded by blocks")
+/// Runs of a row. A macro, since a function that is passed on may not be compiled with what it is passed to.
+macro_rules! runs {
+    ($row:ident, $first:ident, $out:ident, $decode:ident, $bytes:literal bytes, $runs:literal runs) => {{
+        let (blocks, _) = $row.as_chunks::<$bytes>();
+        let (outs, _) = $out.as_chunks_mut::<RUN>();
+        for (number, out) in outs.iter_mut().enumerate() {
+            let run = $first + number;
+            $decode(&blocks[run / $runs], run % $runs, out);
         }
-    }
+    }};
 }
 
-/// Runs of a row whose blocks have `BYTES` bytes and `RUNS` runs.
-#[inline(always)]
-fn runs<const BYTES: usize, const RUNS: usize>(
-    row: &[u8],
-    first: usize,
-    out: &mut [f32],
-    decode: impl Fn(&[u8; BYTES], usize, &mut [f32; RUN]),
-) {
-    let (blocks, _) = row.as_chunks::<BYTES>();
-    let (outs, _) = out.as_chunks_mut::<RUN>();
-    for (number, out) in outs.iter_mut().enumerate() {
-        let run = first + number;
-        decode(&blocks[run / RUNS], run % RUNS, out);
+multiversion! {
+    fn decode(kind: GgmlType, row: &[u8], first: usize, out: &mut [f32]) {
+        match kind {
+            GgmlType::Q4_0 => runs!(row, first, out, q4_0, 18 bytes, 1 runs),
+            GgmlType::Q4_1 => runs!(row, first, out, q4_1, 20 bytes, 1 runs),
+            GgmlType::Q5_0 => runs!(row, first, out, q5_0, 22 bytes, 1 runs),
+            GgmlType::Q5_1 => runs!(row, first, out, q5_1, 24 bytes, 1 runs),
+            GgmlType::Q8_0 => runs!(row, first, out, q8_0, 34 bytes, 1 runs),
+            GgmlType::Q2_K => runs!(row, first, out, q2_k, 84 bytes, 8 runs),
+            GgmlType::Q3_K => runs!(row, first, out, q3_k, 110 bytes, 8 runs),
+            GgmlType::Q4_K => runs!(row, first, out, q4_k, 144 bytes, 8 runs),
+            GgmlType::Q5_K => runs!(row, first, out, q5_k, 176 bytes, 8 runs),
+            GgmlType::Q6_K => runs!(row, first, out, q6_k, 210 bytes, 8 runs),
+            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Other(..) => {
+                unreachable!("{kind} is not decoded by blocks")
+            }
+        }
     }
 }
 

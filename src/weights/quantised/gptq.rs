@@ -3,14 +3,19 @@
 //! Both store the matrix with its inputs outermost. GPTQ packs along the inputs and may give them to groups in any
 //! order (act-order); AWQ packs along the outputs, in an order of its own.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use super::lookup::{LookUp, Order, SIXTEEN};
 use super::parts::{Floats, Parts};
-use super::runs::{ByRuns, RUN, Runs, word};
+use super::tiles::{ByTiles, LINES, RUN, Tiles, by_group, turn, word};
 use crate::Result;
 use crate::keys::Keys;
 use crate::weights::mapped::MappedBytes;
 use crate::weights::stored::StoredTensor;
+
+/// Rows whose words are turned at once.
+const BAND: usize = 32;
 
 /// Takes every GPTQ matrix; how many there were.
 pub(super) fn gather_gptq(section: &Keys, parts: &mut Parts) -> Result<usize> {
@@ -42,7 +47,7 @@ pub(super) fn gather_gptq(section: &Keys, parts: &mut Parts) -> Result<usize> {
             return Err(parts.bad(&name, &format!("would make groups of {size}; multiples of {RUN} are read")));
         }
         let matrix = Gptq { words, zeros, scales, order, size, bits, zero_offset, outputs };
-        let tensor = StoredTensor::new(vec![outputs, inputs], format!("gptq {bits} bit"), Arc::new(ByRuns(matrix)));
+        let tensor = StoredTensor::new(vec![outputs, inputs], format!("gptq {bits} bit"), Arc::new(ByTiles(matrix)));
         parts.put(format!("{module}.weight"), tensor)?;
     }
     Ok(found)
@@ -107,30 +112,46 @@ impl Gptq {
         let zero = (packed >> (row % per_word * self.bits)).wrapping_add(self.zero_offset) & mask;
         (self.scales.at(group * self.outputs + row), zero as f32)
     }
+
+    /// A part of row `row`, from column `start` on, whose numbers `bytes` hold.
+    #[inline(always)]
+    fn stretch(&self, lookup: impl LookUp, row: usize, start: usize, bytes: &[u8], out: &mut [f32]) {
+        let number = |i: usize| match self.bits {
+            4 => bytes[i / 2] >> (i % 2 * 4) & 15,
+            _ => bytes[i],
+        };
+        if let Some(order) = &self.order {
+            for (i, out) in out.iter_mut().enumerate() {
+                let (scale, zero) = self.group(row, word(order, start + i) as usize);
+                *out = scale * (f32::from(number(i)) - zero);
+            }
+            return;
+        }
+        by_group(start, self.size, out, |group, column, out| {
+            let (scale, zero) = self.group(row, group);
+            let bytes = &bytes[(column - start) * self.bits / 8..];
+            match self.bits {
+                4 => lookup.look_up(&SIXTEEN.map(|code| scale * (code - zero)), Order::LowFirst, bytes, out),
+                _ => out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = scale * (f32::from(*byte) - zero)),
+            }
+        });
+    }
 }
 
-impl Runs for Gptq {
+impl Tiles for Gptq {
     #[inline(always)]
-    fn run(&self, row: usize, start: usize, out: &mut [f32]) {
-        let (per_word, mask) = (32 / self.bits, (1u32 << self.bits) - 1);
-        let mut codes = [0f32; RUN];
-        for (number, codes) in codes[..out.len()].chunks_mut(per_word).enumerate() {
-            let packed = word(&self.words, (start / per_word + number) * self.outputs + row);
-            for (i, code) in codes.iter_mut().enumerate() {
-                *code = (packed >> (i * self.bits) & mask) as f32;
-            }
-        }
-        match &self.order {
-            None => {
-                let (scale, zero) = self.group(row, start / self.size);
-                for (out, code) in out.iter_mut().zip(codes) {
-                    *out = scale * (code - zero);
-                }
-            }
-            Some(order) => {
-                for ((column, out), code) in (start..).zip(out).zip(codes) {
-                    let (scale, zero) = self.group(row, word(order, column) as usize);
-                    *out = scale * (code - zero);
+    fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let (per_word, width) = (32 / self.bits, columns.len());
+        let mut words = [[0; LINES]; BAND];
+        for part in columns.clone().step_by(LINES * per_word) {
+            let end = columns.end.min(part + LINES * per_word);
+            for first in rows.clone().step_by(BAND) {
+                let band = first..rows.end.min(first + BAND);
+                turn(&self.words, self.outputs, part / per_word..end.div_ceil(per_word), band.clone(), &mut words);
+                for (row, words) in band.zip(&words) {
+                    let bytes = words.map(u32::to_le_bytes);
+                    let out = &mut out[(row - rows.start) * width + part - columns.start..][..end - part];
+                    self.stretch(lookup, row, part, bytes.as_flattened(), out);
                 }
             }
         }
@@ -172,7 +193,7 @@ pub(super) fn gather_awq(section: &Keys, parts: &mut Parts) -> Result<usize> {
                 parts.bad(&format!("{module}.scales"), &format!("makes groups of {size}, not multiples of {RUN}"))
             );
         }
-        let matrix = ByRuns(Awq { words, zeros, scales, size, outputs });
+        let matrix = ByTiles(Awq { words, zeros, scales, size, outputs });
         let tensor = StoredTensor::new(vec![outputs, inputs], "awq 4 bit", Arc::new(matrix));
         parts.put(format!("{module}.weight"), tensor)?;
     }
@@ -192,16 +213,29 @@ struct Awq {
     outputs: usize,
 }
 
-impl Runs for Awq {
+impl Tiles for Awq {
     #[inline(always)]
-    fn run(&self, row: usize, start: usize, out: &mut [f32]) {
-        let (stride, at) = (self.outputs / AWQ_WORD, row / AWQ_WORD);
-        let shift = 4 * AWQ_NIBBLES[row % AWQ_WORD];
-        let group = start / self.size;
-        let zero = (word(&self.zeros, group * stride + at) >> shift & 15) as f32;
-        let scale = self.scales.at(group * self.outputs + row);
-        for (column, out) in (start..).zip(out) {
-            *out = scale * ((word(&self.words, column * stride + at) >> shift & 15) as f32 - zero);
+    fn tile(&self, _: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let (stride, width) = (self.outputs / AWQ_WORD, columns.len());
+        let places = rows.start / AWQ_WORD..rows.end.div_ceil(AWQ_WORD);
+        let mut words = [[0; LINES]; BAND];
+        for start in columns.clone().step_by(LINES) {
+            let (part, group) = (start..columns.end.min(start + LINES), start / self.size);
+            for first in places.clone().step_by(BAND) {
+                let band = first..places.end.min(first + BAND);
+                turn(&self.words, stride, part.clone(), band.clone(), &mut words);
+                for (place, words) in band.zip(&words) {
+                    let zeros = word(&self.zeros, group * stride + place);
+                    for row in rows.start.max(place * AWQ_WORD)..rows.end.min((place + 1) * AWQ_WORD) {
+                        let shift = 4 * AWQ_NIBBLES[row % AWQ_WORD];
+                        let (scale, zero) = (self.scales.at(group * self.outputs + row), (zeros >> shift & 15) as f32);
+                        let out = &mut out[(row - rows.start) * width + start - columns.start..][..part.len()];
+                        for (out, word) in out.iter_mut().zip(words) {
+                            *out = scale * ((word >> shift & 15) as f32 - zero);
+                        }
+                    }
+                }
+            }
         }
     }
 

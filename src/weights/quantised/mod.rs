@@ -1,16 +1,17 @@
 //! Quantised safetensors: what several tensors of a file together say of one matrix.
 //!
 //! `config.json` names the method; which modules are quantised, the tensors themselves show, so what a checkpoint
-//! leaves plain stays plain. `parts` takes tensors apart with their shapes checked, `runs` is how all of these
-//! decode; one file a method follows. Every format gives the numbers that its own program gives.
+//! leaves plain stays plain. `parts` takes tensors apart with their shapes checked, `tiles` is how all of these
+//! decode, `lookup` what those of four bits have in common; one file a method follows. Every format gives the numbers that its own program gives.
 
 mod affine;
 mod bitsandbytes;
 mod compressed;
 mod fp8;
 mod gptq;
+mod lookup;
 mod parts;
-mod runs;
+mod tiles;
 
 use std::collections::BTreeMap;
 use std::path::Path;

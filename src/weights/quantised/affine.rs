@@ -74,10 +74,11 @@ impl Tiles for Affine {
     #[inline(always)]
     fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let groups = self.row_bytes * 8 / self.bits / self.group;
+        let (scales, biases) = (self.scales.view(), self.biases.view());
         for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
             let bytes = &self.bytes[row * self.row_bytes..][..self.row_bytes];
             by_group(columns.start, self.group, out, |group, start, out| {
-                let (scale, bias) = (self.scales.at(row * groups + group), self.biases.at(row * groups + group));
+                let (scale, bias) = (scales.at(row * groups + group), biases.at(row * groups + group));
                 let bytes = &bytes[start * self.bits / 8..];
                 if self.bits == 4 {
                     let scaled = lookup.rounded(self.dtype, SIXTEEN.map(|code| code * scale));

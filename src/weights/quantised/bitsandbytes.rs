@@ -141,13 +141,18 @@ enum Absmax {
 }
 
 impl Absmax {
+    /// Where loops take them from.
     #[inline(always)]
-    fn at(&self, index: usize) -> f32 {
-        match self {
-            Self::Plain(absmax) => absmax.at(index),
+    fn at(&self) -> impl Fn(usize) -> f32 {
+        let (absmax, nested) = match self {
+            Self::Plain(absmax) => (absmax.view(), None),
             Self::Nested { bytes, map, absmax, block, offset } => {
-                map.at(bytes[index].into()) * absmax.at(index / block) + offset
+                (absmax.view(), Some((&**bytes, map.view(), *block, *offset)))
             }
+        };
+        move |index| match nested {
+            None => absmax.at(index),
+            Some((bytes, map, block, offset)) => map.at(bytes[index].into()) * absmax.at(index / block) + offset,
         }
     }
 }
@@ -155,10 +160,10 @@ impl Absmax {
 impl Tiles for FourBit {
     #[inline(always)]
     fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        let bytes: &[u8] = &self.bytes;
+        let (bytes, absmax): (&[u8], _) = (&self.bytes, self.absmax.at());
         for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
             by_group(row * self.columns + columns.start, self.block, out, |block, at, out| {
-                let absmax = self.absmax.at(block);
+                let absmax = absmax(block);
                 let values = lookup.rounded(self.dtype, self.codes.map(|code| code * absmax));
                 // a row of an odd length may end between two halves of a byte
                 let out = match at % 2 {

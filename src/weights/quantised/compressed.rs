@@ -75,11 +75,12 @@ struct Packed {
 impl Tiles for Packed {
     #[inline(always)]
     fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let (scales, zeros) = (self.scales.view(), self.zeros.as_deref());
         for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
             let bytes = &self.bytes[row * self.row_bytes..][..self.row_bytes];
             by_group(columns.start, self.group, out, |group, start, out| {
-                let scale = self.scales.at(row * self.groups + group);
-                let zero = match &self.zeros {
+                let scale = scales.at(row * self.groups + group);
+                let zero = match zeros {
                     None => 8,
                     Some(zeros) => word(zeros, row / PER_WORD * self.groups + group) >> (row % PER_WORD * 4) & 15,
                 };

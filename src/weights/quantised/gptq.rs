@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::lookup::{LookUp, Order, SIXTEEN};
-use super::parts::{Floats, Parts};
+use super::parts::{self, Floats, Parts};
 use super::tiles::{ByTiles, LINES, RUN, Tiles, by_group, turn, word};
 use crate::Result;
 use crate::keys::Keys;
@@ -16,6 +16,9 @@ use crate::weights::stored::StoredTensor;
 
 /// Rows whose words are turned at once.
 const BAND: usize = 32;
+
+/// Most groups in a part of a row whose words are turned at once.
+const GROUPS: usize = LINES * 8 / RUN;
 
 /// Takes every GPTQ matrix; how many there were.
 pub(super) fn gather_gptq(section: &Keys, parts: &mut Parts) -> Result<usize> {
@@ -104,56 +107,110 @@ struct Gptq {
     outputs: usize,
 }
 
-impl Gptq {
+/// A matrix of numbers of so many bits, at hand.
+struct View<'a, const BITS: usize> {
+    matrix: &'a Gptq,
+    words: &'a [u8],
+    zeros: &'a [u8],
+    scales: parts::View<'a>,
+    order: Option<&'a [u8]>,
+}
+
+impl<const BITS: usize> View<'_, BITS> {
+    const PER_WORD: usize = 32 / BITS;
+    const MASK: u32 = (1 << BITS) - 1;
+
     #[inline(always)]
-    fn group(&self, row: usize, group: usize) -> (f32, f32) {
-        let (per_word, mask) = (32 / self.bits, (1u32 << self.bits) - 1);
-        let packed = word(&self.zeros, group * self.outputs.div_ceil(per_word) + row / per_word);
-        let zero = (packed >> (row % per_word * self.bits)).wrapping_add(self.zero_offset) & mask;
-        (self.scales.at(group * self.outputs + row), zero as f32)
+    fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let width = columns.len();
+        let (mut words, mut groups) = ([[0; LINES]; BAND], [[(0.0, 0.0); GROUPS]; BAND]);
+        for part in columns.clone().step_by(LINES * Self::PER_WORD) {
+            let part = part..columns.end.min(part + LINES * Self::PER_WORD);
+            let lines = part.start / Self::PER_WORD..part.end.div_ceil(Self::PER_WORD);
+            for first in rows.clone().step_by(BAND) {
+                let band = first..rows.end.min(first + BAND);
+                turn(self.words, self.matrix.outputs, lines.clone(), band.clone(), &mut words);
+                if self.order.is_none() {
+                    self.groups(&part, &band, &mut groups);
+                }
+                for (i, (row, words)) in band.zip(&words).enumerate() {
+                    let bytes = words.map(u32::to_le_bytes);
+                    let out = &mut out[(row - rows.start) * width + part.start - columns.start..][..part.len()];
+                    match self.order {
+                        None => self.in_order(lookup, part.start, &groups[i], bytes.as_flattened(), out),
+                        Some(order) => self.by_order(order, row, part.start, bytes.as_flattened(), out),
+                    }
+                }
+            }
+        }
     }
 
-    /// A part of row `row`, from column `start` on, whose numbers `bytes` hold.
+    /// Scale and zero of each row of a band in each group that a part of its columns lies in.
     #[inline(always)]
-    fn stretch(&self, lookup: impl LookUp, row: usize, start: usize, bytes: &[u8], out: &mut [f32]) {
-        let number = |i: usize| match self.bits {
-            4 => bytes[i / 2] >> (i % 2 * 4) & 15,
-            _ => bytes[i],
-        };
-        if let Some(order) = &self.order {
-            for (i, out) in out.iter_mut().enumerate() {
-                let (scale, zero) = self.group(row, word(order, start + i) as usize);
-                *out = scale * (f32::from(number(i)) - zero);
+    fn groups(&self, part: &Range<usize>, band: &Range<usize>, groups: &mut [[(f32, f32); GROUPS]; BAND]) {
+        let first = part.start / self.matrix.size;
+        for group in first..(part.end - 1) / self.matrix.size + 1 {
+            for (groups, row) in groups.iter_mut().zip(band.clone()) {
+                groups[group - first] = self.group(row, group);
             }
-            return;
         }
-        by_group(start, self.size, out, |group, column, out| {
-            let (scale, zero) = self.group(row, group);
-            let bytes = &bytes[(column - start) * self.bits / 8..];
-            match self.bits {
-                4 => lookup.look_up(&SIXTEEN.map(|code| scale * (code - zero)), Order::LowFirst, bytes, out),
+    }
+
+    /// A part of a row, from column `start` on, whose numbers `bytes` hold and whose groups follow one another.
+    #[inline(always)]
+    fn in_order(
+        &self,
+        lookup: impl LookUp,
+        start: usize,
+        groups: &[(f32, f32); GROUPS],
+        bytes: &[u8],
+        out: &mut [f32],
+    ) {
+        let first = start / self.matrix.size;
+        by_group(start, self.matrix.size, out, |group, column, out| {
+            let (scale, zero) = groups[group - first];
+            let bytes = &bytes[(column - start) * BITS / 8..];
+            match BITS {
+                4 => lookup.look_up(&SIXTEEN.map(|number| scale * (number - zero)), Order::LowFirst, bytes, out),
                 _ => out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = scale * (f32::from(*byte) - zero)),
             }
         });
+    }
+
+    /// A part of row `row` whose inputs are in groups by `order`.
+    #[inline(always)]
+    fn by_order(&self, order: &[u8], row: usize, start: usize, bytes: &[u8], out: &mut [f32]) {
+        for (i, out) in out.iter_mut().enumerate() {
+            let number = bytes[i * BITS / 8] >> (i * BITS % 8) & Self::MASK as u8;
+            let (scale, zero) = self.group(row, word(order, start + i) as usize);
+            *out = scale * (f32::from(number) - zero);
+        }
+    }
+
+    /// Scale and zero of a group of a row.
+    #[inline(always)]
+    fn group(&self, row: usize, group: usize) -> (f32, f32) {
+        let outputs = self.matrix.outputs;
+        let packed = word(self.zeros, group * outputs.div_ceil(Self::PER_WORD) + row / Self::PER_WORD);
+        let zero = (packed >> (row % Self::PER_WORD * BITS)).wrapping_add(self.matrix.zero_offset) & Self::MASK;
+        (self.scales.at(group * outputs + row), zero as i32 as f32)
+    }
+}
+
+impl Gptq {
+    #[inline(always)]
+    fn view<const BITS: usize>(&self) -> View<'_, BITS> {
+        let (words, zeros, order) = (&*self.words, &*self.zeros, self.order.as_deref());
+        View { matrix: self, words, zeros, scales: self.scales.view(), order }
     }
 }
 
 impl Tiles for Gptq {
     #[inline(always)]
     fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        let (per_word, width) = (32 / self.bits, columns.len());
-        let mut words = [[0; LINES]; BAND];
-        for part in columns.clone().step_by(LINES * per_word) {
-            let end = columns.end.min(part + LINES * per_word);
-            for first in rows.clone().step_by(BAND) {
-                let band = first..rows.end.min(first + BAND);
-                turn(&self.words, self.outputs, part / per_word..end.div_ceil(per_word), band.clone(), &mut words);
-                for (row, words) in band.zip(&words) {
-                    let bytes = words.map(u32::to_le_bytes);
-                    let out = &mut out[(row - rows.start) * width + part - columns.start..][..end - part];
-                    self.stretch(lookup, row, part, bytes.as_flattened(), out);
-                }
-            }
+        match self.bits {
+            4 => self.view::<4>().tile(lookup, rows, columns, out),
+            _ => self.view::<8>().tile(lookup, rows, columns, out),
         }
     }
 
@@ -217,22 +274,27 @@ impl Tiles for Awq {
     #[inline(always)]
     fn tile(&self, _: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let (stride, width) = (self.outputs / AWQ_WORD, columns.len());
-        let places = rows.start / AWQ_WORD..rows.end.div_ceil(AWQ_WORD);
-        let mut words = [[0; LINES]; BAND];
-        for start in columns.clone().step_by(LINES) {
-            let (part, group) = (start..columns.end.min(start + LINES), start / self.size);
-            for first in places.clone().step_by(BAND) {
-                let band = first..places.end.min(first + BAND);
-                turn(&self.words, stride, part.clone(), band.clone(), &mut words);
-                for (place, words) in band.zip(&words) {
-                    let zeros = word(&self.zeros, group * stride + place);
-                    for row in rows.start.max(place * AWQ_WORD)..rows.end.min((place + 1) * AWQ_WORD) {
-                        let shift = 4 * AWQ_NIBBLES[row % AWQ_WORD];
-                        let (scale, zero) = (self.scales.at(group * self.outputs + row), (zeros >> shift & 15) as f32);
-                        let out = &mut out[(row - rows.start) * width + start - columns.start..][..part.len()];
-                        for (out, word) in out.iter_mut().zip(words) {
-                            *out = scale * ((word >> shift & 15) as f32 - zero);
-                        }
+        let (words, zeros, scales) = (&*self.words, &*self.zeros, self.scales.view());
+        let (mut turned, mut groups) = ([[0; LINES]; BAND], [(0.0, 0.0); BAND]);
+        for first in rows.clone().step_by(BAND) {
+            let band = first..rows.end.min(first + BAND);
+            let places = band.start / AWQ_WORD..band.end.div_ceil(AWQ_WORD);
+            let mut start = columns.start;
+            while start < columns.end {
+                let group = start / self.size;
+                let part = start..columns.end.min(start + LINES).min((group + 1) * self.size);
+                start = part.end;
+                for (of, row) in groups.iter_mut().zip(band.clone()) {
+                    let zeros = word(zeros, group * stride + row / AWQ_WORD);
+                    let zero = zeros >> (4 * AWQ_NIBBLES[row % AWQ_WORD]) & 15;
+                    *of = (scales.at(group * self.outputs + row), zero as i32 as f32);
+                }
+                turn(words, stride, part.clone(), places.clone(), &mut turned);
+                for (row, (scale, zero)) in band.clone().zip(groups) {
+                    let (place, shift) = (row / AWQ_WORD, 4 * AWQ_NIBBLES[row % AWQ_WORD]);
+                    let out = &mut out[(row - rows.start) * width + part.start - columns.start..][..part.len()];
+                    for (out, word) in out.iter_mut().zip(&turned[place - places.start]) {
+                        *out = scale * ((word >> shift & 15) as i32 as f32 - zero);
                     }
                 }
             }

@@ -25,11 +25,30 @@ pub struct Floats {
     pub dtype: DType,
 }
 
-impl Floats {
+/// [`Floats`] at hand.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    bytes: &'a [u8],
+    dtype: DType,
+}
+
+impl View<'_> {
     #[inline(always)]
     pub fn at(&self, index: usize) -> f32 {
-        let at = index * self.dtype.size();
-        self.dtype.one(&self.bytes[at..])
+        self.dtype.one(&self.bytes[index * self.dtype.size()..])
+    }
+}
+
+impl Floats {
+    /// Where loops take them from.
+    #[inline(always)]
+    pub fn view(&self) -> View<'_> {
+        View { bytes: &self.bytes, dtype: self.dtype }
+    }
+
+    /// One of them.
+    pub fn at(&self, index: usize) -> f32 {
+        self.view().at(index)
     }
 
     /// All of them on a device, as f32.

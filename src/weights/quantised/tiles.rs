@@ -111,7 +111,7 @@ pub fn by_group(start: usize, size: usize, mut out: &mut [f32], mut each: impl F
 }
 
 /// The most lines that [`turn`] takes at once.
-pub const LINES: usize = 32;
+pub const LINES: usize = 64;
 
 /// Turns words that lie across rows: word `i` of row `r` of `out` is word `rows.start + r` of line `lines.start + i`.
 /// Lines are `stride` words apart, and at most [`LINES`].

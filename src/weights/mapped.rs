@@ -35,6 +35,21 @@ impl MappedBytes {
         self.map.advise_range(Advice::WillNeed, self.range.start, self.range.len()).ok();
     }
 
+    /// Asks the processor to fetch bytes that are read soon, where they are there. A hint: nothing depends on it.
+    #[inline(always)]
+    pub fn fetch(&self, range: Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(bytes) = self.get(range) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            for line in bytes.chunks(64) {
+                // SAFETY: a prefetch reads nothing, and every x86-64 processor has it.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = range;
+    }
+
     /// Lets go of the pages: they are read from the file again when next used. A hint: nothing depends on it.
     pub fn done_with(&self) {
         // SAFETY: the map is shared and read-only, so a dropped page comes back from the file with the same bytes.

@@ -75,7 +75,14 @@ impl Tiles for Affine {
     fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let groups = self.row_bytes * 8 / self.bits / self.group;
         let (scales, biases) = (self.scales.view(), self.biases.view());
-        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
+            // the same columns of the tile below, which most often comes next
+            let below = (row + rows.len()) * self.row_bytes;
+            self.bytes.fetch(below + columns.start * self.bits / 8..below + columns.end * self.bits / 8);
+            let below = (row + rows.len()) * groups;
+            let below = below + columns.start / self.group..below + columns.end / self.group;
+            self.scales.fetch(below.clone());
+            self.biases.fetch(below);
             let bytes = &self.bytes[row * self.row_bytes..][..self.row_bytes];
             by_group(columns.start, self.group, out, |group, start, out| {
                 let (scale, bias) = (scales.at(row * groups + group), biases.at(row * groups + group));

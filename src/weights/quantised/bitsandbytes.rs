@@ -161,7 +161,10 @@ impl Tiles for FourBit {
     #[inline(always)]
     fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let (bytes, absmax): (&[u8], _) = (&self.bytes, self.absmax.at());
-        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
+            // the same columns of the tile below, which most often comes next
+            let below = (row + rows.len()) * self.columns;
+            self.bytes.fetch((below + columns.start) / 2..(below + columns.end) / 2);
             by_group(row * self.columns + columns.start, self.block, out, |block, at, out| {
                 let absmax = absmax(block);
                 let values = lookup.rounded(self.dtype, self.codes.map(|code| code * absmax));
@@ -232,7 +235,10 @@ struct EightBit {
 impl Tiles for EightBit {
     #[inline(always)]
     fn tile(&self, _: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
+            // the same columns of the tile below, which most often comes next
+            let below = (row + rows.len()) * self.columns;
+            self.bytes.fetch(below + columns.start..below + columns.end);
             let largest = self.largest.at(row);
             for (out, byte) in out.iter_mut().zip(&self.bytes[row * self.columns + columns.start..]) {
                 *out = f32::from(*byte as i8) * largest * PER_127;

@@ -76,7 +76,12 @@ impl Tiles for Packed {
     #[inline(always)]
     fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let (scales, zeros) = (self.scales.view(), self.zeros.as_deref());
-        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
+            // the same columns of the tile below, which most often comes next
+            let below = (row + rows.len()) * self.row_bytes;
+            self.bytes.fetch(below + columns.start / 2..below + columns.end / 2);
+            let below = (row + rows.len()) * self.groups;
+            self.scales.fetch(below + columns.start / self.group..below + columns.end / self.group);
             let bytes = &self.bytes[row * self.row_bytes..][..self.row_bytes];
             by_group(columns.start, self.group, out, |group, start, out| {
                 let scale = scales.at(row * self.groups + group);

@@ -75,7 +75,10 @@ struct Fp8 {
 impl Tiles for Fp8 {
     #[inline(always)]
     fn tile(&self, _: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
+            // the same columns of the tile below, which most often comes next
+            let below = (row + rows.len()) * self.columns;
+            self.bytes.fetch(below + columns.start..below + columns.end);
             let bytes = &self.bytes[row * self.columns..][..self.columns];
             by_group(columns.start, self.block[1], out, |block, start, out| {
                 let scale = self.scales.at(row / self.block[0] * self.across + block);

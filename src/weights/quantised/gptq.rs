@@ -1,7 +1,6 @@
-//! GPTQ (Frantar et al. 2022), 4 and 8 bit, and AWQ (Lin et al. 2023), 4 bit: `scale · (q − zero)` in groups of inputs.
+//! GPTQ (Frantar et al. 2022), 4 and 8 bit: `scale · (q − zero)` in groups of inputs.
 //!
-//! Both store the matrix with its inputs outermost. GPTQ packs along the inputs and may give them to groups in any
-//! order (act-order); AWQ packs along the outputs, in an order of its own.
+//! The matrix is stored with its inputs outermost, packed along them; they may be in groups in any order (act-order).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,13 +14,35 @@ use crate::weights::mapped::MappedBytes;
 use crate::weights::stored::StoredTensor;
 
 /// Rows whose words are turned at once.
-const BAND: usize = 32;
+pub(super) const BAND: usize = 32;
 
 /// Most groups in a part of a row whose words are turned at once.
 const GROUPS: usize = LINES * 8 / RUN;
 
+/// Scales and zeros of a band of rows in one group.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Group {
+    scales: [f32; BAND],
+    zeros: [f32; BAND],
+}
+
+impl Group {
+    /// Reads those of `band`, of which `scales` lie together from row 0 at `from` on.
+    #[inline(always)]
+    pub fn read(&mut self, scales: &parts::View, from: usize, band: Range<usize>, zero: impl Fn(usize) -> f32) {
+        scales.read(from + band.start, &mut self.scales[..band.len()]);
+        self.zeros.iter_mut().zip(band).for_each(|(out, row)| *out = zero(row));
+    }
+
+    /// Scale and zero of row `i` of the band.
+    #[inline(always)]
+    pub fn of(&self, i: usize) -> (f32, f32) {
+        (self.scales[i], self.zeros[i])
+    }
+}
+
 /// Takes every GPTQ matrix; how many there were.
-pub(super) fn gather_gptq(section: &Keys, parts: &mut Parts) -> Result<usize> {
+pub(super) fn gather(section: &Keys, parts: &mut Parts) -> Result<usize> {
     let bits = match section.size("bits")? {
         bits @ (4 | 8) => bits,
         other => return Err(section.bad("bits", &format!("{other} is not read; 4 and 8 are"))),
@@ -56,7 +77,7 @@ pub(super) fn gather_gptq(section: &Keys, parts: &mut Parts) -> Result<usize> {
     Ok(found)
 }
 
-fn scales(parts: &mut Parts, module: &str, outputs: usize) -> Result<(Floats, usize)> {
+pub(super) fn scales(parts: &mut Parts, module: &str, outputs: usize) -> Result<(Floats, usize)> {
     let name = format!("{module}.scales");
     let (scales, shape) = parts.any_floats(&name)?;
     match shape[..] {
@@ -65,7 +86,7 @@ fn scales(parts: &mut Parts, module: &str, outputs: usize) -> Result<(Floats, us
     }
 }
 
-fn zeros(parts: &mut Parts, module: &str, due: [usize; 2]) -> Result<MappedBytes> {
+pub(super) fn zeros(parts: &mut Parts, module: &str, due: [usize; 2]) -> Result<MappedBytes> {
     let name = format!("{module}.qzeros");
     let (zeros, stated) = parts.raw_matrix(&name, "I32")?;
     if stated == due { Ok(zeros) } else { Err(parts.misfit(&name, &stated, &due)) }
@@ -123,7 +144,7 @@ impl<const BITS: usize> View<'_, BITS> {
     #[inline(always)]
     fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let width = columns.len();
-        let (mut words, mut groups) = ([[0; LINES]; BAND], [[(0.0, 0.0); GROUPS]; BAND]);
+        let (mut words, mut groups) = ([[0; LINES]; BAND], [Group::default(); GROUPS]);
         for part in columns.clone().step_by(LINES * Self::PER_WORD) {
             let part = part..columns.end.min(part + LINES * Self::PER_WORD);
             let lines = part.start / Self::PER_WORD..part.end.div_ceil(Self::PER_WORD);
@@ -131,13 +152,17 @@ impl<const BITS: usize> View<'_, BITS> {
                 let band = first..rows.end.min(first + BAND);
                 turn(self.words, self.matrix.outputs, lines.clone(), band.clone(), &mut words);
                 if self.order.is_none() {
-                    self.groups(&part, &band, &mut groups);
+                    let numbers = part.start / self.matrix.size..(part.end - 1) / self.matrix.size + 1;
+                    for (group, number) in groups.iter_mut().zip(numbers) {
+                        let zero = |row| self.zero(row, number);
+                        group.read(&self.scales, number * self.matrix.outputs, band.clone(), zero);
+                    }
                 }
                 for (i, (row, words)) in band.zip(&words).enumerate() {
                     let bytes = words.map(u32::to_le_bytes);
                     let out = &mut out[(row - rows.start) * width + part.start - columns.start..][..part.len()];
                     match self.order {
-                        None => self.in_order(lookup, part.start, &groups[i], bytes.as_flattened(), out),
+                        None => self.in_order(lookup, part.start, (&groups, i), bytes.as_flattened(), out),
                         Some(order) => self.by_order(order, row, part.start, bytes.as_flattened(), out),
                     }
                 }
@@ -145,30 +170,19 @@ impl<const BITS: usize> View<'_, BITS> {
         }
     }
 
-    /// Scale and zero of each row of a band in each group that a part of its columns lies in.
-    #[inline(always)]
-    fn groups(&self, part: &Range<usize>, band: &Range<usize>, groups: &mut [[(f32, f32); GROUPS]; BAND]) {
-        let first = part.start / self.matrix.size;
-        for group in first..(part.end - 1) / self.matrix.size + 1 {
-            for (groups, row) in groups.iter_mut().zip(band.clone()) {
-                groups[group - first] = self.group(row, group);
-            }
-        }
-    }
-
-    /// A part of a row, from column `start` on, whose numbers `bytes` hold and whose groups follow one another.
+    /// A part of row `i` of a band, from column `start` on, whose numbers `bytes` hold and whose groups follow one another.
     #[inline(always)]
     fn in_order(
         &self,
         lookup: impl LookUp,
         start: usize,
-        groups: &[(f32, f32); GROUPS],
+        (groups, i): (&[Group; GROUPS], usize),
         bytes: &[u8],
         out: &mut [f32],
     ) {
         let first = start / self.matrix.size;
         by_group(start, self.matrix.size, out, |group, column, out| {
-            let (scale, zero) = groups[group - first];
+            let (scale, zero) = groups[group - first].of(i);
             let bytes = &bytes[(column - start) * BITS / 8..];
             match BITS {
                 4 => lookup.look_up(&SIXTEEN.map(|number| scale * (number - zero)), Order::LowFirst, bytes, out),
@@ -182,18 +196,17 @@ impl<const BITS: usize> View<'_, BITS> {
     fn by_order(&self, order: &[u8], row: usize, start: usize, bytes: &[u8], out: &mut [f32]) {
         for (i, out) in out.iter_mut().enumerate() {
             let number = bytes[i * BITS / 8] >> (i * BITS % 8) & Self::MASK as u8;
-            let (scale, zero) = self.group(row, word(order, start + i) as usize);
-            *out = scale * (f32::from(number) - zero);
+            let group = word(order, start + i) as usize;
+            let scale = self.scales.at(group * self.matrix.outputs + row);
+            *out = scale * (f32::from(number) - self.zero(row, group));
         }
     }
 
-    /// Scale and zero of a group of a row.
     #[inline(always)]
-    fn group(&self, row: usize, group: usize) -> (f32, f32) {
-        let outputs = self.matrix.outputs;
-        let packed = word(self.zeros, group * outputs.div_ceil(Self::PER_WORD) + row / Self::PER_WORD);
-        let zero = (packed >> (row % Self::PER_WORD * BITS)).wrapping_add(self.matrix.zero_offset) & Self::MASK;
-        (self.scales.at(group * outputs + row), zero as i32 as f32)
+    fn zero(&self, row: usize, group: usize) -> f32 {
+        let words = self.matrix.outputs.div_ceil(Self::PER_WORD);
+        let packed = word(self.zeros, group * words + row / Self::PER_WORD) >> (row % Self::PER_WORD * BITS);
+        (packed.wrapping_add(self.matrix.zero_offset) & Self::MASK) as i32 as f32
     }
 }
 
@@ -217,91 +230,5 @@ impl Tiles for Gptq {
     fn parts(&self) -> Vec<&MappedBytes> {
         let order = self.order.iter();
         [&self.words, &self.zeros, &self.scales.bytes].into_iter().chain(order).collect()
-    }
-}
-
-/// Numbers of a word of AWQ.
-const AWQ_WORD: usize = 8;
-/// Which nibble of a word holds output 0, 1, … of its eight: the inverse of the order 0, 2, 4, 6, 1, 3, 5, 7.
-const AWQ_NIBBLES: [usize; AWQ_WORD] = [0, 4, 1, 5, 2, 6, 3, 7];
-
-/// Takes every AWQ matrix; how many there were.
-pub(super) fn gather_awq(section: &Keys, parts: &mut Parts) -> Result<usize> {
-    let bits = match section.optional_size("bits")? {
-        Some(bits) => bits,
-        None => section.optional_size("w_bit")?.unwrap_or(4),
-    };
-    if bits != 4 {
-        return Err(section.bad("bits", &format!("{bits} is not read; 4 is")));
-    }
-    if let Some(version) = section.text("version")?.filter(|version| !version.eq_ignore_ascii_case("gemm")) {
-        return Err(section.bad("version", &format!("{version:?} is not read; gemm is")));
-    }
-    let modules = parts.modules(".qweight");
-    let found = modules.len();
-    for module in modules {
-        let (words, [inputs, word_columns]) = parts.raw_matrix(&format!("{module}.qweight"), "I32")?;
-        let outputs = word_columns * AWQ_WORD;
-        let (scales, groups) = scales(parts, &module, outputs)?;
-        let zeros = zeros(parts, &module, [groups, word_columns])?;
-        let size = inputs.div_ceil(groups);
-        if groups > 1 && !size.is_multiple_of(RUN) {
-            return Err(
-                parts.bad(&format!("{module}.scales"), &format!("makes groups of {size}, not multiples of {RUN}"))
-            );
-        }
-        let matrix = ByTiles(Awq { words, zeros, scales, size, outputs });
-        let tensor = StoredTensor::new(vec![outputs, inputs], "awq 4 bit", Arc::new(matrix));
-        parts.put(format!("{module}.weight"), tensor)?;
-    }
-    Ok(found)
-}
-
-#[derive(Debug)]
-struct Awq {
-    /// `[inputs, outputs / 8]`.
-    words: MappedBytes,
-    /// `[groups, outputs / 8]`.
-    zeros: MappedBytes,
-    /// `[groups, outputs]`.
-    scales: Floats,
-    /// Inputs of a group.
-    size: usize,
-    outputs: usize,
-}
-
-impl Tiles for Awq {
-    #[inline(always)]
-    fn tile(&self, _: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        let (stride, width) = (self.outputs / AWQ_WORD, columns.len());
-        let (words, zeros, scales) = (&*self.words, &*self.zeros, self.scales.view());
-        let (mut turned, mut groups) = ([[0; LINES]; BAND], [(0.0, 0.0); BAND]);
-        for first in rows.clone().step_by(BAND) {
-            let band = first..rows.end.min(first + BAND);
-            let places = band.start / AWQ_WORD..band.end.div_ceil(AWQ_WORD);
-            let mut start = columns.start;
-            while start < columns.end {
-                let group = start / self.size;
-                let part = start..columns.end.min(start + LINES).min((group + 1) * self.size);
-                start = part.end;
-                for (of, row) in groups.iter_mut().zip(band.clone()) {
-                    let zeros = word(zeros, group * stride + row / AWQ_WORD);
-                    let zero = zeros >> (4 * AWQ_NIBBLES[row % AWQ_WORD]) & 15;
-                    *of = (scales.at(group * self.outputs + row), zero as i32 as f32);
-                }
-                turn(words, stride, part.clone(), places.clone(), &mut turned);
-                for (row, (scale, zero)) in band.clone().zip(groups) {
-                    let (place, shift) = (row / AWQ_WORD, 4 * AWQ_NIBBLES[row % AWQ_WORD]);
-                    let out = &mut out[(row - rows.start) * width + part.start - columns.start..][..part.len()];
-                    for (out, word) in out.iter_mut().zip(&turned[place - places.start]) {
-                        *out = scale * ((word >> shift & 15) as i32 as f32 - zero);
-                    }
-                }
-            }
-        }
-    }
-
-    fn parts(&self) -> Vec<&MappedBytes> {
-        vec![&self.words, &self.zeros, &self.scales.bytes]
     }
 }

@@ -5,6 +5,7 @@
 //! decode, `lookup` what those of four bits have in common; one file a method follows. Every format gives the numbers that its own program gives.
 
 mod affine;
+mod awq;
 mod bitsandbytes;
 mod compressed;
 mod fp8;
@@ -36,8 +37,8 @@ pub(super) fn gather(path: &Path, config: &Map<String, Value>, tensors: &mut BTr
     let method = section.text("quant_method")?;
     let found = match method {
         Some("bitsandbytes") => bitsandbytes::gather(&mut parts)?,
-        Some("gptq") => gptq::gather_gptq(&section, &mut parts)?,
-        Some("awq") => gptq::gather_awq(&section, &mut parts)?,
+        Some("gptq") => gptq::gather(&section, &mut parts)?,
+        Some("awq") => awq::gather(&section, &mut parts)?,
         Some("fp8") => fp8::gather(&mut parts, "weight_scale_inv", block_size(&section)?)?,
         Some("compressed-tensors") => compressed::gather(&mut parts)? + fp8::gather(&mut parts, "weight_scale", None)?,
         // MLX's own section names no method

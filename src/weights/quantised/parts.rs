@@ -1,6 +1,7 @@
 //! The tensors that make up a quantised matrix, taken out of a model's by name with dtype and shape checked.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -37,6 +38,12 @@ impl View<'_> {
     pub fn at(&self, index: usize) -> f32 {
         self.dtype.one(&self.bytes[index * self.dtype.size()..])
     }
+
+    /// So many from a place on.
+    pub fn read(&self, from: usize, out: &mut [f32]) {
+        let size = self.dtype.size();
+        self.dtype.decode(&self.bytes[from * size..(from + out.len()) * size], out);
+    }
 }
 
 impl Floats {
@@ -44,6 +51,13 @@ impl Floats {
     #[inline(always)]
     pub fn view(&self) -> View<'_> {
         View { bytes: &self.bytes, dtype: self.dtype }
+    }
+
+    /// Has some of them fetched, as [`MappedBytes::fetch`] does.
+    #[inline(always)]
+    pub fn fetch(&self, range: Range<usize>) {
+        let size = self.dtype.size();
+        self.bytes.fetch(range.start * size..range.end * size);
     }
 
     /// One of them.

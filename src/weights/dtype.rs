@@ -69,16 +69,16 @@ impl DType {
         widen(self, bytes, out);
     }
 
-    /// The number that `bytes` begin with.
+    /// Number `index` of `bytes`.
     ///
     /// # Panics
-    /// When they hold less than one.
+    /// When they do not hold it.
     #[inline(always)]
-    pub(super) fn one(self, bytes: &[u8]) -> f32 {
+    pub(super) fn at(self, bytes: &[u8], index: usize) -> f32 {
         match self {
-            Self::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-            Self::F16 => half_to_f32(u16::from_le_bytes([bytes[0], bytes[1]])),
-            Self::BF16 => f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16),
+            Self::F32 => f32::from_le_bytes(bytes.as_chunks().0[index]),
+            Self::F16 => half_to_f32(u16::from_le_bytes(bytes.as_chunks().0[index])),
+            Self::BF16 => f32::from_bits(u32::from(u16::from_le_bytes(bytes.as_chunks().0[index])) << 16),
         }
     }
 

@@ -138,7 +138,10 @@ impl MappedTensor {
 impl StoredMatrix for MappedTensor {
     fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let (size, width) = (self.dtype.size(), self.shape.last().copied().unwrap_or(1));
-        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
+            // the same columns of the tile below, which most often comes next
+            let below = (row + rows.len()) * width;
+            self.bytes.fetch((below + columns.start) * size..(below + columns.end) * size);
             let at = row * width;
             self.dtype.decode(&self.bytes[(at + columns.start) * size..(at + columns.end) * size], out);
         }

@@ -83,6 +83,11 @@ impl Tiles for Awq {
                     (zeros >> (4 * NIBBLES[row % PER_WORD]) & 15) as i32 as f32
                 });
                 turn(words, stride, part.clone(), places.clone(), &mut turned);
+                // the words of the rows below, which most often come next
+                for column in part.clone() {
+                    let below = 4 * (column * stride + places.end);
+                    self.words.fetch(below..below + 4);
+                }
                 for (i, row) in band.clone().enumerate() {
                     let (scale, zero) = group.of(i);
                     let (place, shift) = (row / PER_WORD, 4 * NIBBLES[row % PER_WORD]);

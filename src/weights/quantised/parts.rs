@@ -36,7 +36,7 @@ pub struct View<'a> {
 impl View<'_> {
     #[inline(always)]
     pub fn at(&self, index: usize) -> f32 {
-        self.dtype.one(&self.bytes[index * self.dtype.size()..])
+        self.dtype.at(self.bytes, index)
     }
 
     /// So many from a place on.

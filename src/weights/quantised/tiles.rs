@@ -137,8 +137,7 @@ pub fn unpack(bits: usize, bytes: &[u8], out: &mut [u8]) {
 /// A little-endian 32-bit word.
 #[inline(always)]
 pub fn word(bytes: &[u8], index: usize) -> u32 {
-    let at = index * 4;
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    u32::from_le_bytes(bytes.as_chunks().0[index])
 }
 
 #[cfg(test)]

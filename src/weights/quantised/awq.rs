@@ -68,8 +68,8 @@ impl Tiles for Awq {
     #[inline(always)]
     fn tile(&self, _: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let (stride, width) = (self.outputs / PER_WORD, columns.len());
-        let (words, zeros, scales) = (&*self.words, &*self.zeros, self.scales.view());
-        let (mut turned, mut group) = ([[0; LINES]; BAND], Group::default());
+        let (zeros, scales) = (&*self.zeros, self.scales.view());
+        let (mut turned, mut group) = ([0; LINES * BAND], Group::default());
         for first in rows.clone().step_by(BAND) {
             let band = first..rows.end.min(first + BAND);
             let places = band.start / PER_WORD..band.end.div_ceil(PER_WORD);
@@ -82,18 +82,14 @@ impl Tiles for Awq {
                     let zeros = word(zeros, number * stride + row / PER_WORD);
                     (zeros >> (4 * NIBBLES[row % PER_WORD]) & 15) as i32 as f32
                 });
-                turn(words, stride, part.clone(), places.clone(), &mut turned);
-                // the words of the rows below, which most often come next
-                for column in part.clone() {
-                    let below = 4 * (column * stride + places.end);
-                    self.words.fetch(below..below + 4);
-                }
-                for (i, row) in band.clone().enumerate() {
-                    let (scale, zero) = group.of(i);
-                    let (place, shift) = (row / PER_WORD, 4 * NIBBLES[row % PER_WORD]);
-                    let out = &mut out[(row - rows.start) * width + part.start - columns.start..][..part.len()];
-                    for (out, word) in out.iter_mut().zip(&turned[place - places.start]) {
-                        *out = scale * ((word >> shift & 15) as i32 as f32 - zero);
+                let turned = turn(&self.words, stride, part.clone(), places.clone(), &mut turned);
+                for (place, words) in places.clone().zip(turned) {
+                    for row in band.start.max(place * PER_WORD)..band.end.min((place + 1) * PER_WORD) {
+                        let ((scale, zero), shift) = (group.of(row - band.start), 4 * NIBBLES[row % PER_WORD]);
+                        let out = &mut out[(row - rows.start) * width + part.start - columns.start..][..part.len()];
+                        for (out, word) in out.iter_mut().zip(words) {
+                            *out = scale * ((word >> shift & 15) as i32 as f32 - zero);
+                        }
                     }
                 }
             }

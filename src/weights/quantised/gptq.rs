@@ -131,7 +131,6 @@ struct Gptq {
 /// A matrix of numbers of so many bits, at hand.
 struct View<'a, const BITS: usize> {
     matrix: &'a Gptq,
-    words: &'a [u8],
     zeros: &'a [u8],
     scales: parts::View<'a>,
     order: Option<&'a [u8]>,
@@ -144,13 +143,12 @@ impl<const BITS: usize> View<'_, BITS> {
     #[inline(always)]
     fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let width = columns.len();
-        let (mut words, mut groups) = ([[0; LINES]; BAND], [Group::default(); GROUPS]);
+        let (mut words, mut groups) = ([0; LINES * BAND], [Group::default(); GROUPS]);
         for part in columns.clone().step_by(LINES * Self::PER_WORD) {
             let part = part..columns.end.min(part + LINES * Self::PER_WORD);
             let lines = part.start / Self::PER_WORD..part.end.div_ceil(Self::PER_WORD);
             for first in rows.clone().step_by(BAND) {
                 let band = first..rows.end.min(first + BAND);
-                turn(self.words, self.matrix.outputs, lines.clone(), band.clone(), &mut words);
                 if self.order.is_none() {
                     let numbers = part.start / self.matrix.size..(part.end - 1) / self.matrix.size + 1;
                     for (group, number) in groups.iter_mut().zip(numbers) {
@@ -158,8 +156,10 @@ impl<const BITS: usize> View<'_, BITS> {
                         group.read(&self.scales, number * self.matrix.outputs, band.clone(), zero);
                     }
                 }
-                for (i, (row, words)) in band.zip(&words).enumerate() {
-                    let bytes = words.map(u32::to_le_bytes);
+                let turned = turn(&self.matrix.words, self.matrix.outputs, lines.clone(), band.clone(), &mut words);
+                for (i, (row, words)) in band.zip(turned).enumerate() {
+                    let mut bytes = [[0; 4]; LINES];
+                    bytes.iter_mut().zip(words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
                     let out = &mut out[(row - rows.start) * width + part.start - columns.start..][..part.len()];
                     match self.order {
                         None => self.in_order(lookup, part.start, (&groups, i), bytes.as_flattened(), out),
@@ -213,8 +213,8 @@ impl<const BITS: usize> View<'_, BITS> {
 impl Gptq {
     #[inline(always)]
     fn view<const BITS: usize>(&self) -> View<'_, BITS> {
-        let (words, zeros, order) = (&*self.words, &*self.zeros, self.order.as_deref());
-        View { matrix: self, words, zeros, scales: self.scales.view(), order }
+        let (zeros, order) = (&*self.zeros, self.order.as_deref());
+        View { matrix: self, zeros, scales: self.scales.view(), order }
     }
 }
 

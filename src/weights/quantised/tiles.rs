@@ -110,16 +110,28 @@ pub fn by_group(start: usize, size: usize, mut out: &mut [f32], mut each: impl F
     }
 }
 
-/// The most lines that [`turn`] takes at once.
+/// Most lines that are turned at once where rows come in bands: what is turned stays in the first-level cache.
 pub const LINES: usize = 64;
 
-/// Turns words that lie across rows: word `i` of row `r` of `out` is word `rows.start + r` of line `lines.start + i`.
-/// Lines are `stride` words apart, and at most [`LINES`].
-pub fn turn(words: &[u8], stride: usize, lines: Range<usize>, rows: Range<usize>, out: &mut [[u32; LINES]]) {
+/// Turns words that lie across rows, in lines `stride` words apart: word `row` of each of `lines`, for one of `rows` after
+/// the other. `out` begins with the result.
+pub fn turn<'a>(
+    words: &MappedBytes,
+    stride: usize,
+    lines: Range<usize>,
+    rows: Range<usize>,
+    out: &'a mut [u32],
+) -> impl Iterator<Item = &'a [u32]> {
     let bytes = &words[4 * (lines.start * stride + rows.start)..];
+    let (count, out) = (lines.len(), &mut out[..lines.len() * rows.len()]);
     // a word is as wide as two bf16
-    let lying = Pairs(Widened { bytes, stride: 2 * stride, k: 2 * rows.len() });
-    transpose(lying, lines.len(), LINES, out[..rows.len()].as_flattened_mut());
+    transpose(Pairs(Widened { bytes, stride: 2 * stride, k: 2 * rows.len() }), count, count, out);
+    for line in lines {
+        // the rows below, which most often come next
+        let below = line * stride + rows.end;
+        words.fetch(4 * below..4 * (below + rows.len()));
+    }
+    out.chunks_exact(count)
 }
 
 /// Takes `out.len()` numbers of `bits` bits each, low bits first, from a stream of bytes that begins with them.
@@ -142,6 +154,8 @@ pub fn word(bytes: &[u8], index: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -165,14 +179,16 @@ mod tests {
     #[test]
     fn words_are_turned_where_they_lie() {
         let stride = 40;
-        let words: Vec<u8> = (0..50 * stride as u32).flat_map(u32::to_le_bytes).collect();
+        let mut map = memmap2::MmapMut::map_anon(4 * 50 * stride).unwrap();
+        map.as_chunks_mut().0.iter_mut().zip(0u32..).for_each(|(word, i)| *word = i.to_le_bytes());
+        let words = MappedBytes::new(Arc::new(map.make_read_only().unwrap()), 0..4 * 50 * stride);
         for (lines, rows) in [(3..35, 4..36), (0..1, 0..1), (49..50, 39..40), (18..50, 31..40), (7..12, 0..40)] {
-            let mut out = [[u32::MAX; LINES]; 40];
-            turn(&words, stride, lines.clone(), rows.clone(), &mut out);
-            for (row, out) in rows.zip(&out) {
-                for (line, word) in lines.clone().zip(out) {
-                    assert_eq!(*word as usize, line * stride + row);
-                }
+            let mut out = [u32::MAX; 40 * LINES];
+            let turned = turn(&words, stride, lines.clone(), rows.clone(), &mut out);
+            assert_eq!(turned.size_hint().0, rows.len());
+            for (row, turned) in rows.zip(turned) {
+                let expected: Vec<u32> = lines.clone().map(|line| (line * stride + row) as u32).collect();
+                assert_eq!(turned, expected);
             }
         }
     }

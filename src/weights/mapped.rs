@@ -35,26 +35,26 @@ impl MappedBytes {
         self.map.advise_range(Advice::WillNeed, self.range.start, self.range.len()).ok();
     }
 
-    /// Asks the processor to fetch bytes that are read soon, where they are there. A hint: nothing depends on it.
-    #[inline(always)]
-    pub fn fetch(&self, range: Range<usize>) {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(bytes) = self.get(range) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            for line in bytes.chunks(64) {
-                // SAFETY: a prefetch reads nothing, and every x86-64 processor has it.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = range;
-    }
-
     /// Lets go of the pages: they are read from the file again when next used. A hint: nothing depends on it.
     pub fn done_with(&self) {
         // SAFETY: the map is shared and read-only, so a dropped page comes back from the file with the same bytes.
         unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.range.start, self.range.len()) }.ok();
     }
+}
+
+/// Asks the processor to fetch a range of `bytes` that is read soon, where they have it. A hint: nothing depends on it.
+#[inline(always)]
+pub fn fetch(bytes: &[u8], range: Range<usize>) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(bytes) = bytes.get(range) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for line in bytes.chunks(64) {
+            // SAFETY: a prefetch reads nothing, and every x86-64 processor has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bytes, range);
 }
 
 impl std::ops::Deref for MappedBytes {
@@ -141,7 +141,7 @@ impl StoredMatrix for MappedTensor {
         for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
             // the same columns of the tile below, which most often comes next
             let below = (row + rows.len()) * width;
-            self.bytes.fetch((below + columns.start) * size..(below + columns.end) * size);
+            fetch(&self.bytes, (below + columns.start) * size..(below + columns.end) * size);
             let at = row * width;
             self.dtype.decode(&self.bytes[(at + columns.start) * size..(at + columns.end) * size], out);
         }

@@ -11,7 +11,7 @@ use crate::kernels::compute::Compute;
 use crate::kernels::dequantise::{Block, Blocks, Form, Numbers};
 use crate::weights::dtype::DType;
 use crate::weights::folder::{Held, Unread};
-use crate::weights::mapped::{MappedBytes, MappedTensor, StoredMatrix};
+use crate::weights::mapped::{MappedBytes, MappedTensor, StoredMatrix, fetch};
 use crate::weights::stored::StoredTensor;
 use crate::weights::upload::Uploader;
 
@@ -65,7 +65,7 @@ impl StoredMatrix for GgufMatrix {
         for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
             // the same columns of the tile below, which most often comes next
             let below = (row + rows.len()) * self.row_bytes;
-            self.bytes.fetch(below + columns.start / block * size..below + columns.end.div_ceil(block) * size);
+            fetch(&self.bytes, below + columns.start / block * size..below + columns.end.div_ceil(block) * size);
             let row = &self.bytes[row * self.row_bytes..][..self.row_bytes];
             self.kind.decode(row, columns.start / RUN, out);
         }

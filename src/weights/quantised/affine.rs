@@ -9,7 +9,7 @@ use super::tiles::{ByTiles, Tiles, by_group, unpack};
 use crate::Result;
 use crate::keys::Keys;
 use crate::weights::dtype::DType;
-use crate::weights::mapped::MappedBytes;
+use crate::weights::mapped::{MappedBytes, fetch};
 use crate::weights::stored::StoredTensor;
 
 /// Numbers in the largest group.
@@ -78,7 +78,7 @@ impl Tiles for Affine {
         for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
             // the same columns of the tile below, which most often comes next
             let below = (row + rows.len()) * self.row_bytes;
-            self.bytes.fetch(below + columns.start * self.bits / 8..below + columns.end * self.bits / 8);
+            fetch(&self.bytes, below + columns.start * self.bits / 8..below + columns.end * self.bits / 8);
             let below = (row + rows.len()) * groups;
             let below = below + columns.start / self.group..below + columns.end / self.group;
             self.scales.fetch(below.clone());

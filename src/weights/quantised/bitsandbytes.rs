@@ -10,7 +10,7 @@ use super::tiles::{ByTiles, Tiles, by_group};
 use crate::Result;
 use crate::kernels::dequantise::{self, Form, Numbers};
 use crate::weights::dtype::DType;
-use crate::weights::mapped::MappedBytes;
+use crate::weights::mapped::{MappedBytes, fetch};
 use crate::weights::stored::StoredTensor;
 use crate::weights::upload::Uploader;
 use std::ops::Range;
@@ -164,7 +164,7 @@ impl Tiles for FourBit {
         for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
             // the same columns of the tile below, which most often comes next
             let below = (row + rows.len()) * self.columns;
-            self.bytes.fetch((below + columns.start) / 2..(below + columns.end) / 2);
+            fetch(&self.bytes, (below + columns.start) / 2..(below + columns.end) / 2);
             by_group(row * self.columns + columns.start, self.block, out, |block, at, out| {
                 let absmax = absmax(block);
                 let values = lookup.rounded(self.dtype, self.codes.map(|code| code * absmax));
@@ -238,7 +238,7 @@ impl Tiles for EightBit {
         for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
             // the same columns of the tile below, which most often comes next
             let below = (row + rows.len()) * self.columns;
-            self.bytes.fetch(below + columns.start..below + columns.end);
+            fetch(&self.bytes, below + columns.start..below + columns.end);
             let largest = self.largest.at(row);
             for (out, byte) in out.iter_mut().zip(&self.bytes[row * self.columns + columns.start..]) {
                 *out = f32::from(*byte as i8) * largest * PER_127;

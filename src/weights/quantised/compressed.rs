@@ -8,7 +8,7 @@ use super::parts::{Floats, Parts};
 use super::tiles::{ByTiles, RUN, Tiles, by_group, word};
 use crate::Result;
 use crate::weights::dtype::DType;
-use crate::weights::mapped::MappedBytes;
+use crate::weights::mapped::{MappedBytes, fetch};
 use crate::weights::stored::StoredTensor;
 
 /// Numbers of a word.
@@ -79,7 +79,7 @@ impl Tiles for Packed {
         for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
             // the same columns of the tile below, which most often comes next
             let below = (row + rows.len()) * self.row_bytes;
-            self.bytes.fetch(below + columns.start / 2..below + columns.end / 2);
+            fetch(&self.bytes, below + columns.start / 2..below + columns.end / 2);
             let below = (row + rows.len()) * self.groups;
             self.scales.fetch(below + columns.start / self.group..below + columns.end / self.group);
             let bytes = &self.bytes[row * self.row_bytes..][..self.row_bytes];

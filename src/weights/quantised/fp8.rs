@@ -9,7 +9,7 @@ use super::parts::{Floats, Parts};
 use super::tiles::{ByTiles, RUN, Tiles, by_group};
 use crate::Result;
 use crate::weights::dtype::DType;
-use crate::weights::mapped::MappedBytes;
+use crate::weights::mapped::{MappedBytes, fetch};
 use crate::weights::stored::StoredTensor;
 
 /// Takes every matrix of F8_E4M3; how many there were. `suffix` ends the name of its scales; `block` is the size of
@@ -78,7 +78,7 @@ impl Tiles for Fp8 {
         for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
             // the same columns of the tile below, which most often comes next
             let below = (row + rows.len()) * self.columns;
-            self.bytes.fetch(below + columns.start..below + columns.end);
+            fetch(&self.bytes, below + columns.start..below + columns.end);
             let bytes = &self.bytes[row * self.columns..][..self.columns];
             by_group(columns.start, self.block[1], out, |block, start, out| {
                 let scale = self.scales.at(row / self.block[0] * self.across + block);

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use crate::weights::dtype::DType;
 use crate::weights::folder::Held;
-use crate::weights::mapped::MappedBytes;
+use crate::weights::mapped::{MappedBytes, fetch};
 use crate::weights::stored::StoredTensor;
 use crate::weights::upload::Uploader;
 use crate::{Error, Result};
@@ -53,11 +53,11 @@ impl Floats {
         View { bytes: &self.bytes, dtype: self.dtype }
     }
 
-    /// Has some of them fetched, as [`MappedBytes::fetch`] does.
+    /// Has some of them fetched, as [`fetch`] does.
     #[inline(always)]
     pub fn fetch(&self, range: Range<usize>) {
         let size = self.dtype.size();
-        self.bytes.fetch(range.start * size..range.end * size);
+        fetch(&self.bytes, range.start * size..range.end * size);
     }
 
     /// One of them.

@@ -9,7 +9,7 @@ use super::lookup::{LookUp, Plain};
 use crate::kernels::compute::Compute;
 use crate::kernels::dequantise::Form;
 use crate::kernels::pack::{Pairs, Widened, transpose};
-use crate::weights::mapped::{ALIGN, MappedBytes, StoredMatrix};
+use crate::weights::mapped::{ALIGN, MappedBytes, StoredMatrix, fetch};
 use crate::weights::upload::Uploader;
 
 /// Tiles start at multiples of this many columns; every group is a multiple of it, or the whole row.
@@ -116,20 +116,21 @@ pub const LINES: usize = 64;
 /// Turns words that lie across rows, in lines `stride` words apart: word `row` of each of `lines`, for one of `rows` after
 /// the other. `out` begins with the result.
 pub fn turn<'a>(
-    words: &MappedBytes,
+    words: &[u8],
     stride: usize,
     lines: Range<usize>,
     rows: Range<usize>,
     out: &'a mut [u32],
 ) -> impl Iterator<Item = &'a [u32]> {
-    let bytes = &words[4 * (lines.start * stride + rows.start)..];
-    let (count, out) = (lines.len(), &mut out[..lines.len() * rows.len()]);
+    let (count, width) = (lines.len(), rows.len());
+    let out = &mut out[..count * width];
     // a word is as wide as two bf16
-    transpose(Pairs(Widened { bytes, stride: 2 * stride, k: 2 * rows.len() }), count, count, out);
+    let bytes = &words[4 * (lines.start * stride + rows.start)..];
+    transpose(Pairs(Widened { bytes, stride: 2 * stride, k: 2 * width }), count, count, out);
     for line in lines {
         // the rows below, which most often come next
         let below = line * stride + rows.end;
-        words.fetch(4 * below..4 * (below + rows.len()));
+        fetch(words, 4 * below..4 * (below + width));
     }
     out.chunks_exact(count)
 }
@@ -154,8 +155,6 @@ pub fn word(bytes: &[u8], index: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[test]
@@ -179,9 +178,7 @@ mod tests {
     #[test]
     fn words_are_turned_where_they_lie() {
         let stride = 40;
-        let mut map = memmap2::MmapMut::map_anon(4 * 50 * stride).unwrap();
-        map.as_chunks_mut().0.iter_mut().zip(0u32..).for_each(|(word, i)| *word = i.to_le_bytes());
-        let words = MappedBytes::new(Arc::new(map.make_read_only().unwrap()), 0..4 * 50 * stride);
+        let words: Vec<u8> = (0..50 * stride as u32).flat_map(u32::to_le_bytes).collect();
         for (lines, rows) in [(3..35, 4..36), (0..1, 0..1), (49..50, 39..40), (18..50, 31..40), (7..12, 0..40)] {
             let mut out = [u32::MAX; 40 * LINES];
             let turned = turn(&words, stride, lines.clone(), rows.clone(), &mut out);

@@ -2,7 +2,8 @@
 //!
 //! `config.json` names the method; which modules are quantised, the tensors themselves show, so what a checkpoint
 //! leaves plain stays plain. `parts` takes tensors apart with their shapes checked, `tiles` is how all of these
-//! decode, `lookup` what those of four bits have in common; one file a method follows. Every format gives the numbers that its own program gives.
+//! decode, `lookup` what those of four bits have in common; one file a method follows. Every format gives the numbers
+//! that its own program gives.
 
 mod affine;
 mod awq;

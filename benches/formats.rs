@@ -1,6 +1,7 @@
-//! What each format costs: bytes held, and time of the two products of a large matrix beside bf16.
+//! What each format costs: bytes held, time of the two products of a large matrix beside bf16, and of decoding alone.
 //!
 //!     cargo bench --bench formats
+//!     cargo bench --bench formats -- decode      decoding alone
 //!
 //! One matrix of Llama-3.2-1B (2048 → 8192) and 512 tokens, f32 products. Every format is timed in each of many rounds, so
 //! that a busy machine slows all of them; of each the fastest round counts. The matrices' bits are random, which the time
@@ -13,7 +14,7 @@ use dpo_lora::{
     kernels::compute::Compute,
     random::Stream,
     weights::{
-        ModelFolder,
+        ModelFolder, StoredMatrix, StoredTensor,
         gguf::{
             GgmlType,
             writer::{GgufWriter, Keys},
@@ -32,6 +33,10 @@ const INPUTS: usize = 2048;
 const OUTPUTS: usize = 8192;
 const TOKENS: usize = 512;
 const ROUNDS: usize = 25;
+/// Rows and columns that decoding is timed by: about what the products ask for at once.
+const TILE: [usize; 2] = [32, 512];
+/// Parts of the matrix whose decoding is timed apart: so short that others' work leaves some rounds of each alone.
+const PARTS: usize = 64;
 const MODULE: &str = "model.layers.0.mlp.up_proj";
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -136,9 +141,14 @@ fn main() -> Outcome<()> {
 
     let random = |rows, columns| Tensor::rand(-1f32, 1.0, (rows, columns), &Device::Cpu);
     let (x, dy, dx) = (random(TOKENS, INPUTS)?, random(TOKENS, OUTPUTS)?, random(TOKENS, INPUTS)?);
-    let mut best = vec![[f64::INFINITY; 2]; matrices.len()];
+    let products = !std::env::args().any(|argument| argument == "decode");
+    let mut best = vec![([f64::INFINITY; 2], [f64::INFINITY; PARTS]); matrices.len()];
     for _ in 0..ROUNDS {
-        for ((_, (matrix, _)), best) in matrices.iter().zip(&mut best) {
+        for ((_, (matrix, stored)), (best, decoded)) in matrices.iter().zip(&mut best) {
+            time_decoding(stored, decoded);
+            if !products {
+                continue;
+            }
             let began = Instant::now();
             // within the pool, as training computes
             let y = rayon::scope(|_| black_box(matrix.apply(&x)))?;
@@ -149,28 +159,57 @@ fn main() -> Outcome<()> {
             best[1] = best[1].min(began.elapsed().as_secs_f64());
         }
     }
-    println!("| format | MiB | bits a weight | forward | backward | both |");
-    println!("| --- | --- | --- | --- | --- | --- |");
-    let plain = best[0];
-    for ((name, (_, bytes)), [forward, backward]) in matrices.iter().zip(&best) {
+    let decode = |parts: &[f64; PARTS]| 1e9 * parts.iter().sum::<f64>() / all as f64;
+    if !products {
+        println!("| format | decode, ns a number (one core) |");
+        println!("| --- | --- |");
+        for ((name, _), (_, decoded)) in matrices.iter().zip(&best) {
+            println!("| {name} | {:.3} |", decode(decoded));
+        }
+        return Ok(());
+    }
+    println!("| format | MiB | bits a weight | forward | backward | both | decode, ns a number (one core) |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    let plain = best[0].0;
+    for ((name, (_, stored)), ([forward, backward], decoded)) in matrices.iter().zip(&best) {
+        let bytes = stored.stored_bytes();
         println!(
-            "| {name} | {:.1} | {:.2} | {:.2} | {:.2} | {:.2} |",
-            *bytes as f64 / f64::from(1 << 20),
-            8.0 * *bytes as f64 / all as f64,
+            "| {name} | {:.1} | {:.2} | {:.2} | {:.2} | {:.2} | {:.3} |",
+            bytes as f64 / f64::from(1 << 20),
+            8.0 * bytes as f64 / all as f64,
             forward / plain[0],
             backward / plain[1],
-            (forward + backward) / (plain[0] + plain[1])
+            (forward + backward) / (plain[0] + plain[1]),
+            decode(decoded)
         );
     }
     println!("bf16: {:.1} ms forward, {:.1} ms backward", 1e3 * plain[0], 1e3 * plain[1]);
     Ok(())
 }
 
-/// The matrix in a folder or file, and the bytes that it holds.
-fn matrix(path: &Path) -> Outcome<(FrozenMatrix, usize)> {
+/// The matrix in a folder or file, to multiply with and as it is stored.
+fn matrix(path: &Path) -> Outcome<(FrozenMatrix, StoredTensor)> {
     let stored = ModelFolder::open(path)?.tensor(&format!("{MODULE}.weight"))?;
-    let bytes = stored.stored_bytes();
-    Ok((FrozenMatrix::new(Arc::new(stored), OUTPUTS, INPUTS, &Device::Cpu, Compute::F32), bytes))
+    let matrix = FrozenMatrix::new(Arc::new(stored.clone()), OUTPUTS, INPUTS, &Device::Cpu, Compute::F32);
+    Ok((matrix, stored))
+}
+
+/// Decodes the matrix, tile after tile, on this thread; where one of its parts took fewer seconds than ever before, says
+/// so in `best`.
+fn time_decoding(stored: &StoredTensor, best: &mut [f64; PARTS]) {
+    let [rows, columns] = TILE;
+    let mut tile = vec![0f32; rows * columns];
+    let tiles: Vec<[usize; 2]> = (0..INPUTS / columns)
+        .flat_map(|column| (0..OUTPUTS / rows).map(move |row| [row * rows, column * columns]))
+        .collect();
+    for (part, best) in tiles.chunks_exact(tiles.len() / PARTS).zip(best) {
+        let began = Instant::now();
+        for &[row, column] in part {
+            stored.decode(row..row + rows, column..column + columns, &mut tile);
+            black_box(&tile);
+        }
+        *best = best.min(began.elapsed().as_secs_f64());
+    }
 }
 
 /// Random bits, of which every two are small numbers as f16 and as bf16 and every four as f32.

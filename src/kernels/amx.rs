@@ -134,9 +134,8 @@ impl Terms {
 #[repr(align(64))]
 pub struct Sums(pub [[f32; SIDE]; SIDE]);
 
-impl Sums {
-    /// Zeros.
-    pub const fn new() -> Self {
+impl Default for Sums {
+    fn default() -> Self {
         Self([[0.0; SIDE]; SIDE])
     }
 }

@@ -211,7 +211,7 @@ impl Sweep<'_> {
         let tiles = Tiles::ready().expect("a product in tiles is asked for where there are tiles");
         let columns = panels.start * SIDE..right.n.min(panels.end * SIDE);
         let all = self.registers();
-        let mut sums = Sums::new();
+        let mut sums = Sums::default();
         let (mut words, mut before) = (RIGHTS.take(), 0);
         for block in self.blocks {
             let depth = block.registers();

@@ -6,6 +6,8 @@ use std::fmt;
 
 use half::{bf16, f16};
 
+use crate::kernels::simd::multiversion;
+
 /// A format that weights are read from and written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -64,23 +66,19 @@ impl DType {
     /// When `bytes` does not hold exactly `out.len()` elements.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len(), out.len() * self.size(), "as many bytes as elements");
-        match self {
-            Self::F32 => each(bytes, out, f32::from_le_bytes),
-            Self::F16 => each(bytes, out, |b| half_to_f32(u16::from_le_bytes(b))),
-            Self::BF16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
-        }
+        widen(self, bytes, out);
     }
 
-    /// The number that `bytes` begin with.
+    /// Number `index` of `bytes`.
     ///
     /// # Panics
-    /// When they hold less than one.
+    /// When they do not hold it.
     #[inline(always)]
-    pub(super) fn one(self, bytes: &[u8]) -> f32 {
+    pub(super) fn at(self, bytes: &[u8], index: usize) -> f32 {
         match self {
-            Self::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-            Self::F16 => half_to_f32(u16::from_le_bytes([bytes[0], bytes[1]])),
-            Self::BF16 => f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16),
+            Self::F32 => f32::from_le_bytes(bytes.as_chunks().0[index]),
+            Self::F16 => half_to_f32(u16::from_le_bytes(bytes.as_chunks().0[index])),
+            Self::BF16 => f32::from_bits(u32::from(u16::from_le_bytes(bytes.as_chunks().0[index])) << 16),
         }
     }
 
@@ -89,20 +87,18 @@ impl DType {
     pub fn round(self, value: f32) -> f32 {
         match self {
             Self::F32 => value,
-            Self::BF16 => {
-                let bits = value.to_bits();
-                let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
-                f32::from_bits(if value.is_nan() { bits } else { rounded })
-            }
-            Self::F16 => {
-                let (size, sign) = (value.abs(), value.to_bits() & 0x8000_0000);
-                let bits = size.to_bits();
-                let rounded = f32::from_bits(bits.wrapping_add(0x0fff + (bits >> 13 & 1)) & 0xffff_e000);
-                // below 2^-14 numbers stand 2^-24 apart, which is what a sum with one half is rounded to
-                let rounded = if size < 0.5f32.powi(14) { (size + 0.5) - 0.5 } else { rounded };
-                let rounded = if rounded > 65504.0 { f32::INFINITY } else { rounded };
-                f32::from_bits(if value.is_nan() { value.to_bits() } else { rounded.to_bits() | sign })
-            }
+            Self::F16 => to_f16(value),
+            Self::BF16 => to_bf16(value),
+        }
+    }
+
+    /// Rounds every one of `values`.
+    #[inline(always)]
+    pub(super) fn round_all(self, values: &mut [f32]) {
+        match self {
+            Self::F32 => {}
+            Self::F16 => values.iter_mut().for_each(|value| *value = to_f16(*value)),
+            Self::BF16 => values.iter_mut().for_each(|value| *value = to_bf16(*value)),
         }
     }
 
@@ -138,6 +134,16 @@ impl fmt::Display for DType {
     }
 }
 
+multiversion! {
+    fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+        match dtype {
+            DType::F32 => each(bytes, out, f32::from_le_bytes),
+            DType::F16 => each(bytes, out, |b| half_to_f32(u16::from_le_bytes(b))),
+            DType::BF16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+        }
+    }
+}
+
 /// The value of an IEEE half's bits. Unlike the `half` crate's it asks nothing about the processor, so loops of it
 /// become vector code.
 #[inline(always)]
@@ -150,6 +156,25 @@ pub(super) fn half_to_f32(bits: u16) -> f32 {
     f32::from_bits(scaled.to_bits() | infinite_or_nan | (bits & 0x8000) << 16)
 }
 
+#[inline(always)]
+fn to_bf16(value: f32) -> f32 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+    f32::from_bits(if value.is_nan() { bits } else { rounded })
+}
+
+#[inline(always)]
+fn to_f16(value: f32) -> f32 {
+    let (size, sign) = (value.abs(), value.to_bits() & 0x8000_0000);
+    let bits = size.to_bits();
+    let rounded = f32::from_bits(bits.wrapping_add(0x0fff + (bits >> 13 & 1)) & 0xffff_e000);
+    // below 2^-14 numbers stand 2^-24 apart, which is what a sum with one half is rounded to
+    let rounded = if size < 0.5f32.powi(14) { (size + 0.5) - 0.5 } else { rounded };
+    let rounded = if rounded > 65504.0 { f32::INFINITY } else { rounded };
+    f32::from_bits(if value.is_nan() { value.to_bits() } else { rounded.to_bits() | sign })
+}
+
+#[inline(always)]
 fn each<const N: usize>(bytes: &[u8], out: &mut [f32], widen: impl Fn([u8; N]) -> f32) {
     let (elements, _) = bytes.as_chunks::<N>();
     for (out, element) in out.iter_mut().zip(elements) {

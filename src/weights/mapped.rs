@@ -42,6 +42,21 @@ impl MappedBytes {
     }
 }
 
+/// Asks the processor to fetch a range of `bytes` that is read soon, where they have it. A hint: nothing depends on it.
+#[inline(always)]
+pub fn fetch(bytes: &[u8], range: Range<usize>) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(bytes) = bytes.get(range) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for line in bytes.chunks(64) {
+            // SAFETY: a prefetch reads nothing, and every x86-64 processor has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bytes, range);
+}
+
 impl std::ops::Deref for MappedBytes {
     type Target = [u8];
 
@@ -123,7 +138,10 @@ impl MappedTensor {
 impl StoredMatrix for MappedTensor {
     fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let (size, width) = (self.dtype.size(), self.shape.last().copied().unwrap_or(1));
-        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
+            // the same columns of the tile below, which most often comes next
+            let below = (row + rows.len()) * width;
+            fetch(&self.bytes, (below + columns.start) * size..(below + columns.end) * size);
             let at = row * width;
             self.dtype.decode(&self.bytes[(at + columns.start) * size..(at + columns.end) * size], out);
         }

@@ -4,8 +4,10 @@
 //! `quants.py` in their order: the results are equal bit for bit.
 
 use std::fmt;
+use std::ops::Range;
 
 use super::super::dtype::half_to_f32 as half;
+use crate::kernels::simd::multiversion;
 
 /// Numbers in a run.
 pub const RUN: usize = 32;
@@ -100,11 +102,6 @@ impl GgmlType {
     /// # Panics
     /// Where the format is none of blocks, or the row does not hold the runs.
     pub fn decode(self, row: &[u8], first: usize, out: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has the feature.
-            return unsafe { decode_avx2(self, row, first, out) };
-        }
         decode(self, row, first, out)
     }
 }
@@ -118,45 +115,49 @@ impl fmt::Display for GgmlType {
     }
 }
 
-/// The same code, compiled for wider registers.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn decode_avx2(kind: GgmlType, row: &[u8], first: usize, out: &mut [f32]) {
-    decode(kind, row, first, out)
-}
-
-#[inline(always)]
-fn decode(kind: GgmlType, row: &[u8], first: usize, out: &mut [f32]) {
-    match kind {
-        GgmlType::Q4_0 => runs::<18, 1>(row, first, out, q4_0),
-        GgmlType::Q4_1 => runs::<20, 1>(row, first, out, q4_1),
-        GgmlType::Q5_0 => runs::<22, 1>(row, first, out, q5_0),
-        GgmlType::Q5_1 => runs::<24, 1>(row, first, out, q5_1),
-        GgmlType::Q8_0 => runs::<34, 1>(row, first, out, q8_0),
-        GgmlType::Q2_K => runs::<84, 8>(row, first, out, q2_k),
-        GgmlType::Q3_K => runs::<110, 8>(row, first, out, q3_k),
-        GgmlType::Q4_K => runs::<144, 8>(row, first, out, q4_k),
-        GgmlType::Q5_K => runs::<176, 8>(row, first, out, q5_k),
-        GgmlType::Q6_K => runs::<210, 8>(row, first, out, q6_k),
-        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Other(..) => {
-            unreachable!("{kind} is not decoded by blocks")
+/// Runs of a row, block by block: in each, `$decode` is given which of its runs to put where. A macro, since a function
+/// that is passed on may not be compiled with what it is passed to.
+macro_rules! runs {
+    ($row:ident, $first:ident, $out:ident, $decode:ident, $bytes:literal bytes, $runs:literal runs) => {{
+        let (blocks, _) = $row.as_chunks::<$bytes>();
+        let (mut outs, _) = $out.as_chunks_mut::<RUN>();
+        let (mut block, mut run) = ($first / $runs, $first % $runs);
+        while !outs.is_empty() {
+            let (now, later) = outs.split_at_mut(outs.len().min($runs - run));
+            $decode(&blocks[block], run..run + now.len(), now);
+            (block, run, outs) = (block + 1, 0, later);
         }
-    }
+    }};
 }
 
-/// Runs of a row whose blocks have `BYTES` bytes and `RUNS` runs.
-#[inline(always)]
-fn runs<const BYTES: usize, const RUNS: usize>(
-    row: &[u8],
-    first: usize,
-    out: &mut [f32],
-    decode: impl Fn(&[u8; BYTES], usize, &mut [f32; RUN]),
-) {
-    let (blocks, _) = row.as_chunks::<BYTES>();
-    let (outs, _) = out.as_chunks_mut::<RUN>();
-    for (number, out) in outs.iter_mut().enumerate() {
-        let run = first + number;
-        decode(&blocks[run / RUNS], run % RUNS, out);
+/// As [`runs`], for blocks of one run.
+macro_rules! blocks {
+    ($row:ident, $first:ident, $out:ident, $decode:ident, $bytes:literal bytes) => {{
+        let (blocks, _) = $row.as_chunks::<$bytes>();
+        let (outs, _) = $out.as_chunks_mut::<RUN>();
+        for (block, out) in blocks[$first..][..outs.len()].iter().zip(outs) {
+            $decode(block, out);
+        }
+    }};
+}
+
+multiversion! {
+    fn decode(kind: GgmlType, row: &[u8], first: usize, out: &mut [f32]) {
+        match kind {
+            GgmlType::Q4_0 => blocks!(row, first, out, q4_0, 18 bytes),
+            GgmlType::Q4_1 => blocks!(row, first, out, q4_1, 20 bytes),
+            GgmlType::Q5_0 => blocks!(row, first, out, q5_0, 22 bytes),
+            GgmlType::Q5_1 => blocks!(row, first, out, q5_1, 24 bytes),
+            GgmlType::Q8_0 => blocks!(row, first, out, q8_0, 34 bytes),
+            GgmlType::Q2_K => runs!(row, first, out, q2_k, 84 bytes, 8 runs),
+            GgmlType::Q3_K => runs!(row, first, out, q3_k, 110 bytes, 8 runs),
+            GgmlType::Q4_K => runs!(row, first, out, q4_k, 144 bytes, 8 runs),
+            GgmlType::Q5_K => runs!(row, first, out, q5_k, 176 bytes, 8 runs),
+            GgmlType::Q6_K => runs!(row, first, out, q6_k, 210 bytes, 8 runs),
+            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Other(..) => {
+                unreachable!("{kind} is not decoded by blocks")
+            }
+        }
     }
 }
 
@@ -164,6 +165,12 @@ fn runs<const BYTES: usize, const RUNS: usize>(
 #[inline(always)]
 fn scale(block: &[u8], at: usize) -> f32 {
     half(u16::from_le_bytes([block[at], block[at + 1]]))
+}
+
+/// Bytes of a block from a place on.
+#[inline(always)]
+fn part<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
+    block[at..].first_chunk().expect("a place in the block")
 }
 
 /// Sixteen bytes hold the low halves of numbers 0 to 15 and the high halves of 16 to 31.
@@ -176,13 +183,13 @@ fn nibbles(bytes: &[u8], out: &mut [f32; RUN], number: impl Fn(usize, u8) -> f32
 }
 
 #[inline(always)]
-fn q4_0(block: &[u8; 18], _: usize, out: &mut [f32; RUN]) {
+fn q4_0(block: &[u8; 18], out: &mut [f32; RUN]) {
     let d = scale(block, 0);
     nibbles(&block[2..], out, |_, q| d * (f32::from(q) - 8.0));
 }
 
 #[inline(always)]
-fn q4_1(block: &[u8; 20], _: usize, out: &mut [f32; RUN]) {
+fn q4_1(block: &[u8; 20], out: &mut [f32; RUN]) {
     let (d, m) = (scale(block, 0), scale(block, 2));
     nibbles(&block[4..], out, |_, q| d * f32::from(q) + m);
 }
@@ -194,19 +201,19 @@ fn fifth(block: &[u8], at: usize) -> u32 {
 }
 
 #[inline(always)]
-fn q5_0(block: &[u8; 22], _: usize, out: &mut [f32; RUN]) {
+fn q5_0(block: &[u8; 22], out: &mut [f32; RUN]) {
     let (d, high) = (scale(block, 0), fifth(block, 2));
     nibbles(&block[6..], out, |i, q| d * ((i32::from(q) | ((high >> i & 1) as i32 * 16)) as f32 - 16.0));
 }
 
 #[inline(always)]
-fn q5_1(block: &[u8; 24], _: usize, out: &mut [f32; RUN]) {
+fn q5_1(block: &[u8; 24], out: &mut [f32; RUN]) {
     let (d, m, high) = (scale(block, 0), scale(block, 2), fifth(block, 4));
     nibbles(&block[8..], out, |i, q| d * (i32::from(q) | ((high >> i & 1) as i32 * 16)) as f32 + m);
 }
 
 #[inline(always)]
-fn q8_0(block: &[u8; 34], _: usize, out: &mut [f32; RUN]) {
+fn q8_0(block: &[u8; 34], out: &mut [f32; RUN]) {
     let d = scale(block, 0);
     for (out, q) in out.iter_mut().zip(&block[2..]) {
         *out = f32::from(*q as i8) * d;
@@ -215,87 +222,103 @@ fn q8_0(block: &[u8; 34], _: usize, out: &mut [f32; RUN]) {
 
 /// Two bits: 16 scales, 64 bytes of quarters, d, dmin. A run is two scales.
 #[inline(always)]
-fn q2_k(block: &[u8; 84], run: usize, out: &mut [f32; RUN]) {
+fn q2_k(block: &[u8; 84], runs: Range<usize>, out: &mut [[f32; RUN]]) {
     let (d, dmin) = (scale(block, 80), scale(block, 82));
-    let quarters = &block[16 + run / 4 * 32..][..32];
-    let shift = run % 4 * 2;
-    for part in 0..2 {
-        let packed = block[run * 2 + part];
-        let (dl, ml) = (d * f32::from(packed & 15), dmin * f32::from(packed >> 4));
-        for i in part * 16..part * 16 + 16 {
-            out[i] = dl * f32::from(quarters[i] >> shift & 3) - ml;
+    let (dl, ml): ([f32; 16], [f32; 16]) = (
+        std::array::from_fn(|i| d * f32::from(block[i] & 15)),
+        std::array::from_fn(|i| dmin * f32::from(block[i] >> 4)),
+    );
+    for (run, out) in runs.zip(out) {
+        let (quarters, shift) = (part::<32>(block, 16 + run / 4 * 32), run % 4 * 2);
+        for (half, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let (dl, ml) = (dl[run * 2 + half], ml[run * 2 + half]);
+            for (out, quarters) in out.iter_mut().zip(part::<16>(quarters, half * 16)) {
+                *out = dl * (i32::from(*quarters) >> shift & 3) as f32 - ml;
+            }
         }
     }
 }
 
 /// Three bits: 32 bytes of high bits, 64 bytes of quarters, 12 bytes of sixteen 6-bit scales, d.
 #[inline(always)]
-fn q3_k(block: &[u8; 110], run: usize, out: &mut [f32; RUN]) {
+fn q3_k(block: &[u8; 110], runs: Range<usize>, out: &mut [[f32; RUN]]) {
     let d = scale(block, 108);
-    let high = &block[..32];
-    let quarters = &block[32 + run / 4 * 32..][..32];
-    let shift = run % 4 * 2;
-    let scales = &block[96..108];
-    for part in 0..2 {
-        let s = run * 2 + part;
+    let (high, scales) = (part::<32>(block, 0), part::<12>(block, 96));
+    let dl: [f32; 16] = std::array::from_fn(|s| {
         let low = scales[s % 8] >> (s / 8 * 4) & 15;
         let six = low | (scales[8 + s % 4] >> (s / 4 * 2) & 3) << 4;
-        let dl = d * (f32::from(six) - 32.0);
-        for i in part * 16..part * 16 + 16 {
-            let q = i32::from(quarters[i] >> shift & 3) - i32::from(!high[i] >> run & 1) * 4;
-            out[i] = dl * q as f32;
+        d * (f32::from(six) - 32.0)
+    });
+    for (run, out) in runs.zip(out) {
+        let (quarters, shift) = (part::<32>(block, 32 + run / 4 * 32), run % 4 * 2);
+        for (half, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let (quarters, high) = (part::<16>(quarters, half * 16), part::<16>(high, half * 16));
+            for (out, (quarters, high)) in out.iter_mut().zip(quarters.iter().zip(high)) {
+                let q = (i32::from(*quarters) >> shift & 3) - (!i32::from(*high) >> run & 1) * 4;
+                *out = dl[run * 2 + half] * q as f32;
+            }
         }
     }
 }
 
-/// The 6-bit scale and minimum of a run, from 12 bytes.
+/// Scales and minima of six bits, eight each, from 12 bytes.
 #[inline(always)]
-fn scale_and_min(packed: &[u8], run: usize) -> (u8, u8) {
-    match run {
-        0..4 => (packed[run] & 63, packed[run + 4] & 63),
-        _ => {
-            let (d, m, both) = (packed[run - 4], packed[run], packed[run + 4]);
-            ((both & 15) | (d >> 2 & 48), (both >> 4) | (m >> 2 & 48))
-        }
+fn scales_and_mins(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+    let (mut scales, mut mins) = ([0; 8], [0; 8]);
+    for i in 0..4 {
+        let (d, m, both) = (packed[i], packed[i + 4], packed[i + 8]);
+        (scales[i], mins[i]) = (d & 63, m & 63);
+        (scales[i + 4], mins[i + 4]) = ((both & 15) | (d >> 2 & 48), (both >> 4) | (m >> 2 & 48));
     }
+    (scales, mins)
 }
 
 /// Four bits: d, dmin, 12 bytes of eight scales and minima, 128 bytes: two runs in the halves of 32 bytes.
 #[inline(always)]
-fn q4_k(block: &[u8; 144], run: usize, out: &mut [f32; RUN]) {
-    let (sc, m) = scale_and_min(&block[4..16], run);
-    let (d, dm) = (scale(block, 0) * f32::from(sc), scale(block, 2) * f32::from(m));
-    let shift = run % 2 * 4;
-    for (out, byte) in out.iter_mut().zip(&block[16 + run / 2 * 32..][..32]) {
-        *out = d * f32::from(byte >> shift & 15) - dm;
+fn q4_k(block: &[u8; 144], runs: Range<usize>, out: &mut [[f32; RUN]]) {
+    let (scales, mins) = scales_and_mins(part(block, 4));
+    let (d, dmin) = (scale(block, 0), scale(block, 2));
+    let (d, dm) = (scales.map(|s| d * f32::from(s)), mins.map(|m| dmin * f32::from(m)));
+    for (run, out) in runs.zip(out) {
+        let shift = run % 2 * 4;
+        for (out, byte) in out.iter_mut().zip(part::<32>(block, 16 + run / 2 * 32)) {
+            *out = d[run] * (i32::from(*byte) >> shift & 15) as f32 - dm[run];
+        }
     }
 }
 
 /// Five bits: as four, with 32 bytes of fifth bits before: bit `run` of byte i.
 #[inline(always)]
-fn q5_k(block: &[u8; 176], run: usize, out: &mut [f32; RUN]) {
-    let (sc, m) = scale_and_min(&block[4..16], run);
-    let (d, dm) = (scale(block, 0) * f32::from(sc), scale(block, 2) * f32::from(m));
-    let shift = run % 2 * 4;
-    let (high, low) = (&block[16..48], &block[48 + run / 2 * 32..][..32]);
-    for (out, (high, low)) in out.iter_mut().zip(high.iter().zip(low)) {
-        *out = d * f32::from((low >> shift & 15) | (high >> run & 1) << 4) - dm;
+fn q5_k(block: &[u8; 176], runs: Range<usize>, out: &mut [[f32; RUN]]) {
+    let (scales, mins) = scales_and_mins(part(block, 4));
+    let (d, dmin) = (scale(block, 0), scale(block, 2));
+    let (d, dm) = (scales.map(|s| d * f32::from(s)), mins.map(|m| dmin * f32::from(m)));
+    let high = part::<32>(block, 16);
+    for (run, out) in runs.zip(out) {
+        let (low, shift) = (part::<32>(block, 48 + run / 2 * 32), run % 2 * 4);
+        for i in 0..RUN {
+            let q = (i32::from(low[i]) >> shift & 15) | (i32::from(high[i]) >> run & 1) << 4;
+            out[i] = d[run] * q as f32 - dm[run];
+        }
     }
 }
 
 /// Six bits: 128 bytes of low halves, 64 of high quarters, 16 signed scales, d.
 #[inline(always)]
-fn q6_k(block: &[u8; 210], run: usize, out: &mut [f32; RUN]) {
+fn q6_k(block: &[u8; 210], runs: Range<usize>, out: &mut [[f32; RUN]]) {
     let d = scale(block, 208);
-    let (half_block, within) = (run / 4, run % 4);
-    let low = &block[half_block * 64 + within % 2 * 32..][..32];
-    let high = &block[128 + half_block * 32..][..32];
-    let (low_shift, high_shift) = (within / 2 * 4, within * 2);
-    for part in 0..2 {
-        let dl = d * f32::from(block[192 + run * 2 + part] as i8);
-        for i in part * 16..part * 16 + 16 {
-            let q = (low[i] >> low_shift & 15) | (high[i] >> high_shift & 3) << 4;
-            out[i] = dl * (f32::from(q) - 32.0);
+    let dl: [f32; 16] = std::array::from_fn(|i| d * f32::from(block[192 + i] as i8));
+    for (run, out) in runs.zip(out) {
+        let (half_block, within) = (run / 4, run % 4);
+        let low = part::<32>(block, half_block * 64 + within % 2 * 32);
+        let high = part::<32>(block, 128 + half_block * 32);
+        let (low_shift, high_shift) = (within / 2 * 4, within * 2);
+        for (half, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let (low, high) = (part::<16>(low, half * 16), part::<16>(high, half * 16));
+            for (out, (low, high)) in out.iter_mut().zip(low.iter().zip(high)) {
+                let q = (i32::from(*low) >> low_shift & 15) | (i32::from(*high) >> high_shift & 3) << 4;
+                *out = dl[run * 2 + half] * (q as f32 - 32.0);
+            }
         }
     }
 }

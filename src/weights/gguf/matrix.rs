@@ -11,7 +11,7 @@ use crate::kernels::compute::Compute;
 use crate::kernels::dequantise::{Block, Blocks, Form, Numbers};
 use crate::weights::dtype::DType;
 use crate::weights::folder::{Held, Unread};
-use crate::weights::mapped::{MappedBytes, MappedTensor, StoredMatrix};
+use crate::weights::mapped::{MappedBytes, MappedTensor, StoredMatrix, fetch};
 use crate::weights::stored::StoredTensor;
 use crate::weights::upload::Uploader;
 
@@ -61,7 +61,11 @@ pub struct GgufMatrix {
 
 impl StoredMatrix for GgufMatrix {
     fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+        let (block, size) = self.kind.block();
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
+            // the same columns of the tile below, which most often comes next
+            let below = (row + rows.len()) * self.row_bytes;
+            fetch(&self.bytes, below + columns.start / block * size..below + columns.end.div_ceil(block) * size);
             let row = &self.bytes[row * self.row_bytes..][..self.row_bytes];
             self.kind.decode(row, columns.start / RUN, out);
         }

@@ -1,14 +1,19 @@
 //! MLX's affine quantisation: `scale · q + bias` in groups of a row, computed in the type of the scales.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use super::lookup::{LookUp, Order, SIXTEEN};
 use super::parts::{Floats, Parts};
-use super::runs::{ByRuns, RUN, Runs, unpack};
+use super::tiles::{ByTiles, Tiles, by_group, unpack};
 use crate::Result;
 use crate::keys::Keys;
 use crate::weights::dtype::DType;
-use crate::weights::mapped::MappedBytes;
+use crate::weights::mapped::{MappedBytes, fetch};
 use crate::weights::stored::StoredTensor;
+
+/// Numbers in the largest group.
+const MOST: usize = 128;
 
 /// Takes every matrix that has scales and biases; how many there were.
 pub(super) fn gather(section: &Keys, parts: &mut Parts) -> Result<usize> {
@@ -27,7 +32,7 @@ pub(super) fn gather(section: &Keys, parts: &mut Parts) -> Result<usize> {
             other => return Err(keys.bad("bits", &format!("{other} is not read; 2, 3, 4, 6 and 8 are"))),
         };
         let group = match keys.size("group_size")? {
-            group @ (32 | 64 | 128) => group,
+            group @ (32 | 64 | MOST) => group,
             other => return Err(keys.bad("group_size", &format!("{other} is not read; 32, 64 and 128 are"))),
         };
         let name = format!("{module}.weight");
@@ -44,7 +49,7 @@ pub(super) fn gather(section: &Keys, parts: &mut Parts) -> Result<usize> {
             return Err(parts.bad(&format!("{module}.biases"), "is of another type than the scales"));
         }
         let matrix = Affine { dtype: scales.dtype, bytes, scales, biases, row_bytes: words * 4, bits, group };
-        let tensor = StoredTensor::new(vec![rows, columns], format!("mlx {bits} bit"), Arc::new(ByRuns(matrix)));
+        let tensor = StoredTensor::new(vec![rows, columns], format!("mlx {bits} bit"), Arc::new(ByTiles(matrix)));
         parts.put(name, tensor)?;
     }
     Ok(found)
@@ -65,16 +70,41 @@ struct Affine {
     group: usize,
 }
 
-impl Runs for Affine {
+impl Tiles for Affine {
     #[inline(always)]
-    fn run(&self, row: usize, start: usize, out: &mut [f32]) {
-        let mut codes = [0u8; RUN];
-        let codes = &mut codes[..out.len()];
-        unpack(self.bits, &self.bytes[row * self.row_bytes + start * self.bits / 8..], codes);
-        let group = row * (self.row_bytes * 8 / self.bits / self.group) + start / self.group;
-        let (scale, bias) = (self.scales.at(group), self.biases.at(group));
-        for (out, code) in out.iter_mut().zip(codes) {
-            *out = self.dtype.round(self.dtype.round(f32::from(*code) * scale) + bias);
+    fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let groups = self.row_bytes * 8 / self.bits / self.group;
+        let (scales, biases) = (self.scales.view(), self.biases.view());
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
+            // the same columns of the tile below, which most often comes next
+            let below = (row + rows.len()) * self.row_bytes;
+            fetch(&self.bytes, below + columns.start * self.bits / 8..below + columns.end * self.bits / 8);
+            let below = (row + rows.len()) * groups;
+            let below = below + columns.start / self.group..below + columns.end / self.group;
+            self.scales.fetch(below.clone());
+            self.biases.fetch(below);
+            let bytes = &self.bytes[row * self.row_bytes..][..self.row_bytes];
+            by_group(columns.start, self.group, out, |group, start, out| {
+                let (scale, bias) = (scales.at(row * groups + group), biases.at(row * groups + group));
+                let bytes = &bytes[start * self.bits / 8..];
+                if self.bits == 4 {
+                    let scaled = lookup.rounded(self.dtype, SIXTEEN.map(|code| code * scale));
+                    let values = lookup.rounded(self.dtype, scaled.map(|scaled| scaled + bias));
+                    return lookup.look_up(&values, Order::LowFirst, bytes, out);
+                }
+                let mut codes = [0; MOST];
+                let codes = match self.bits {
+                    8 => bytes,
+                    bits => {
+                        unpack(bits, bytes, &mut codes[..out.len()]);
+                        &codes
+                    }
+                };
+                out.iter_mut().zip(codes).for_each(|(out, code)| *out = f32::from(*code) * scale);
+                self.dtype.round_all(out);
+                out.iter_mut().for_each(|number| *number += bias);
+                self.dtype.round_all(out);
+            });
         }
     }
 

@@ -4,14 +4,16 @@
 use candle_core::DType as Kind;
 use serde_json::Value;
 
+use super::lookup::{LookUp, Order};
 use super::parts::{Floats, Parts};
-use super::runs::{ByRuns, Runs};
+use super::tiles::{ByTiles, Tiles, by_group};
 use crate::Result;
 use crate::kernels::dequantise::{self, Form, Numbers};
 use crate::weights::dtype::DType;
-use crate::weights::mapped::MappedBytes;
+use crate::weights::mapped::{MappedBytes, fetch};
 use crate::weights::stored::StoredTensor;
 use crate::weights::upload::Uploader;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The sixteen values of NF4: quantiles of a normal distribution, scaled to −1 … 1 (QLoRA, appendix E).
@@ -56,7 +58,7 @@ pub(super) fn gather(parts: &mut Parts) -> Result<usize> {
         let (bytes, [rows, columns]) = parts.raw_matrix(&name, "I8")?;
         let largest = parts.floats(&format!("{module}.SCB"), &[rows])?;
         parts.drop_part(&format!("{module}.weight_format"));
-        let matrix = ByRuns(EightBit { bytes, largest, columns });
+        let matrix = ByTiles(EightBit { bytes, largest, columns });
         parts.put(name, StoredTensor::new(vec![rows, columns], "int8", Arc::new(matrix)))?;
         found += 1;
     }
@@ -108,7 +110,7 @@ fn four_bit(parts: &mut Parts, name: &str, state: &str, kind: &'static str) -> R
             Absmax::Nested { bytes: quantised.bytes, map, absmax, block: nested_block, offset }
         }
     };
-    let matrix = ByRuns(FourBit { bytes: packed.bytes, codes, absmax, block, dtype, columns });
+    let matrix = ByTiles(FourBit { bytes: packed.bytes, codes, absmax, block, dtype, columns });
     Ok(StoredTensor::new(vec![rows, columns], kind, Arc::new(matrix)))
 }
 
@@ -139,38 +141,44 @@ enum Absmax {
 }
 
 impl Absmax {
+    /// Where loops take them from.
     #[inline(always)]
-    fn at(&self, index: usize) -> f32 {
-        match self {
-            Self::Plain(absmax) => absmax.at(index),
+    fn at(&self) -> impl Fn(usize) -> f32 {
+        let (absmax, nested) = match self {
+            Self::Plain(absmax) => (absmax.view(), None),
             Self::Nested { bytes, map, absmax, block, offset } => {
-                map.at(bytes[index].into()) * absmax.at(index / block) + offset
+                (absmax.view(), Some((&**bytes, map.view(), *block, *offset)))
             }
+        };
+        move |index| match nested {
+            None => absmax.at(index),
+            Some((bytes, map, block, offset)) => map.at(bytes[index].into()) * absmax.at(index / block) + offset,
         }
     }
 }
 
-impl Runs for FourBit {
+impl Tiles for FourBit {
     #[inline(always)]
-    fn run(&self, row: usize, start: usize, out: &mut [f32]) {
-        let flat = row * self.columns + start;
-        if flat.is_multiple_of(2) && flat / self.block == (flat + out.len() - 1) / self.block {
-            let absmax = self.absmax.at(flat / self.block);
-            let values = self.codes.map(|code| self.dtype.round(code * absmax));
-            let (pairs, rest) = out.as_chunks_mut::<2>();
-            let bytes = &self.bytes[flat / 2..];
-            if let [last] = rest {
-                *last = values[usize::from(bytes[pairs.len()] >> 4)];
-            }
-            for (pair, byte) in pairs.iter_mut().zip(bytes) {
-                *pair = [values[usize::from(byte >> 4)], values[usize::from(byte & 15)]];
-            }
-            return;
-        }
-        for (at, out) in (flat..).zip(out) {
-            let byte = self.bytes[at / 2];
-            let code = if at % 2 == 0 { byte >> 4 } else { byte & 15 };
-            *out = self.dtype.round(self.codes[usize::from(code)] * self.absmax.at(at / self.block));
+    fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let (bytes, absmax): (&[u8], _) = (&self.bytes, self.absmax.at());
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
+            // the same columns of the tile below, which most often comes next
+            let below = (row + rows.len()) * self.columns;
+            fetch(&self.bytes, (below + columns.start) / 2..(below + columns.end) / 2);
+            by_group(row * self.columns + columns.start, self.block, out, |block, at, out| {
+                let absmax = absmax(block);
+                let values = lookup.rounded(self.dtype, self.codes.map(|code| code * absmax));
+                // a row of an odd length may end between two halves of a byte
+                let out = match at % 2 {
+                    0 => out,
+                    _ => {
+                        let (first, out) = out.split_at_mut(1);
+                        first[0] = values[usize::from(bytes[at / 2] & 15)];
+                        out
+                    }
+                };
+                lookup.look_up(&values, Order::HighFirst, &bytes[at.div_ceil(2)..], out);
+            });
         }
     }
 
@@ -224,12 +232,17 @@ struct EightBit {
     columns: usize,
 }
 
-impl Runs for EightBit {
+impl Tiles for EightBit {
     #[inline(always)]
-    fn run(&self, row: usize, start: usize, out: &mut [f32]) {
-        let largest = self.largest.at(row);
-        for (out, byte) in out.iter_mut().zip(&self.bytes[row * self.columns + start..]) {
-            *out = f32::from(*byte as i8) * largest * PER_127;
+    fn tile(&self, _: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
+            // the same columns of the tile below, which most often comes next
+            let below = (row + rows.len()) * self.columns;
+            fetch(&self.bytes, below + columns.start..below + columns.end);
+            let largest = self.largest.at(row);
+            for (out, byte) in out.iter_mut().zip(&self.bytes[row * self.columns + columns.start..]) {
+                *out = f32::from(*byte as i8) * largest * PER_127;
+            }
         }
     }
 

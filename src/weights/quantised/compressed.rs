@@ -1,12 +1,14 @@
 //! compressed-tensors' "pack-quantized": four bits, stored plus 8, `(q − zero) · scale` in the type of the scales.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use super::lookup::{LookUp, Order, SIXTEEN};
 use super::parts::{Floats, Parts};
-use super::runs::{ByRuns, RUN, Runs, unpack, word};
+use super::tiles::{ByTiles, RUN, Tiles, by_group, word};
 use crate::Result;
 use crate::weights::dtype::DType;
-use crate::weights::mapped::MappedBytes;
+use crate::weights::mapped::{MappedBytes, fetch};
 use crate::weights::stored::StoredTensor;
 
 /// Numbers of a word.
@@ -49,7 +51,7 @@ pub(super) fn gather(parts: &mut Parts) -> Result<usize> {
             }
         };
         let matrix = Packed { dtype: scales.dtype, bytes, scales, zeros, row_bytes: words * 4, groups, group };
-        let tensor = StoredTensor::new(vec![rows, columns], "packed 4 bit", Arc::new(ByRuns(matrix)));
+        let tensor = StoredTensor::new(vec![rows, columns], "packed 4 bit", Arc::new(ByTiles(matrix)));
         parts.put(format!("{module}.weight"), tensor)?;
     }
     Ok(found)
@@ -70,20 +72,26 @@ struct Packed {
     group: usize,
 }
 
-impl Runs for Packed {
+impl Tiles for Packed {
     #[inline(always)]
-    fn run(&self, row: usize, start: usize, out: &mut [f32]) {
-        let mut codes = [0u8; RUN];
-        let codes = &mut codes[..out.len()];
-        unpack(4, &self.bytes[row * self.row_bytes + start / 2..], codes);
-        let group = start / self.group;
-        let scale = self.scales.at(row * self.groups + group);
-        let zero = match &self.zeros {
-            None => 8,
-            Some(zeros) => word(zeros, row / PER_WORD * self.groups + group) >> (row % PER_WORD * 4) & 15,
-        };
-        for (out, code) in out.iter_mut().zip(codes) {
-            *out = self.dtype.round((f32::from(*code) - zero as f32) * scale);
+    fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let (scales, zeros) = (self.scales.view(), self.zeros.as_deref());
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
+            // the same columns of the tile below, which most often comes next
+            let below = (row + rows.len()) * self.row_bytes;
+            fetch(&self.bytes, below + columns.start / 2..below + columns.end / 2);
+            let below = (row + rows.len()) * self.groups;
+            self.scales.fetch(below + columns.start / self.group..below + columns.end / self.group);
+            let bytes = &self.bytes[row * self.row_bytes..][..self.row_bytes];
+            by_group(columns.start, self.group, out, |group, start, out| {
+                let scale = scales.at(row * self.groups + group);
+                let zero = match zeros {
+                    None => 8,
+                    Some(zeros) => word(zeros, row / PER_WORD * self.groups + group) >> (row % PER_WORD * 4) & 15,
+                };
+                let values = lookup.rounded(self.dtype, SIXTEEN.map(|code| (code - zero as f32) * scale));
+                lookup.look_up(&values, Order::LowFirst, &bytes[start / 2..], out);
+            });
         }
     }
 

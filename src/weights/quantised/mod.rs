@@ -1,16 +1,19 @@
 //! Quantised safetensors: what several tensors of a file together say of one matrix.
 //!
 //! `config.json` names the method; which modules are quantised, the tensors themselves show, so what a checkpoint
-//! leaves plain stays plain. `parts` takes tensors apart with their shapes checked, `runs` is how all of these
-//! decode; one file a method follows. Every format gives the numbers that its own program gives.
+//! leaves plain stays plain. `parts` takes tensors apart with their shapes checked, `tiles` is how all of these
+//! decode, `lookup` what those of four bits have in common; one file a method follows. Every format gives the numbers
+//! that its own program gives.
 
 mod affine;
+mod awq;
 mod bitsandbytes;
 mod compressed;
 mod fp8;
 mod gptq;
+mod lookup;
 mod parts;
-mod runs;
+mod tiles;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,8 +38,8 @@ pub(super) fn gather(path: &Path, config: &Map<String, Value>, tensors: &mut BTr
     let method = section.text("quant_method")?;
     let found = match method {
         Some("bitsandbytes") => bitsandbytes::gather(&mut parts)?,
-        Some("gptq") => gptq::gather_gptq(&section, &mut parts)?,
-        Some("awq") => gptq::gather_awq(&section, &mut parts)?,
+        Some("gptq") => gptq::gather(&section, &mut parts)?,
+        Some("awq") => awq::gather(&section, &mut parts)?,
         Some("fp8") => fp8::gather(&mut parts, "weight_scale_inv", block_size(&section)?)?,
         Some("compressed-tensors") => compressed::gather(&mut parts)? + fp8::gather(&mut parts, "weight_scale", None)?,
         // MLX's own section names no method

@@ -1,13 +1,14 @@
 //! The tensors that make up a quantised matrix, taken out of a model's by name with dtype and shape checked.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::Tensor;
 
 use crate::weights::dtype::DType;
 use crate::weights::folder::Held;
-use crate::weights::mapped::MappedBytes;
+use crate::weights::mapped::{MappedBytes, fetch};
 use crate::weights::stored::StoredTensor;
 use crate::weights::upload::Uploader;
 use crate::{Error, Result};
@@ -25,11 +26,43 @@ pub struct Floats {
     pub dtype: DType,
 }
 
-impl Floats {
+/// [`Floats`] at hand.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    bytes: &'a [u8],
+    dtype: DType,
+}
+
+impl View<'_> {
     #[inline(always)]
     pub fn at(&self, index: usize) -> f32 {
-        let at = index * self.dtype.size();
-        self.dtype.one(&self.bytes[at..])
+        self.dtype.at(self.bytes, index)
+    }
+
+    /// So many from a place on.
+    pub fn read(&self, from: usize, out: &mut [f32]) {
+        let size = self.dtype.size();
+        self.dtype.decode(&self.bytes[from * size..(from + out.len()) * size], out);
+    }
+}
+
+impl Floats {
+    /// Where loops take them from.
+    #[inline(always)]
+    pub fn view(&self) -> View<'_> {
+        View { bytes: &self.bytes, dtype: self.dtype }
+    }
+
+    /// Has some of them fetched, as [`fetch`] does.
+    #[inline(always)]
+    pub fn fetch(&self, range: Range<usize>) {
+        let size = self.dtype.size();
+        fetch(&self.bytes, range.start * size..range.end * size);
+    }
+
+    /// One of them.
+    pub fn at(&self, index: usize) -> f32 {
+        self.view().at(index)
     }
 
     /// All of them on a device, as f32.

@@ -21,7 +21,7 @@ use dpo_lora::{
     engine::{pass::Engine, schedule::Schedule},
     kernels::{compute::Compute, micro::Micro, profile},
     objective::Metrics,
-    optim::{Optimizer, clip_scale, global_norm},
+    optim::{Gradient, Optimizer},
     recipe::Recipe,
     train::{adapters, base::Base, device, pairs, reference::Reference, rows::Rows},
 };
@@ -67,8 +67,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (mut reference, mut metrics) = (Reference::new(None), Metrics::new(recipe.objective.beta));
         pairs::gradient(engine, &pairs, &mut reference, &recipe.objective, (&adapter, None), &mut metrics)?;
         let began = Instant::now();
-        let scale = clip_scale(global_norm(&adapter.grads)?, 1.0);
-        optimizer.step(&adapter.values, &adapter.grads, 5e-5, scale)?;
+        optimizer.step(&adapter.values, Gradient::clipped(&adapter.grads, 1.0)?, 5e-5)?;
         Ok(began.elapsed())
     };
     let mut steps = rows.chunks_exact(batch);
@@ -104,7 +103,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(busy) = busy {
         println!(
             "{:12} {:5.1} %  of the threads' time, within all of these",
-            "waiting",
+            "idle",
             100.0 - 100.0 * busy / wall / threads as f64
         );
     }

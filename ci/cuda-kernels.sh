@@ -5,21 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-cache=${DPO_LORA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/dpo-lora}/cuda-13.0.88
-nvcc=$cache/nvidia/cu13/bin/nvcc
-if [ ! -x "$nvcc" ]; then
-  mkdir -p "$(dirname "$cache")"
-  new=$(mktemp -d "$cache.XXXXXX")
-  python3 -m venv "$new/pip"
-  "$new/pip/bin/python" -m pip download -q --no-deps -d "$new/wheels" nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 \
-    nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85 nvidia-cuda-runtime==13.0.96
-  for wheel in "$new"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$new"; done
-  rm -rf "$new/wheels" "$new/pip"
-  find "$new/nvidia/cu13/bin" "$new/nvidia/cu13/nvvm/bin" -type f -exec chmod +x {} +
-  rm -rf "$cache"
-  mv "$new" "$cache"
-fi
-
+nvcc=$(ci/cuda-toolchain.sh)/bin/nvcc
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 for source in $(grep -o '[a-z_]*\.cu"' src/kernels/cuda/mod.rs | tr -d '"'); do

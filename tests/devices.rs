@@ -58,8 +58,9 @@ fn matrices_decode_on_a_device_to_the_bits_of_the_cpu_s_decoder() {
                 let Ok(tensor) = model.tensor(name) else { continue };
                 let (rows, columns) = (tensor.rows(), tensor.columns());
                 // a buffer smaller than most matrices
-                let uploader = Uploader { staging: 4096, ..Uploader::new(&device, Compute::F32) };
+                let uploader = Uploader::new(&device, Compute::F32).through(4096);
                 let form = tensor.on_device(rows, columns, &uploader).unwrap();
+                uploader.ready().unwrap();
                 forms.insert(match &form.numbers {
                     Numbers::Plain(_) => "plain".to_string(),
                     Numbers::Blocks(blocks) => format!("{:?}, {}", blocks.kind, blocks.halves.is_some()),

@@ -11,13 +11,15 @@ ap.add_argument("--tiny", action="store_true", help="tiny shapes: a rehearsal, w
 ap.add_argument("--work", type=pathlib.Path, help="where bases are made; by default a folder that is removed")
 ap.add_argument("--out", type=pathlib.Path, default=pathlib.Path("gpu-results"))
 ap.add_argument("--python", default=sys.executable, help="a Python with torch, transformers, TRL, PEFT and bitsandbytes")
-ap.add_argument("--wheels", type=pathlib.Path, help="a folder of wheels for those that it lacks")
+ap.add_argument("--wheels", type=pathlib.Path, help="a folder of wheels for those that it lacks; by default the bundle's")
 ap.add_argument("--only", nargs="*", help="these parts alone")
 ap.add_argument("--seconds", type=float, default=520, help="for everything together")
 a = ap.parse_args()
 binary, began = (a.bundle / "dpo-lora").resolve(), time.monotonic()
 WORDS = "the river runs past old stone houses and a small market where people talk about rain tea bread roads".split()
 GIB = 1 << 30
+# CUDA's libraries, where the machine has none of its own
+environment = {**os.environ, "RUST_BACKTRACE": "0", "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [os.environ.get("LD_LIBRARY_PATH"), str((a.bundle / "lib").resolve())]))}
 
 
 def left():
@@ -33,7 +35,7 @@ def run(command, limit, env=None, cwd=None):
     if limit < 5:
         raise Refused("no time was left")
     try:
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=limit, cwd=cwd, env={**os.environ, **(env or {})})
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=limit, cwd=cwd, env={**environment, **(env or {})})
     except subprocess.TimeoutExpired:
         raise Refused(f"not done after {limit:.0f} s")
     if done.returncode:
@@ -90,14 +92,20 @@ def rows(path, count, tokens):
             out.write(json.dumps({"prompt": f"{i} {words(tokens * 2)}", "chosen": answers[0] + " yes", "rejected": answers[1] + " no"}) + "\n")
 
 
-def train(name, tokens, steps, limit, settings=None, keep=None):
-    """Steps of one pair; seconds a pair after the first two, peaks, the adapter's bytes."""
+def recipe(name, tokens, steps, settings=None):
+    """A folder with a recipe for steps of one pair, and what is set beside it."""
     folder, at = base(name), pathlib.Path(tempfile.mkdtemp(dir=work))
     rows(at / "rows.jsonl", steps, tokens)
     (at / "recipe.toml").write_text(f"[model]\nbase = {json.dumps(str(folder))}\n[data]\ntrain = [\"rows.jsonl\"]\n")
     wanted = {"adapter.r": 16, "adapter.lora_alpha": 32, "data.max_length": tokens, "data.truncation": "prompt_start", "train.batch_size": 1,
               "train.max_steps": steps, "run.device": a.device, "run.output": str(at / "run"), **(settings or {})}
-    sets = [part for key, value in wanted.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    return at, [f"{key}={json.dumps(value)}" for key, value in wanted.items()]
+
+
+def train(name, tokens, steps, limit, settings=None):
+    """Steps of one pair; seconds a pair after the first two, peaks, the adapter's bytes."""
+    at, sets = recipe(name, tokens, steps, settings)
+    sets = [part for setting in sets for part in ("--set", setting)]
     with DeviceMemory() as memory:
         run([binary, "train", "recipe.toml", *sets, "--json"], limit, cwd=at)
     logged = [json.loads(line) for line in (at / "run/metrics.jsonl").read_text().splitlines()]
@@ -107,7 +115,7 @@ def train(name, tokens, steps, limit, settings=None, keep=None):
     weights = (at / "run/adapter/adapter_model.safetensors").read_bytes()
     shutil.rmtree(at)
     result = {"base": name, "tokens": tokens, "steps": steps, "tokens_a_pair": logged[-1]["tokens"], "seconds_a_pair": timed[len(timed) // 2], "peak_bytes": summary.get("peak_bytes"),
-              "predicted_bytes": summary.get("predicted_bytes"), "nvidia_smi_bytes": memory.bytes(), "peaks": [row.get("peak_bytes") for row in logged]}
+              "predicted_bytes": summary.get("predicted_bytes"), "host_peak_bytes": summary.get("host_peak_bytes"), "nvidia_smi_bytes": memory.bytes(), "peaks": [row.get("peak_bytes") for row in logged]}
     return result, weights
 
 
@@ -154,6 +162,16 @@ def growth():
     return {"peak_after_20_steps": peaks[19], "peak_after_200_steps": peaks[-1], "grew": peaks[-1] > peaks[19] * 1.01 + (2 << 20)}
 
 
+def by_part(name, tokens, steps, limit, settings=None):
+    """Where a step's time goes: the share of each part, with a wait for the device at every border between them."""
+    def part():
+        at, sets = recipe(name, tokens, steps, settings)
+        told = json.loads(run([a.bundle / "time-by-part", "recipe.toml", *sets], limit, cwd=at))
+        shutil.rmtree(at)
+        return {"base": name, **told}
+    return part
+
+
 def matrix_peak():
     return json.loads(run([a.bundle / "matrix-peak", a.device, "256" if a.tiny else "8192"], 30))
 
@@ -163,13 +181,15 @@ def trl():
     have = "import torch, transformers, trl, peft, datasets, bitsandbytes"
     python, env = a.python, {}
     if subprocess.run([python, "-c", have], capture_output=True).returncode:
-        if not a.wheels:
-            raise Refused("its packages are not here, and no --wheels were given")
-        run([python, "-m", "pip", "install", "-q", "--no-index", "--find-links", a.wheels, "--target", work / "peers", "trl", "peft", "bitsandbytes", "transformers", "datasets"], 90)
+        wheels = a.wheels or a.bundle / "wheels"
+        if not wheels.is_dir():
+            raise Refused("its packages are not here, and neither the bundle nor --wheels has them")
+        run([python, "-m", "pip", "install", "-q", "--no-index", "--find-links", wheels, "--target", work / "peers", "trl", "peft", "bitsandbytes", "transformers", "datasets"], 90)
         env = {"PYTHONPATH": str(work / "peers")}
     tokens = 64 if a.tiny else 1024
     rows(work / "trl.jsonl", 6, tokens)
-    return json.loads(run([python, here / "trl_peer.py", base(large), work / "trl.jsonl", str(tokens), "6"], 120, env).splitlines()[-1])
+    said = run([python, here / "trl_peer.py", base(large), work / "trl.jsonl", tokens, 6, a.device], 120, env)
+    return json.loads(said.splitlines()[-1])
 
 
 def card():
@@ -194,15 +214,18 @@ def share(results):
 
 
 def main():
+    tokens = 64 if a.tiny else 1024
     parts = {
         "parity": parity,
         "two runs": same_twice,
-        "8B NF4": timed(large, 64 if a.tiny else 1024, 5, 100, goal=int(6.5 * GIB)),
+        "8B NF4": timed(large, tokens, 5, 100, goal=int(6.5 * GIB)),
         "matrix peak": matrix_peak,
+        "where the time goes": by_part(large, tokens, 3, 60),
         "TRL": trl,
-        "8B streamed": timed(large, 64 if a.tiny else 1024, 3, 90, {"memory.budget": "3GiB"}, goal=3 * GIB),
-        "1B bf16": timed(one, 64 if a.tiny else 1024, 6, 50),
-        "3B bf16": timed(three, 64 if a.tiny else 1024, 5, 70),
+        "8B streamed": timed(large, tokens, 3, 90, {"memory.budget": "3GiB"}, goal=3 * GIB),
+        "where the time goes, streamed": by_part(large, tokens, 3, 60, {"memory.budget": "3GiB"}),
+        "1B bf16": timed(one, tokens, 6, 50),
+        "3B bf16": timed(three, tokens, 5, 70),
         "growth": growth,
     }
     results = {}
@@ -229,8 +252,9 @@ def main():
     a.out.mkdir(parents=True, exist_ok=True)
     (a.out / "results.json").write_text(json.dumps(told, indent=1) + "\n")
     table = [f"{told['date']}, {told['card'] or a.device}" + (", a rehearsal with tiny shapes: these figures mean nothing" if a.tiny else ""), "", "| part | result |", "| --- | --- |"]
+    words = lambda value: ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else value
     for name, result in results.items():
-        table.append(f"| {name} | " + "; ".join(f"{key} {value}" for key, value in result.items() if key != "measured").replace("|", "/") + " |")
+        table.append(f"| {name} | " + "; ".join(f"{key} {words(value)}" for key, value in result.items() if key != "measured").replace("|", "/") + " |")
         table += [f"| | {line} |" for line in result.get("measured", [])]
     (a.out / "results.md").write_text("\n".join(table) + "\n")
     print("\n".join(table))

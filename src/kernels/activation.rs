@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::{
     gate::{exp, swiglu, swiglu_backward},
     host::{floats, matrix},
+    profile::{Part, Timed},
     special::{erf, tanh},
 };
 
@@ -34,6 +35,7 @@ pub enum Activation {
 
 /// `f(gate) · up`, element by element.
 pub fn gated(f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let _timed = Timed::start(Part::Elementwise);
     #[cfg(any(feature = "cuda", feature = "metal"))]
     if super::gpu::serves(gate) {
         return super::gpu::activation::gated(f, gate, up);
@@ -48,6 +50,7 @@ pub fn gated(f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// `(dgate, dup)` from the gradient `dy` of `f(gate) · up`.
 pub fn gated_backward(f: Activation, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let _timed = Timed::start(Part::Elementwise);
     #[cfg(any(feature = "cuda", feature = "metal"))]
     if super::gpu::serves(gate) {
         return super::gpu::activation::gated_backward(f, gate, up, dy);
@@ -62,6 +65,7 @@ pub fn gated_backward(f: Activation, gate: &Tensor, up: &Tensor, dy: &Tensor) ->
 
 /// `f(x)`, element by element.
 pub fn apply(f: Activation, x: &Tensor) -> Result<Tensor> {
+    let _timed = Timed::start(Part::Elementwise);
     #[cfg(any(feature = "cuda", feature = "metal"))]
     if super::gpu::serves(x) {
         return super::gpu::activation::apply(f, x);
@@ -76,6 +80,7 @@ pub fn apply(f: Activation, x: &Tensor) -> Result<Tensor> {
 
 /// The gradient of `x` from that of `f(x)`.
 pub fn backward(f: Activation, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let _timed = Timed::start(Part::Elementwise);
     #[cfg(any(feature = "cuda", feature = "metal"))]
     if super::gpu::serves(x) {
         return super::gpu::activation::backward(f, x, dy);

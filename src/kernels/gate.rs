@@ -16,6 +16,7 @@ const BLOCK: usize = 1 << 13;
 
 /// `silu(gate) · up`, element by element.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let _timed = Timed::start(Part::Elementwise);
     #[cfg(any(feature = "cuda", feature = "metal"))]
     if super::gpu::serves(gate) {
         return super::gpu::activation::gated(super::activation::Activation::Silu, gate, up);
@@ -23,7 +24,6 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if !gate.device().is_cpu() {
         return plain::swiglu(gate, up);
     }
-    let _timed = Timed::start(Part::Elementwise);
     let (rows, columns) = gate.dims2()?;
     let (gate, up) = (floats(gate)?, floats(up)?);
     check(&gate, &[&up])?;
@@ -39,6 +39,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 ///
 /// With `s = sigmoid(gate)`: `dup = dy · gate · s`, `dgate = dy · up · s · (1 + gate · (1 − s))`.
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let _timed = Timed::start(Part::Elementwise);
     #[cfg(any(feature = "cuda", feature = "metal"))]
     if super::gpu::serves(gate) {
         return super::gpu::activation::gated_backward(super::activation::Activation::Silu, gate, up, dy);
@@ -46,7 +47,6 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
     if !gate.device().is_cpu() {
         return plain::swiglu_backward(gate, up, dy);
     }
-    let _timed = Timed::start(Part::Elementwise);
     let (rows, columns) = gate.dims2()?;
     let (gate, up, dy) = (floats(gate)?, floats(up)?, floats(dy)?);
     check(&gate, &[&up, &dy])?;

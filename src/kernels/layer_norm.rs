@@ -3,13 +3,17 @@
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
-use super::host::{dot, floats, matrix};
+use super::{
+    host::{dot, floats, matrix},
+    profile::{Part, Timed},
+};
 
 /// Rows that a task takes at once.
 const ROWS: usize = 8;
 
 /// `y = (x − mean(x)) / sqrt(variance(x) + eps) · w + b`.
 pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
+    let _timed = Timed::start(Part::Elementwise);
     #[cfg(any(feature = "cuda", feature = "metal"))]
     if super::gpu::serves(x) {
         return super::gpu::layer_norm::layer_norm(x, w, b, eps);
@@ -34,6 +38,7 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor
 /// With `c = x − mean(x)`, `s = 1 / sqrt(variance(x) + eps)` and `g = dy · w`:
 /// `dx = s · (g − mean(g) − c · s² · mean(g · c))`.
 pub fn layer_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    let _timed = Timed::start(Part::Elementwise);
     #[cfg(any(feature = "cuda", feature = "metal"))]
     if super::gpu::serves(x) {
         return super::gpu::layer_norm::layer_norm_backward(x, w, eps, dy, residual);

@@ -9,7 +9,7 @@ pub mod amx;
 pub mod attention;
 pub mod compute;
 #[cfg(any(test, feature = "cuda"))]
-mod cuda;
+pub(crate) mod cuda;
 pub mod dequantise;
 pub mod dropout;
 pub mod gate;

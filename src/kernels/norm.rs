@@ -16,6 +16,7 @@ const ROWS: usize = 8;
 
 /// `y = x / sqrt(mean(x²) + eps) · w`.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+    let _timed = Timed::start(Part::Elementwise);
     #[cfg(any(feature = "cuda", feature = "metal"))]
     if super::gpu::serves(x) {
         return super::gpu::norm::rms_norm(x, w, eps);
@@ -23,7 +24,6 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return plain::rms_norm(x, w, eps);
     }
-    let _timed = Timed::start(Part::Elementwise);
     let (rows, hidden) = x.dims2()?;
     let (x, w) = (floats(x)?, floats(w)?);
     check(hidden, &w, &x, &[])?;
@@ -38,6 +38,7 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
 ///
 /// With `s = 1 / sqrt(mean(x²) + eps)` and `g = dy · w`: `dx = s · (g − x · s² · mean(g · x))`.
 pub fn rms_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    let _timed = Timed::start(Part::Elementwise);
     #[cfg(any(feature = "cuda", feature = "metal"))]
     if super::gpu::serves(x) {
         return super::gpu::norm::rms_norm_backward(x, w, eps, dy, residual);
@@ -45,7 +46,6 @@ pub fn rms_norm_backward(x: &Tensor, w: &Tensor, eps: f64, dy: &Tensor, residual
     if !x.device().is_cpu() {
         return plain::rms_norm_backward(x, w, eps, dy, residual);
     }
-    let _timed = Timed::start(Part::Elementwise);
     let (rows, hidden) = x.dims2()?;
     let (x, w, dy, residual) = (floats(x)?, floats(w)?, floats(dy)?, floats(residual)?);
     check(hidden, &w, &x, &[&dy, &residual])?;

@@ -3,7 +3,9 @@
 //! What lies with k running along its rows is transposed sixteen by sixteen, in registers on AVX-512, and decoded or
 //! rounded on the way. What lies across is copied, with pairs of rows interleaved for bf16.
 
-use super::{compute::Compute, simd::multiversion};
+#[cfg(target_arch = "x86_64")]
+use super::compute::Compute;
+use super::simd::multiversion;
 
 /// Rows of words: where a panel's words come from, k running along.
 pub trait Rows: Copy {

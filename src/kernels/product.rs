@@ -12,6 +12,7 @@ use super::{
 
 /// `c[m, n] += alpha · a[m, k] · b[k, n]` in place; `c` is contiguous and may be a view, `a` and `b` may be transposed.
 pub fn add_product(c: &Tensor, alpha: f64, a: &Tensor, b: &Tensor) -> Result<()> {
+    let _timed = Timed::start(Part::Lora);
     if c.device().is_cpu() {
         return c.inplace_op3(a, b, &Product { alpha: alpha as f32, add: true });
     }
@@ -24,6 +25,7 @@ pub fn add_product(c: &Tensor, alpha: f64, a: &Tensor, b: &Tensor) -> Result<()>
 
 /// `alpha · a[m, k] · b[k, n]`.
 pub fn product(alpha: f64, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let _timed = Timed::start(Part::Lora);
     #[cfg(feature = "cuda")]
     if a.device().is_cuda() {
         let c = Tensor::zeros((a.dim(0)?, b.dim(1)?), a.dtype(), a.device())?;
@@ -122,7 +124,6 @@ impl InplaceOp3 for Product {
         b: &CpuStorage,
         b_layout: &Layout,
     ) -> Result<()> {
-        let _timed = Timed::start(Part::Lora);
         let ((m, n), (rows, k), (depth, columns)) =
             (c_layout.shape().dims2()?, a_layout.shape().dims2()?, b_layout.shape().dims2()?);
         if (rows, depth, columns) != (m, k, n) {

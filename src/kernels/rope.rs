@@ -30,6 +30,7 @@ pub struct Turn {
 /// Turns every head of `x[tokens, heads · dim]` in place by the angles whose cosines and sines
 /// `cos`, `sin` `[tokens, rotated / 2]` give. With `back` it turns the other way, which is the backward pass.
 pub fn rope(x: Tensor, cos: &Tensor, sin: &Tensor, turn: Turn, back: bool) -> Result<Tensor> {
+    let _timed = Timed::start(Part::Elementwise);
     if x.device().is_cpu() {
         x.inplace_op3(cos, sin, &Rope { turn, back })?;
         return Ok(x);
@@ -85,7 +86,6 @@ impl InplaceOp3 for Rope {
         sin: &CpuStorage,
         sin_layout: &Layout,
     ) -> Result<()> {
-        let _timed = Timed::start(Part::Elementwise);
         let (tokens, width) = x_layout.shape().dims2()?;
         let half = cos_layout.shape().dims2()?.1;
         let Turn { dim, pairing } = self.turn;

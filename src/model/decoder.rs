@@ -51,7 +51,8 @@ impl Decoder {
     /// # Errors
     /// [`Error::Input`] where a tensor is missing or has another shape than `config` says.
     pub fn open(folder: &ModelFolder, config: &Config, device: &Device, compute: Compute) -> Result<Self> {
-        Self::opened(Opener { folder, config, device, compute, uploads: !device.is_cpu() })
+        let uploader = (!device.is_cpu()).then(|| Uploader::new(device, compute));
+        Self::opened(Opener { folder, config, device, compute, uploader })
     }
 
     /// The same with every matrix uploaded, whatever the device is: on the CPU it goes the way of an accelerator's.
@@ -59,7 +60,8 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::open`].
     pub fn open_uploaded(folder: &ModelFolder, config: &Config, device: &Device, compute: Compute) -> Result<Self> {
-        Self::opened(Opener { folder, config, device, compute, uploads: true })
+        let uploader = Some(Uploader::new(device, compute));
+        Self::opened(Opener { folder, config, device, compute, uploader })
     }
 
     fn opened(open: Opener) -> Result<Self> {
@@ -147,8 +149,8 @@ struct Opener<'a> {
     config: &'a Config,
     device: &'a Device,
     compute: Compute,
-    /// Whether matrices go to the device, or are used where they lie.
-    uploads: bool,
+    /// How matrices go to the device; none: they are used where they lie.
+    uploader: Option<Uploader>,
 }
 
 impl Opener<'_> {
@@ -232,12 +234,9 @@ impl Opener<'_> {
     }
 
     fn frozen(&self, stored: impl StoredMatrix + 'static, rows: usize, columns: usize) -> FrozenMatrix {
-        match self.uploads {
-            true => {
-                let uploader = Uploader::new(self.device, self.compute);
-                FrozenMatrix::uploaded(Arc::new(stored), rows, columns, uploader)
-            }
-            false => FrozenMatrix::new(Arc::new(stored), rows, columns, self.device, self.compute),
+        match &self.uploader {
+            Some(uploader) => FrozenMatrix::uploaded(Arc::new(stored), rows, columns, uploader.clone()),
+            None => FrozenMatrix::new(Arc::new(stored), rows, columns, self.device, self.compute),
         }
     }
 

@@ -2,7 +2,10 @@
 
 use candle_core::{DType, Tensor};
 
-use super::elementwise::{all, update};
+use super::{
+    clip::Gradient,
+    elementwise::{all, update},
+};
 use crate::Result;
 #[cfg(any(test, feature = "cuda", feature = "metal"))]
 use crate::kernels::gpu;
@@ -21,21 +24,33 @@ pub struct AdamW {
     pub(super) exp_avg: Tensor,
     /// Second moment, `[n]`.
     pub(super) exp_avg_sq: Tensor,
+    /// How large the last step on a GPU made its numbers; none where something else has changed them since.
+    #[cfg(any(test, feature = "cuda", feature = "metal"))]
+    pub(super) largest: Option<gpu::optimizer::Largest>,
 }
 
 impl AdamW {
     /// Zero moments for `params` (`[n]`); `weight_decay` is decoupled.
     pub fn new(params: &Tensor, betas: [f64; 2], weight_decay: f64) -> Result<Self> {
         let zeros = || Tensor::zeros(params.dims(), DType::F32, params.device());
-        Ok(Self { betas, weight_decay, step: 0, exp_avg: zeros()?, exp_avg_sq: zeros()? })
+        Ok(Self {
+            betas,
+            weight_decay,
+            step: 0,
+            exp_avg: zeros()?,
+            exp_avg_sq: zeros()?,
+            #[cfg(any(test, feature = "cuda", feature = "metal"))]
+            largest: None,
+        })
     }
 
     /// See [`super::Optimizer::step`].
-    pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<bool> {
+    pub fn step(&mut self, params: &Tensor, gradient: Gradient, lr: f64) -> Result<bool> {
         #[cfg(any(feature = "cuda", feature = "metal"))]
         if gpu::serves(params) {
-            return self.gpu_step(params, grads, lr, grad_scale);
+            return self.gpu_step(params, gradient, lr);
         }
+        let Gradient { values: grads, scale: grad_scale, .. } = gradient;
         let step = self.step + 1;
         let [beta1, beta2] = self.betas;
         let correction1 = 1.0 - beta1.powf(step as f64);
@@ -81,7 +96,8 @@ impl AdamW {
     }
 
     #[cfg(any(test, feature = "cuda", feature = "metal"))]
-    pub(super) fn gpu_step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<bool> {
+    pub(super) fn gpu_step(&mut self, params: &Tensor, gradient: Gradient, lr: f64) -> Result<bool> {
+        let Gradient { values: grads, norm, scale: grad_scale } = gradient;
         let (step, [beta1, beta2]) = (self.step + 1, self.betas);
         let numbers = gpu::optimizer::Adam {
             grad_scale: grad_scale as f32,
@@ -93,9 +109,11 @@ impl AdamW {
             rate: (lr / (1.0 - beta1.powf(step as f64))) as f32,
             eps: EPS as f32,
         };
-        let taken = gpu::optimizer::adam(params, grads, &self.exp_avg, &self.exp_avg_sq, numbers)?;
-        self.step += u64::from(taken);
-        Ok(taken)
+        let known = gpu::optimizer::Known { norm, before: self.largest.as_ref() };
+        let moments = [&self.exp_avg, &self.exp_avg_sq];
+        let Some(largest) = gpu::optimizer::adam(params, grads, moments, known, numbers)? else { return Ok(false) };
+        (self.step, self.largest) = (step, Some(largest));
+        Ok(true)
     }
 }
 

@@ -12,6 +12,28 @@ use crate::kernels::gpu;
 /// threads.
 const CHUNK: usize = 16 * 1024;
 
+/// A step's gradient as an optimizer takes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Gradient<'a> {
+    /// `[n]`, f32, contiguous.
+    pub values: &'a Tensor,
+    /// Their [`global_norm`].
+    pub norm: f64,
+    /// What they are multiplied by before use (see [`clip_scale`]).
+    pub scale: f64,
+}
+
+impl<'a> Gradient<'a> {
+    /// Measures the norm and clips it to `max`; 0 does not clip.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn clipped(values: &'a Tensor, max: f64) -> Result<Self> {
+        let norm = global_norm(values)?;
+        Ok(Self { values, norm, scale: clip_scale(norm, max) })
+    }
+}
+
 /// The Euclidean norm of `grads` (`[n]`, f32, contiguous). On the CPU the sum is in f64; on other devices the partial
 /// sums over `CHUNK` elements are in f32. Not finite where an element is not: check it before the step.
 pub fn global_norm(grads: &Tensor) -> Result<f64> {

@@ -20,7 +20,7 @@ use crate::store::SafetensorsWriter;
 use crate::weights::{self, DType as Stored, SafetensorsFile};
 use crate::{Error, Result};
 pub use adamw::AdamW;
-pub use clip::{clip_scale, global_norm};
+pub use clip::{Gradient, clip_scale, global_norm};
 pub use rmsprop::Rmsprop;
 pub use schedule::rate;
 
@@ -51,12 +51,12 @@ impl Optimizer {
     /// One update of `params` in place, so that views of it see the new values. Where a parameter or a moment would not
     /// be finite after it, nothing is changed and false returned.
     ///
-    /// `params` and `grads` are `[n]`, f32 and contiguous; `grads` is multiplied by `grad_scale` (see [`clip_scale`])
-    /// before use and is not changed; `lr` is this step's rate.
-    pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<bool> {
+    /// `params` is `[n]`, f32 and contiguous, and only this changes it from the first step on to the next
+    /// [`Optimizer::load_state`]; the gradient is not changed; `lr` is this step's rate.
+    pub fn step(&mut self, params: &Tensor, gradient: Gradient, lr: f64) -> Result<bool> {
         match self {
-            Self::AdamW(it) => it.step(params, grads, lr, grad_scale),
-            Self::Rmsprop(it) => it.step(params, grads, lr, grad_scale),
+            Self::AdamW(it) => it.step(params, gradient, lr),
+            Self::Rmsprop(it) => it.step(params, gradient, lr),
         }
     }
 
@@ -88,12 +88,16 @@ impl Optimizer {
         match self {
             Self::AdamW(it) => {
                 it.step = step;
+                #[cfg(any(test, feature = "cuda", feature = "metal"))]
+                (it.largest = None);
                 for (own, new) in [&mut it.exp_avg, &mut it.exp_avg_sq].into_iter().zip(&mut loaded) {
                     *own = new;
                 }
             }
             Self::Rmsprop(it) => {
                 it.step = step;
+                #[cfg(any(test, feature = "cuda", feature = "metal"))]
+                (it.largest = None);
                 for (own, new) in [&mut it.square_avg].into_iter().zip(&mut loaded) {
                     *own = new;
                 }

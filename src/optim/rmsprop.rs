@@ -3,7 +3,10 @@
 
 use candle_core::{DType, Tensor};
 
-use super::elementwise::{all, update};
+use super::{
+    clip::Gradient,
+    elementwise::{all, update},
+};
 use crate::Result;
 #[cfg(any(test, feature = "cuda", feature = "metal"))]
 use crate::kernels::gpu;
@@ -21,6 +24,9 @@ pub struct Rmsprop {
     pub(super) step: u64,
     /// Running mean of squared gradients, `[n]`.
     pub(super) square_avg: Tensor,
+    /// How large the last step on a GPU made its numbers; none where something else has changed them since.
+    #[cfg(any(test, feature = "cuda", feature = "metal"))]
+    pub(super) largest: Option<gpu::optimizer::Largest>,
 }
 
 impl Rmsprop {
@@ -28,15 +34,22 @@ impl Rmsprop {
     /// `weight_decay · params` added to the (scaled) gradient, not AdamW's decoupled decay.
     pub fn new(params: &Tensor, weight_decay: f64) -> Result<Self> {
         let square_avg = Tensor::zeros(params.dims(), DType::F32, params.device())?;
-        Ok(Self { weight_decay, step: 0, square_avg })
+        Ok(Self {
+            weight_decay,
+            step: 0,
+            square_avg,
+            #[cfg(any(test, feature = "cuda", feature = "metal"))]
+            largest: None,
+        })
     }
 
     /// See [`super::Optimizer::step`].
-    pub fn step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<bool> {
+    pub fn step(&mut self, params: &Tensor, gradient: Gradient, lr: f64) -> Result<bool> {
         #[cfg(any(feature = "cuda", feature = "metal"))]
         if gpu::serves(params) {
-            return self.gpu_step(params, grads, lr, grad_scale);
+            return self.gpu_step(params, gradient, lr);
         }
+        let Gradient { values: grads, scale: grad_scale, .. } = gradient;
         let l2 = self.weight_decay;
         let (scale, decay, keep, take) = (grad_scale as f32, l2 as f32, ALPHA as f32, (1.0 - ALPHA) as f32);
         let (rate, eps) = (lr as f32, EPS as f32);
@@ -63,7 +76,8 @@ impl Rmsprop {
     }
 
     #[cfg(any(test, feature = "cuda", feature = "metal"))]
-    pub(super) fn gpu_step(&mut self, params: &Tensor, grads: &Tensor, lr: f64, grad_scale: f64) -> Result<bool> {
+    pub(super) fn gpu_step(&mut self, params: &Tensor, gradient: Gradient, lr: f64) -> Result<bool> {
+        let Gradient { values: grads, norm, scale: grad_scale } = gradient;
         let numbers = gpu::optimizer::Rmsprop {
             grad_scale: grad_scale as f32,
             decay: self.weight_decay as f32,
@@ -72,8 +86,11 @@ impl Rmsprop {
             rate: lr as f32,
             eps: EPS as f32,
         };
-        let taken = gpu::optimizer::rmsprop(params, grads, &self.square_avg, numbers)?;
-        self.step += u64::from(taken);
-        Ok(taken)
+        let known = gpu::optimizer::Known { norm, before: self.largest.as_ref() };
+        let taken = gpu::optimizer::rmsprop(params, grads, &self.square_avg, known, numbers)?;
+        let Some(largest) = taken else { return Ok(false) };
+        self.step += 1;
+        self.largest = Some(largest);
+        Ok(true)
     }
 }

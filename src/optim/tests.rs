@@ -60,6 +60,11 @@ fn assert_close(what: &str, ours: &[f32], theirs: &[f32], least: f32) {
     }
 }
 
+/// Not clipped, but scaled.
+fn scaled(values: &Tensor, scale: f64) -> Result<Gradient<'_>> {
+    Ok(Gradient { scale, ..Gradient::clipped(values, 0.0)? })
+}
+
 fn compare_with_torch() -> Result<()> {
     let fixture = fixture();
     for run in &fixture.runs {
@@ -69,9 +74,10 @@ fn compare_with_torch() -> Result<()> {
         let mut optimizer = run.optimizer(&params)?;
         for (step, grads) in run.steps.iter().zip(&fixture.grads) {
             let grads = Tensor::new(grads.as_slice(), &Device::Cpu)?;
-            let norm = global_norm(&grads)?;
+            let gradient = Gradient::clipped(&grads, run.max_norm)?;
+            let norm = gradient.norm;
             assert!((norm / step.norm - 1.0).abs() < 1e-6, "{what}: norm {norm} against {}", step.norm);
-            optimizer.step(&params, &grads, run.lr, clip_scale(norm, run.max_norm))?;
+            optimizer.step(&params, gradient, run.lr)?;
             assert_close(&what, &params.to_vec1()?, &step.params, 1e-8);
             assert_close("a view of the parameters", &view.flatten_all()?.to_vec1()?, &step.params[2..6], 1e-8);
         }
@@ -118,7 +124,7 @@ fn a_saved_optimizer_goes_on_bit_for_bit() -> Result<()> {
         let params = Tensor::new(fixture.start.as_slice(), &Device::Cpu)?;
         let mut whole = run.optimizer(&params)?;
         for grads in &grads[..2] {
-            whole.step(&params, grads, run.lr, 1.0)?;
+            whole.step(&params, scaled(grads, 1.0)?, run.lr)?;
         }
         let file = folder.path().join("optimizer.safetensors");
         whole.save(&file)?;
@@ -126,8 +132,8 @@ fn a_saved_optimizer_goes_on_bit_for_bit() -> Result<()> {
         let mut resumed = run.optimizer(&resumed_params)?;
         resumed.load(&file)?;
         for grads in &grads[2..] {
-            whole.step(&params, grads, run.lr, 1.0)?;
-            resumed.step(&resumed_params, grads, run.lr, 1.0)?;
+            whole.step(&params, scaled(grads, 1.0)?, run.lr)?;
+            resumed.step(&resumed_params, scaled(grads, 1.0)?, run.lr)?;
         }
         assert_eq!(params.to_vec1::<f32>()?, resumed_params.to_vec1::<f32>()?);
         assert_eq!(resumed.state().0, whole.state().0);
@@ -160,7 +166,7 @@ fn many_threads_give_the_same_bits() -> Result<()> {
                 (Tensor::ones(n, DType::F32, &Device::Cpu)?, Tensor::new(grads.as_slice(), &Device::Cpu)?);
             let mut optimizer = AdamW::new(&params, [0.9, 0.999], 0.01)?;
             for _ in 0..3 {
-                optimizer.step(&params, &grads, 1e-3, 0.5)?;
+                optimizer.step(&params, scaled(&grads, 0.5)?, 1e-3)?;
             }
             Ok(params.to_vec1()?)
         })
@@ -186,13 +192,14 @@ fn an_update_that_would_not_be_finite_changes_nothing() -> Result<()> {
                 true => Optimizer::AdamW(AdamW::new(&params, [0.9, 0.999], decay)?),
                 false => Optimizer::Rmsprop(Rmsprop::new(&params, decay)?),
             };
-            assert!(optimizer.step(&params, &Tensor::new(&[0.1f32, 0.2, -0.3], &Device::Cpu)?, 1e-3, 1.0)?);
+            let first = Tensor::new(&[0.1f32, 0.2, -0.3], &Device::Cpu)?;
+            assert!(optimizer.step(&params, scaled(&first, 1.0)?, 1e-3)?);
             let values = |optimizer: &Optimizer| -> Result<Vec<Vec<f32>>> {
                 let (_, moments) = optimizer.state();
                 Ok(moments.iter().map(|(_, moment)| moment.to_vec1()).collect::<candle_core::Result<_>>()?)
             };
             let before = (params.to_vec1::<f32>()?, values(&optimizer)?);
-            let applied = optimizer.step(&params, &Tensor::new(&grads, &Device::Cpu)?, lr, 1.0)?;
+            let applied = optimizer.step(&params, scaled(&Tensor::new(&grads, &Device::Cpu)?, 1.0)?, lr)?;
             let after = (params.to_vec1::<f32>()?, values(&optimizer)?);
             assert!(!applied, "adamw {adamw}, {grads:?}, rate {lr}");
             assert_eq!((before, optimizer.state().0), (after, 1), "adamw {adamw}, {grads:?}, rate {lr}");
@@ -224,66 +231,4 @@ fn moments_that_are_not_finite_are_neither_saved_nor_loaded() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn gpu_kernels_take_the_same_steps() -> Result<()> {
-    use crate::kernels::{gpu, oracle::worst};
-    // more than one threadgroup, and a rest
-    for n in [1, 257, 3000] {
-        let numbers = |seed: u64| crate::kernels::oracle::random(n, seed);
-        let grads: Vec<Tensor> = (0..4).map(|step| numbers(10 + step)).collect();
-        gpu::on([&numbers(1)], |[start]| {
-            let mut optimizers = [
-                (AdamW::new(start, [0.9, 0.98], 0.1).unwrap(), AdamW::new(&numbers(1), [0.9, 0.98], 0.1).unwrap()),
-                (AdamW::new(start, [0.3, 0.5], 0.0).unwrap(), AdamW::new(&numbers(1), [0.3, 0.5], 0.0).unwrap()),
-            ];
-            for (there, here) in &mut optimizers {
-                let (params_there, params) = (start.copy()?, numbers(1));
-                for grads in &grads {
-                    let grads_there = grads.to_device(start.device())?;
-                    assert!(there.gpu_step(&params_there, &grads_there, 1e-2, 0.7).unwrap());
-                    assert!(here.step(&params, grads, 1e-2, 0.7).unwrap());
-                }
-                assert!(worst(&params_there, &params) < 1e-6, "{n}: {}", worst(&params_there, &params));
-                assert!(worst(&there.exp_avg, &here.exp_avg) < 1e-6);
-                assert!(worst(&there.exp_avg_sq, &here.exp_avg_sq) < 1e-6);
-                assert_eq!(there.step, here.step);
-            }
-            let (mut there, mut here) = (Rmsprop::new(start, 0.1).unwrap(), Rmsprop::new(&numbers(1), 0.1).unwrap());
-            let (params_there, params) = (start.copy()?, numbers(1));
-            for grads in &grads {
-                assert!(there.gpu_step(&params_there, &grads.to_device(start.device())?, 1e-3, 0.7).unwrap());
-                assert!(here.step(&params, grads, 1e-3, 0.7).unwrap());
-            }
-            assert!(worst(&params_there, &params) < 1e-6, "{n}: {}", worst(&params_there, &params));
-            assert!(worst(&there.square_avg, &here.square_avg) < 1e-6);
-            let norm = gpu::optimizer::norm(start)?;
-            assert!((norm / global_norm(&numbers(1)).unwrap() - 1.0).abs() < 1e-6);
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
-
-#[test]
-fn gpu_kernels_refuse_a_step_that_is_not_finite() -> Result<()> {
-    use crate::kernels::{gpu, oracle::worst};
-    for bad in [f32::NAN, f32::INFINITY, 3e38] {
-        let mut grads = vec![0.5f32; 700];
-        grads[641] = bad;
-        let (grads, params) = (Tensor::new(grads, &Device::Cpu)?, crate::kernels::oracle::random(700, 1));
-        gpu::on([&params, &grads], |[start, grads]| {
-            let (mut adam, mut rmsprop) =
-                (AdamW::new(start, [0.9, 0.98], 0.1).unwrap(), Rmsprop::new(start, 0.0).unwrap());
-            let after = start.copy()?;
-            assert!(
-                !adam.gpu_step(&after, grads, 1e-2, 1.0).unwrap()
-                    && !rmsprop.gpu_step(&after, grads, 1e-2, 1.0).unwrap()
-            );
-            assert_eq!((adam.step, rmsprop.step), (0, 0));
-            assert_eq!(worst(&after, start), 0.0);
-            assert_eq!(worst(&adam.exp_avg, &start.zeros_like()?), 0.0);
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
+mod on_gpu;

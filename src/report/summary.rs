@@ -20,10 +20,14 @@ pub struct Summary {
     pub train_seconds: f64,
     /// Wall time of the whole run.
     pub seconds: f64,
-    /// Peak anonymous memory in bytes, where it can be measured.
+    /// Whether the next two figures are of a device's memory.
+    pub on_device: bool,
+    /// Peak of the device's memory, or anonymous memory on the CPU, in bytes, where it can be measured.
     pub peak_bytes: Option<u64>,
     /// The peak that the plan predicted, in bytes; none where it cannot be compared.
     pub predicted_bytes: Option<u64>,
+    /// Peak anonymous memory of the host in bytes, where the others are a device's and it can be measured.
+    pub host_peak_bytes: Option<u64>,
     /// Held-out pairs before training; none where nothing is held out.
     pub before: Option<HeldOut>,
     /// The same after training.
@@ -82,17 +86,17 @@ impl fmt::Display for Summary {
             self.tokens as f64 / time,
             seconds(self.seconds),
         )?;
+        write!(out, "Peak {} memory: ", if self.on_device { "device" } else { "anonymous" })?;
         match (self.peak_bytes, self.predicted_bytes) {
             (Some(peak), Some(predicted)) => {
-                writeln!(
-                    out,
-                    "Peak anonymous memory: {} ({} predicted).",
-                    units::bytes(peak),
-                    units::bytes(predicted)
-                )?;
+                write!(out, "{} ({} predicted)", units::bytes(peak), units::bytes(predicted))?;
             }
-            (Some(peak), None) => writeln!(out, "Peak anonymous memory: {}.", units::bytes(peak))?,
-            (None, _) => writeln!(out, "Peak anonymous memory: not measured on this system.")?,
+            (Some(peak), None) => write!(out, "{}", units::bytes(peak))?,
+            (None, _) => write!(out, "not measured on this system")?,
+        }
+        match self.host_peak_bytes {
+            Some(host) => writeln!(out, "; {} of the host's, anonymous.", units::bytes(host))?,
+            None => writeln!(out, ".")?,
         }
         if let (Some(before), Some(after)) = (&self.before, &self.after) {
             writeln!(out, "\n{:<26}{:>10}{:>10}", format!("Held out ({} pairs)", after.pairs), "before", "after")?;
@@ -133,8 +137,10 @@ mod tests {
             tokens: 220_160,
             train_seconds: 185.0,
             seconds: 201.5,
+            on_device: false,
             peak_bytes: Some(312 << 20),
             predicted_bytes: Some(320 << 20),
+            host_peak_bytes: None,
             before: Some(HeldOut { pairs: 200, loss: std::f64::consts::LN_2, accuracy: 0.5, margin: 0.0 }),
             after: Some(HeldOut { pairs: 200, loss: 0.512, accuracy: 0.715, margin: 0.4321 }),
             samples: Some(SampleFigures { samples: 100, positive: Some([0.5, 0.97]), kl: 3.25 }),
@@ -169,6 +175,15 @@ Next: dpo-lora generate base --adapter runs/hh/adapter --compare";
     fn without_held_out_pairs_or_a_measurement_it_says_less() {
         let text = Summary { before: None, after: None, samples: None, peak_bytes: None, ..summary() }.to_string();
         assert!(!text.contains("Held out") && text.contains("not measured"), "{text}");
+    }
+
+    #[test]
+    fn on_a_device_its_memory_and_the_host_s_are_told_apart() {
+        let text = Summary { on_device: true, host_peak_bytes: Some(90 << 20), ..summary() }.to_string();
+        assert!(
+            text.contains("Peak device memory: 312 MiB (320 MiB predicted); 90 MiB of the host's, anonymous.\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -13,7 +13,13 @@ use crate::{Error, Result, recipe, report::MemoryMeter};
 pub fn choose(name: &str) -> Result<Device> {
     let kind = name.split(':').next().unwrap_or_default();
     match kind {
-        "auto" if utils::cuda_is_available() => open(name, Device::new_cuda(0)),
+        "auto" if utils::cuda_is_available() => match cuda_is_there() {
+            Ok(()) => open(name, new_cuda(0)),
+            Err(why) => {
+                eprintln!("run.device = \"auto\" takes the CPU: {why}");
+                Ok(Device::Cpu)
+            }
+        },
         "auto" if utils::metal_is_available() => open(name, Device::new_metal(0)),
         "auto" | "cpu" => Ok(Device::Cpu),
         "cuda" if !utils::cuda_is_available() => Err(absent(name, "cuda")),
@@ -21,7 +27,8 @@ pub fn choose(name: &str) -> Result<Device> {
         "cuda" => {
             let number = name.strip_prefix("cuda").and_then(|rest| rest.strip_prefix(':')).unwrap_or("0");
             let number = number.parse().map_err(|_| unknown(name))?;
-            open(name, Device::new_cuda(number))
+            cuda_is_there().map_err(|why| Error::recipe(format!("run.device = {name:?} cannot be opened: {why}")))?;
+            open(name, new_cuda(number))
         }
         "metal" => open(name, Device::new_metal(0)),
         _ => Err(unknown(name)),
@@ -31,9 +38,24 @@ pub fn choose(name: &str) -> Result<Device> {
 /// Whether a name means an accelerator, be it there or not; `auto` does where the build and the machine have one.
 pub fn is_accelerator(name: &str) -> bool {
     match name.split(':').next() {
-        Some("auto") => utils::cuda_is_available() || utils::metal_is_available(),
+        Some("auto") => cuda_is_there().is_ok() || utils::metal_is_available(),
         kind => matches!(kind, Some("cuda" | "metal")),
     }
+}
+
+/// Nothing, or why no card can be used.
+fn cuda_is_there() -> std::result::Result<(), String> {
+    #[cfg(feature = "cuda")]
+    return crate::kernels::cuda::device::is_there();
+    #[cfg(not(feature = "cuda"))]
+    Err("this build has no cuda".into())
+}
+
+fn new_cuda(number: usize) -> candle_core::Result<Device> {
+    #[cfg(feature = "cuda")]
+    return crate::kernels::cuda::device::open(number);
+    #[cfg(not(feature = "cuda"))]
+    Device::new_cuda(number)
 }
 
 /// The type in which the frozen matrices multiply: on an accelerator `auto` is bf16.
@@ -85,7 +107,12 @@ pub fn use_threads(threads: usize) -> Result<()> {
 }
 
 fn open(name: &str, device: candle_core::Result<Device>) -> Result<Device> {
-    device.map_err(|error| Error::recipe(format!("run.device = {name:?} cannot be opened: {error}")))
+    device.map_err(|error| {
+        // candle puts a backtrace behind its words where the environment asks for one
+        let error = error.to_string();
+        let why = error.lines().next().unwrap_or_default();
+        Error::recipe(format!("run.device = {name:?} cannot be opened: {why}"))
+    })
 }
 
 fn absent(name: &str, feature: &str) -> Error {

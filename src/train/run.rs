@@ -38,7 +38,7 @@ use crate::{
         reference_cache::RECORD,
         rows::{EvalRow, TrainRow},
     },
-    optim::{Optimizer, clip_scale, global_norm, rate},
+    optim::{Gradient, Optimizer, rate},
     random::Stream,
     recipe::{self, Recipe},
     report::{Figures, MemoryMeter, MetricsFile, Phase, Progress, Summary, metrics_file, summary::HeldOut},
@@ -65,7 +65,10 @@ pub(super) struct Run<'a> {
     pub(super) adapter: Adapter,
     pub(super) progress: Progress,
     pub(super) signals: Signals,
+    /// Of the memory that the plan is for.
     pub(super) memory: MemoryMeter,
+    /// Of the host's memory, where that is another.
+    pub(super) host: Option<MemoryMeter>,
     pub(super) plan: Plan,
     reference: Reference,
     optimizer: Optimizer,
@@ -118,6 +121,7 @@ impl<'a> Run<'a> {
         let device = device::choose(&recipe.run.device)?;
         let compute = device::compute(recipe.memory.compute, !device.is_cpu());
         let (memory, free) = device::meter(&device);
+        let host = (!device.is_cpu()).then(MemoryMeter::start);
         if recipe.memory.compute == recipe::Compute::Bf16 && compute == Compute::F32 {
             progress.note("memory.compute is bf16, but this CPU does not multiply it (AVX512-BF16): f32 is used");
         }
@@ -205,6 +209,7 @@ impl<'a> Run<'a> {
             progress,
             signals,
             memory,
+            host,
         };
         let total = run.total_steps();
         if first > total {
@@ -290,13 +295,13 @@ impl<'a> Run<'a> {
             let engine = Engine { model: &base.model, schedule, scratch: &recipe.run.output, poll: &poll };
             pairs::gradient(engine, &batch, reference, &recipe.objective, (adapter, dropout), &mut metrics)
         })?;
-        let grad_norm = global_norm(&adapter.grads)?;
+        let gradient = Gradient::clipped(&adapter.grads, recipe.train.max_grad_norm)?;
         let not_finite = |what: &str| Error::NotFinite {
             why: format!("{what}; lower train.learning_rate or objective.beta, or look at the rows"),
             rows: batch.iter().map(|pair| pair.origin).collect(),
             outside: false,
         };
-        if !grad_norm.is_finite() {
+        if !gradient.norm.is_finite() {
             return Err(not_finite("the gradient is not finite"));
         }
         let means = metrics.mean().ok_or_else(|| Error::run("a step without pairs"))?;
@@ -304,8 +309,7 @@ impl<'a> Run<'a> {
 
         let train = &self.recipe.train;
         let learning_rate = rate(step, total, train.warmup_steps, train.learning_rate, train.lr_schedule);
-        let scale = clip_scale(grad_norm, train.max_grad_norm);
-        if !self.optimizer.step(&self.adapter.values, &self.adapter.grads, learning_rate, scale)? {
+        if !self.optimizer.step(&self.adapter.values, gradient, learning_rate)? {
             return Err(not_finite("the update would not be finite"));
         }
         self.memory.sample();
@@ -315,7 +319,7 @@ impl<'a> Run<'a> {
             step: step as u64 + 1,
             epoch: self.epoch(step + 1),
             means,
-            grad_norm,
+            grad_norm: gradient.norm,
             learning_rate,
             num_tokens: self.num_tokens,
             tokens: batch.iter().map(|pair| pairs::tokens(pair) as u64).sum(),

@@ -1,20 +1,22 @@
 //! A frozen matrix of a device: uploaded when it is first used or asked for ahead, dropped when a pass is done with it.
 //!
 //! A base that fits stays after its first use. Where the plan says that it does not, the pass says what it needs next
-//! and what it is done with, layer by layer, and the next layer's matrices come from the map while this one computes.
+//! and what it is done with, layer by layer, and the next layer's matrices come from the map while this one computes: a
+//! thread fills the buffers ([`super::carrier`]), the device copies out of them beside what it computes
+//! ([`super::conveyor`]).
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::{Builder, JoinHandle},
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    mpsc::{Receiver, channel},
 };
 
 use candle_core::{Result, bail};
 
-use super::{mapped::StoredMatrix, upload::Uploader};
-use crate::kernels::dequantise::Form;
-
-/// One upload at a time: they share one buffer's worth of memory.
-static ON_THE_WAY: Mutex<()> = Mutex::new(());
+use super::{conveyor::Conveyor, mapped::StoredMatrix, queues::Event, upload::Uploader};
+use crate::kernels::{
+    dequantise::Form,
+    profile::{Part, Timed},
+};
 
 /// A matrix `[rows, columns]` in its file, and on the device as long as it is wanted there.
 #[derive(Debug)]
@@ -26,10 +28,13 @@ pub struct Resident {
     slot: Mutex<Slot>,
 }
 
+/// A matrix whose copies are queued, and the place behind them.
+type Sent = Result<(Form, Event)>;
+
 #[derive(Debug)]
 enum Slot {
     Absent,
-    Coming(JoinHandle<Result<Form>>),
+    Asked(Receiver<Sent>),
     Here(Arc<Form>),
 }
 
@@ -43,39 +48,67 @@ impl Resident {
         Self { stored, rows, columns, uploader, slot: Mutex::new(Slot::Absent) }
     }
 
-    fn upload(&self) -> Result<Form> {
-        let _one = lock(&ON_THE_WAY);
-        self.stored.on_device(self.rows, self.columns, &self.uploader)
+    fn send(&self, way: &Conveyor) -> Sent {
+        Ok((self.stored.on_device(self.rows, self.columns, &self.uploader)?, way.sent()?))
     }
 
-    /// The matrix on the device; waits for it where it is on its way.
-    pub fn form(&self) -> Result<Arc<Form>> {
+    fn ask(self: &Arc<Self>) -> Result<Receiver<Sent>> {
+        let (answer, asked) = channel();
+        let matrix = Arc::clone(self);
+        self.uploader.carrier()?.then(move |way| {
+            // where nobody waits any more, the matrix is dropped as it was never used
+            answer.send(matrix.send(way)).ok();
+        });
+        Ok(asked)
+    }
+
+    /// The matrix, for what is computed from now on, which waits on the device for its copies.
+    pub fn form(self: &Arc<Self>) -> Result<Arc<Form>> {
         let mut slot = lock(&self.slot);
-        let form = match std::mem::replace(&mut *slot, Slot::Absent) {
-            Slot::Here(form) => form,
-            Slot::Absent => Arc::new(self.upload()?),
-            Slot::Coming(thread) => match thread.join() {
-                Ok(form) => Arc::new(form?),
-                Err(_) => bail!("the thread that uploads a matrix died"),
-            },
+        let asked = match std::mem::replace(&mut *slot, Slot::Absent) {
+            Slot::Here(form) => {
+                *slot = Slot::Here(Arc::clone(&form));
+                return Ok(form);
+            }
+            Slot::Absent => self.ask()?,
+            Slot::Asked(asked) => asked,
         };
+        let _timed = Timed::instead(Part::Waiting);
+        let Ok(sent) = asked.recv() else { bail!("the thread that uploads matrices died") };
+        let (form, sent) = sent?;
+        self.uploader.carrier()?.conveyor.ready(&sent)?;
+        let form = Arc::new(form);
         *slot = Slot::Here(Arc::clone(&form));
         Ok(form)
     }
 
-    /// Begins the upload. A hint: where no thread can be had, the first use uploads.
+    /// Asks for the matrix ahead. A hint: what cannot be asked for now says so at its first use.
     pub fn will_need(self: &Arc<Self>) {
         let mut slot = lock(&self.slot);
-        if matches!(*slot, Slot::Absent) {
-            let matrix = Arc::clone(self);
-            if let Ok(thread) = Builder::new().name("upload".into()).spawn(move || matrix.upload()) {
-                *slot = Slot::Coming(thread);
-            }
+        if let (Slot::Absent, Ok(asked)) = (&*slot, self.ask()) {
+            *slot = Slot::Asked(asked);
         }
     }
 
-    /// Drops the copy on the device.
+    /// Gives the copy on the device back behind what is computed with it.
     pub fn done_with(&self) {
-        *lock(&self.slot) = Slot::Absent;
+        let held = std::mem::replace(&mut *lock(&self.slot), Slot::Absent);
+        // a device that fails here fails at the next product too, which says so
+        if let (Slot::Here(form), Ok(carrier)) = (held, self.uploader.carrier())
+            && let Ok(computed) = carrier.conveyor.computed()
+        {
+            carrier.then(move |way| {
+                way.give_back(form, &computed).ok();
+            });
+        }
     }
 }
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        self.done_with();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,18 @@
-//! The way of a stored matrix to a device: through a buffer of bounded size, so that the host holds no second copy.
+//! Stored matrices as a device gets them: bytes as they are, or numbers decoded on the way, through buffers of bounded size,
+//! so that the host holds no second copy.
+
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType as Kind, Device, Result, Tensor};
+use half::bf16;
 use rayon::prelude::*;
 
-use super::mapped::{MappedBytes, StoredMatrix};
+use super::{
+    DType,
+    carrier::Carrier,
+    conveyor::Conveyor,
+    mapped::{MappedBytes, StoredMatrix},
+};
 use crate::kernels::{
     compute::Compute,
     dequantise::{Form, Numbers},
@@ -13,8 +22,10 @@ use crate::kernels::{
 pub const STAGING: usize = 64 << 20;
 /// Rows that a thread decodes at once; a multiple of what a turned matrix decodes together.
 const ROWS: usize = 32;
+/// Bytes that a thread copies at once.
+const BYTES: usize = 1 << 20;
 
-/// Where matrices go, and in which type they will multiply.
+/// Where matrices go, and in which type they will multiply. Clones share the way there.
 #[derive(Debug, Clone)]
 pub struct Uploader {
     /// The device.
@@ -23,33 +34,82 @@ pub struct Uploader {
     pub compute: Compute,
     /// Bytes on their way at once.
     pub staging: usize,
+    pub(crate) way: Arc<OnceLock<Carrier>>,
 }
 
 impl Uploader {
-    /// To `device` by way of a buffer of [`STAGING`] bytes.
+    /// To `device` by way of buffers of [`STAGING`] bytes together, which are there from the first matrix on.
     pub fn new(device: &Device, compute: Compute) -> Self {
-        Self { device: device.clone(), compute, staging: STAGING }
+        Self { device: device.clone(), compute, staging: STAGING, way: Arc::default() }
     }
 
-    /// Stored bytes as they are, as a vector of `kind` on the device. Their pages are let go of on the way.
+    /// The same with so many bytes on their way at once.
+    pub fn through(self, staging: usize) -> Self {
+        Self { staging, ..self }
+    }
+
+    /// Who carries it there.
+    ///
+    /// # Errors
+    /// Where the device has no room for another queue, or the system none for a thread.
+    pub fn carrier(&self) -> Result<&Carrier> {
+        if let Some(carrier) = self.way.get() {
+            return Ok(carrier);
+        }
+        // of two threads that make one, one is dropped unused
+        let made = Carrier::to(&self.device)?;
+        Ok(self.way.get_or_init(|| made))
+    }
+
+    fn way(&self) -> Result<&Conveyor> {
+        Ok(&self.carrier()?.conveyor)
+    }
+
+    /// What is computed from now on finds everything that was uploaded before.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn ready(&self) -> Result<()> {
+        let way = self.way()?;
+        way.ready(&way.sent()?)
+    }
+
+    /// Stored bytes as they are, as a vector of `kind` on its way to the device. Their pages are let go of on the way.
     ///
     /// # Errors
     /// Where the device has no room.
     pub fn raw(&self, bytes: &MappedBytes, kind: Kind) -> Result<Tensor> {
         let size = kind.size_in_bytes();
-        let chunk = (self.staging / size).max(1) * size;
-        let send = |part: &[u8]| Tensor::from_raw_buffer(part, kind, &[part.len() / size], &self.device);
-        let all = if bytes.len() <= chunk {
-            send(bytes)?
-        } else {
-            let all = Tensor::zeros(bytes.len() / size, kind, &self.device)?;
-            for (number, part) in bytes.chunks(chunk).enumerate() {
-                all.slice_set(&send(part)?, 0, number * chunk / size)?;
-            }
-            all
-        };
+        let all = self.way()?.send((bytes.len() / size, kind), (self.staging, 1), |part, out| {
+            let from = &bytes[part.start * size..part.end * size];
+            // from a file's pages, which are read as they are touched
+            out.par_chunks_mut(BYTES).zip(from.par_chunks(BYTES)).for_each(|(out, from)| out.copy_from_slice(from));
+        })?;
         bytes.done_with();
         Ok(all)
+    }
+
+    /// Stored numbers of `dtype`, as a vector of f32 on its way to the device.
+    ///
+    /// # Errors
+    /// Where the device has no room.
+    pub fn widened(&self, bytes: &MappedBytes, dtype: DType) -> Result<Tensor> {
+        let size = dtype.size();
+        self.way()?.send((bytes.len() / size, Kind::F32), (self.staging, 1), |part, out| {
+            let mut floats = vec![0f32; part.len()];
+            dtype.decode(&bytes[part.start * size..part.end * size], &mut floats);
+            write(&floats, Compute::F32, out);
+        })
+    }
+
+    /// These numbers, as a vector of f32 on its way to the device.
+    ///
+    /// # Errors
+    /// Where the device has no room.
+    pub fn floats(&self, floats: &[f32]) -> Result<Tensor> {
+        self.way()?.send((floats.len(), Kind::F32), (self.staging, 1), |part, out| {
+            write(&floats[part], Compute::F32, out);
+        })
     }
 
     /// A matrix `[rows, columns]` decoded here, in the products' type: what formats without a form on devices become.
@@ -57,24 +117,33 @@ impl Uploader {
     /// # Errors
     /// Where the device has no room.
     pub fn decoded(&self, stored: &(impl StoredMatrix + ?Sized), rows: usize, columns: usize) -> Result<Form> {
-        let kind = match self.compute {
-            Compute::F32 => Kind::F32,
-            Compute::Bf16 => Kind::BF16,
+        let (kind, size) = match self.compute {
+            Compute::F32 => (Kind::F32, 4),
+            Compute::Bf16 => (Kind::BF16, 2),
         };
-        let numbers = Tensor::zeros((rows, columns), kind, &self.device)?;
-        // f32 numbers and what they become
-        let band = (self.staging / (columns * (4 + kind.size_in_bytes())) / ROWS).max(1) * ROWS;
-        for first in (0..rows).step_by(band) {
-            let count = band.min(rows - first);
-            let mut floats = vec![0f32; count * columns];
-            floats.par_chunks_mut(ROWS * columns).enumerate().for_each(|(number, out)| {
-                let start = first + number * ROWS;
-                stored.decode(start..start + out.len() / columns, 0..columns, out);
+        let unit = ROWS * columns;
+        let numbers = self.way()?.send((rows * columns, kind), (self.staging, unit), |part, out| {
+            out.par_chunks_mut(unit * size).enumerate().for_each(|(number, out)| {
+                let start = part.start / columns + number * ROWS;
+                let mut floats = vec![0f32; out.len() / size];
+                stored.decode(start..start + floats.len() / columns, 0..columns, &mut floats);
+                write(&floats, self.compute, out);
             });
-            let floats = Tensor::from_vec(floats, (count, columns), &Device::Cpu)?.to_dtype(kind)?;
-            numbers.slice_set(&floats.to_device(&self.device)?, 0, first)?;
-        }
+        })?;
         stored.parts().into_iter().for_each(MappedBytes::done_with);
-        Ok(Form { rows, columns, numbers: Numbers::Plain(numbers) })
+        Ok(Form { rows, columns, numbers: Numbers::Plain(numbers.reshape((rows, columns))?) })
+    }
+}
+
+/// Numbers as bytes of the type in which they multiply.
+fn write(floats: &[f32], compute: Compute, out: &mut [u8]) {
+    match compute {
+        Compute::F32 => {
+            out.chunks_exact_mut(4).zip(floats).for_each(|(out, x)| out.copy_from_slice(&x.to_ne_bytes()));
+        }
+        Compute::Bf16 => {
+            let rounded = |x: &f32| bf16::from_f32(*x).to_ne_bytes();
+            out.chunks_exact_mut(2).zip(floats).for_each(|(out, x)| out.copy_from_slice(&rounded(x)));
+        }
     }
 }

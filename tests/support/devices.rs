@@ -3,10 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, utils};
+use candle_core::Device;
 use dpo_lora::{
     kernels::compute::Compute,
     model::{Config, decoder::Decoder},
+    train::device,
     weights::ModelFolder,
 };
 
@@ -22,11 +23,8 @@ pub struct Place {
 /// Where `DPO_LORA_REQUIRE_DEVICE` names one that is not there.
 pub fn devices() -> Vec<Place> {
     let mut found = vec![Place { name: "cpu", device: Device::Cpu }];
-    if utils::cuda_is_available() {
-        found.extend(Device::new_cuda(0).ok().map(|device| Place { name: "cuda", device }));
-    }
-    if utils::metal_is_available() {
-        found.extend(Device::new_metal(0).ok().map(|device| Place { name: "metal", device }));
+    for (name, full) in [("cuda", "cuda:0"), ("metal", "metal")] {
+        found.extend(device::choose(full).ok().map(|device| Place { name, device }));
     }
     if let Ok(required) = std::env::var("DPO_LORA_REQUIRE_DEVICE") {
         assert!(found.iter().any(|place| place.name == required), "{required} cannot be opened");

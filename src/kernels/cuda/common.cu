@@ -47,5 +47,16 @@ DEVICE float group_sum(float value, float* room, uint lane, uint warp) {
   return total;
 }
 
+// The largest of every thread's value, for every thread, in the same way.
+DEVICE float group_max(float value, float* room, uint lane, uint warp) {
+  value = warp_max(value);
+  __syncthreads();
+  if (lane == 0) room[warp] = value;
+  __syncthreads();
+  float most = room[0];
+  for (uint i = 1; i < WARPS; i++) most = fmaxf(most, room[i]);
+  return most;
+}
+
 // Whether a number is neither infinite nor NaN, by its bits.
 DEVICE bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }

@@ -1,10 +1,10 @@
 //! A launch on a CUDA card, in the order of candle's own work on its stream.
 
 use candle_core::{
-    CudaDevice, CudaStorage, Layout, Result, Storage, Tensor, bail,
+    CudaDevice, CudaStorage, Device, Layout, Result, Storage, Tensor, bail,
     cuda_backend::{
         CudaStorageSlice, WrapErr,
-        cudarc::driver::{CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop},
+        cudarc::driver::{CudaContext, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop},
     },
 };
 
@@ -20,6 +20,33 @@ struct Words([u32; 16]);
 
 // SAFETY: plain numbers in C's layout.
 unsafe impl DeviceRepr for Words {}
+
+/// Nothing, or why no card can be used: no driver, no library, no card.
+pub fn is_there() -> std::result::Result<(), String> {
+    let why = match CudaContext::device_count() {
+        Ok(0) => "there is no card".to_string(),
+        Ok(_) => return Ok(()),
+        Err(error) => match error.error_string() {
+            Ok(words) => words.to_string_lossy().into_owned(),
+            Err(_) => format!("{:?}", error.0),
+        },
+    };
+    Err(format!("no card can be used ({why})"))
+}
+
+/// The card of that number, with one stream for the work of all threads.
+///
+/// candle's own `Device::new_cuda` gives each thread a stream of its own, and nothing orders one thread's work behind
+/// another's. Here a step's gradient is made on one thread and read on another.
+pub fn open(number: usize) -> Result<Device> {
+    let device = Device::new_cuda_with_stream(number)?;
+    if let Device::Cuda(card) = &device {
+        // SAFETY: nothing is allocated yet. All work on tensors goes to the one stream, whose order holds for their memory
+        // too; the stream that copies weights is ordered behind and before it by the conveyor's own events.
+        unsafe { card.disable_event_tracking() };
+    }
+    Ok(device)
+}
 
 /// See [`crate::kernels::gpu::launch::run`].
 pub fn run(device: &CudaDevice, launch: &Launch, inputs: &[&Tensor], outputs: &[&Tensor]) -> Result<()> {

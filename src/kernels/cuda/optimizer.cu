@@ -1,5 +1,6 @@
-// Optimizers over one flat vector, in one launch, and what is asked of the vector before: each block's sum of squares
-// and whether a step would make a number that is not finite. A block strides over the vector.
+// Optimizers over one flat vector: a step in one launch, which also says how large the numbers are that it made. From
+// those the next step is known to stay finite; where they are too large for that, a launch asks element by element before
+// anything is changed. And a block's sum of squares. A block strides over the vector.
 struct AdamShape {
   uint n;
   float grad_scale;
@@ -19,6 +20,20 @@ struct Moments {
   float v;
   float p;
 };
+
+// The largest absolute values that a block made: of parameters, first and second moments.
+DEVICE void put_largest(Moments most, float* to, float* room, uint index, uint lane, uint warp) {
+  most.p = group_max(most.p, room, lane, warp);
+  most.m = group_max(most.m, room, lane, warp);
+  most.v = group_max(most.v, room, lane, warp);
+  if (index == 0) to[0] = most.p, to[1] = most.m, to[2] = most.v;
+}
+
+DEVICE Moments larger(Moments a, Moments b) {
+  Moments most;
+  most.m = fmaxf(a.m, fabsf(b.m)), most.v = fmaxf(a.v, fabsf(b.v)), most.p = fmaxf(a.p, fabsf(b.p));
+  return most;
+}
 
 DEVICE Moments adam(float p, float g, float m, float v, const AdamShape shape) {
   g *= shape.grad_scale;
@@ -44,13 +59,17 @@ KERNEL adam_check(const float* params, const float* grads, const float* m, const
   if (index == 0) bad[blockIdx.x] = count;
 }
 
-KERNEL adam_step(const float* grads, float* params, float* m, float* v,
-                 const AdamShape shape) {
+// largest[block] = the largest parameter and moments made
+KERNEL adam_step(const float* grads, float* params, float* m, float* v, float* largest, const AdamShape shape) {
   PLACE;
+  __shared__ float room[WARPS];
+  Moments most = {0.0f, 0.0f, 0.0f};
   for (uint i = blockIdx.x * THREADS + index; i < shape.n; i += gridDim.x * THREADS) {
     Moments next = adam(params[i], grads[i], m[i], v[i], shape);
     m[i] = next.m, v[i] = next.v, params[i] = next.p;
+    most = larger(most, next);
   }
+  put_largest(most, largest + 3 * blockIdx.x, room, index, lane, warp);
 }
 
 struct RmspropShape {
@@ -86,13 +105,16 @@ KERNEL rmsprop_check(const float* params, const float* grads, const float* squar
   if (index == 0) bad[blockIdx.x] = count;
 }
 
-KERNEL rmsprop_step(const float* grads, float* params, float* square_avg,
-                    const RmspropShape shape) {
+KERNEL rmsprop_step(const float* grads, float* params, float* square_avg, float* largest, const RmspropShape shape) {
   PLACE;
+  __shared__ float room[WARPS];
+  Moments most = {0.0f, 0.0f, 0.0f};
   for (uint i = blockIdx.x * THREADS + index; i < shape.n; i += gridDim.x * THREADS) {
     Moments next = rmsprop(params[i], grads[i], square_avg[i], shape);
     square_avg[i] = next.v, params[i] = next.p;
+    most = larger(most, next);
   }
+  put_largest(most, largest + 3 * blockIdx.x, room, index, lane, warp);
 }
 
 struct FlatShape {

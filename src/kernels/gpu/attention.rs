@@ -6,7 +6,10 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 
 use super::launch::{Launch, run};
-use crate::kernels::attention::{Attended, Heads, Span};
+use crate::kernels::{
+    attention::{Attended, Heads, Span},
+    profile::{Part, Timed},
+};
 
 /// Simdgroups of a threadgroup.
 const SIMDS: usize = 8;
@@ -37,6 +40,7 @@ pub fn takes(heads: Heads) -> bool {
 
 /// See [`crate::kernels::attention::attention`]; the tensors fit each other.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Heads) -> Result<Attended> {
+    let _timed = Timed::start(Part::Attention);
     let size = sized(heads)?;
     let blocks = query_blocks(spans, size.rows);
     let values = Tensor::zeros((q.dim(0)?, heads.n * heads.dim), q.dtype(), q.device())?;
@@ -55,6 +59,7 @@ pub fn attention_backward(
     spans: &[Span],
     heads: Heads,
 ) -> Result<[Tensor; 3]> {
+    let _timed = Timed::start(Part::Attention);
     let size = sized(heads)?;
     let (queries, keys) = (q.dim(0)?, k.dim(0)?);
     let words = words(heads, q)?;

@@ -56,7 +56,7 @@ pub fn on<const N: usize>(tensors: [&Tensor; N], check: impl Fn([&Tensor; N]) ->
     #[cfg(any(feature = "cuda", feature = "metal"))]
     {
         #[cfg(feature = "cuda")]
-        let device = Device::new_cuda(0)?;
+        let device = crate::kernels::cuda::device::open(0)?;
         #[cfg(not(feature = "cuda"))]
         let device = Device::new_metal(0)?;
         let there: Vec<Tensor> = tensors.iter().map(|tensor| tensor.to_device(&device)).collect::<Result<_>>()?;

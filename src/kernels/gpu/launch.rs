@@ -46,6 +46,8 @@ pub fn run(launch: &Launch, inputs: &[&Tensor], outputs: &[&Tensor]) -> Result<(
     if launch.groups.contains(&0) {
         return Ok(());
     }
+    #[cfg(test)]
+    LAUNCHED.with_borrow_mut(|kernels| kernels.push(launch.kernel));
     match outputs[0].device() {
         #[cfg(feature = "metal")]
         Device::Metal(device) => crate::kernels::metal::device::run(device, launch, inputs, outputs),
@@ -55,6 +57,17 @@ pub fn run(launch: &Launch, inputs: &[&Tensor], outputs: &[&Tensor]) -> Result<(
         Device::Cpu => super::host::run(launch, inputs, outputs),
         other => bail!("{}: no kernel for {other:?}", launch.kernel),
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    static LAUNCHED: std::cell::RefCell<Vec<&'static str>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// The kernels that this thread has launched since this was last called.
+#[cfg(test)]
+pub fn launched() -> Vec<&'static str> {
+    LAUNCHED.take()
 }
 
 /// Room for a result, which a kernel fills whole.

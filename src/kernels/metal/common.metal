@@ -32,5 +32,16 @@ inline float group_sum(float value, threadgroup float* room, uint lane, uint sim
   return total;
 }
 
+// The largest of every thread's value, for every thread, in the same way.
+inline float group_max(float value, threadgroup float* room, uint lane, uint simd) {
+  value = simd_max(value);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  if (lane == 0) room[simd] = value;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  float most = room[0];
+  for (uint i = 1; i < SIMDS; i++) most = fmax(most, room[i]);
+  return most;
+}
+
 // Whether a number is neither infinite nor NaN, by its bits.
 inline bool is_finite(float x) { return (as_type<uint>(x) & 0x7f800000u) != 0x7f800000u; }

@@ -1,5 +1,6 @@
-// Optimizers over one flat vector, in one launch, and what is asked of the vector before: each threadgroup's sum of squares
-// and whether a step would make a number that is not finite. A threadgroup strides over the vector.
+// Optimizers over one flat vector: a step in one launch, which also says how large the numbers are that it made. From
+// those the next step is known to stay finite; where they are too large for that, a launch asks element by element before
+// anything is changed. And a threadgroup's sum of squares. A threadgroup strides over the vector.
 struct AdamShape {
   uint n;
   float grad_scale;
@@ -19,6 +20,20 @@ struct Moments {
   float v;
   float p;
 };
+
+// The largest absolute values that a threadgroup made: of parameters, first and second moments.
+inline void put_largest(Moments most, device float* to, threadgroup float* room, uint index, uint lane, uint simd) {
+  most.p = group_max(most.p, room, lane, simd);
+  most.m = group_max(most.m, room, lane, simd);
+  most.v = group_max(most.v, room, lane, simd);
+  if (index == 0) to[0] = most.p, to[1] = most.m, to[2] = most.v;
+}
+
+inline Moments larger(Moments a, Moments b) {
+  Moments most;
+  most.m = fmax(a.m, fabs(b.m)), most.v = fmax(a.v, fabs(b.v)), most.p = fmax(a.p, fabs(b.p));
+  return most;
+}
 
 inline Moments adam(float p, float g, float m, float v, constant AdamShape& shape) {
   g *= shape.grad_scale;
@@ -43,12 +58,17 @@ KERNEL adam_check(device const float* params, device const float* grads, device 
   if (index == 0) bad[group.x] = count;
 }
 
+// largest[threadgroup] = the largest parameter and moments made
 KERNEL adam_step(device const float* grads, device float* params, device float* m, device float* v,
-                 constant AdamShape& shape, WHERE) {
+                 device float* largest, constant AdamShape& shape, WHERE) {
+  SHARED float room[SIMDS];
+  Moments most = {0.0f, 0.0f, 0.0f};
   for (uint i = group.x * THREADS + index; i < shape.n; i += groups.x * THREADS) {
     Moments next = adam(params[i], grads[i], m[i], v[i], shape);
     m[i] = next.m, v[i] = next.v, params[i] = next.p;
+    most = larger(most, next);
   }
+  put_largest(most, largest + 3 * group.x, room, index, lane, simd);
 }
 
 struct RmspropShape {
@@ -84,11 +104,15 @@ KERNEL rmsprop_check(device const float* params, device const float* grads, devi
 }
 
 KERNEL rmsprop_step(device const float* grads, device float* params, device float* square_avg,
-                    constant RmspropShape& shape, WHERE) {
+                    device float* largest, constant RmspropShape& shape, WHERE) {
+  SHARED float room[SIMDS];
+  Moments most = {0.0f, 0.0f, 0.0f};
   for (uint i = group.x * THREADS + index; i < shape.n; i += groups.x * THREADS) {
     Moments next = rmsprop(params[i], grads[i], square_avg[i], shape);
     square_avg[i] = next.v, params[i] = next.p;
+    most = larger(most, next);
   }
+  put_largest(most, largest + 3 * group.x, room, index, lane, simd);
 }
 
 struct FlatShape {

@@ -1,7 +1,7 @@
 //! bitsandbytes (Dettmers et al. 2022, 2023): 4-bit NF4 and FP4, with and without a second quantisation of their
 //! scales, and 8-bit LLM.int8.
 
-use candle_core::{DType as Kind, Tensor};
+use candle_core::DType as Kind;
 use serde_json::Value;
 
 use super::lookup::{LookUp, Order};
@@ -206,7 +206,7 @@ impl Tiles for FourBit {
         };
         let four_bit = dequantise::FourBit {
             bytes: uploader.raw(&self.bytes, Kind::U8)?,
-            codes: Tensor::new(&self.codes, &uploader.device)?,
+            codes: uploader.floats(&self.codes)?,
             absmax,
             block: self.block,
             round: self.dtype.into(),

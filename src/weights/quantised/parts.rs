@@ -67,7 +67,7 @@ impl Floats {
 
     /// All of them on a device, as f32.
     pub fn on_device(&self, uploader: &Uploader) -> candle_core::Result<Tensor> {
-        uploader.raw(&self.bytes, self.dtype.into())?.to_dtype(candle_core::DType::F32)
+        uploader.widened(&self.bytes, self.dtype)
     }
 }
 

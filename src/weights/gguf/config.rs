@@ -1,6 +1,6 @@
 //! A GGUF file's metadata as the `config.json` of the folder that it was converted from.
 //!
-//! What all architectures share is here, what single ones have is in [`super::family`], positions are in [`super::rope`].
+//! What all architectures share is here, what single ones have is in `family`, positions are in `rope`.
 //! A key that changes what is computed and is not read is refused, so that no model is read as another one.
 
 use serde_json::{Map, Value, json};

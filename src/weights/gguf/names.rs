@@ -11,7 +11,7 @@ pub enum Change {
     None,
     /// The rows of each head were put in another order: [`super::matrix::HalvesTogether`].
     HeadRows,
-    /// One was added: [`super::less_one::LessOne`].
+    /// One was added: `less_one::LessOne`.
     OneAdded,
 }
 

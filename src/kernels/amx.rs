@@ -39,16 +39,16 @@ fn has_instructions() -> bool {
         // SAFETY: register 0 is there wherever XGETBV is.
         unsafe { _xgetbv(0) }
     }
-    if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
-        return false;
-    }
-    // SAFETY: OSXSAVE says that the processor has XGETBV and the system lets programs use it.
-    let saved = unsafe { saved() };
     // numbers are rounded and transposed for the registers with AVX-512
     let packs = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512bf16");
-    packs && __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE && saved & SAVED == SAVED
+    if !packs || __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
+        return false;
+    }
+    // SAFETY: OSXSAVE says that the processor has XGETBV and the system lets programs use it.
+    let saved = unsafe { saved() };
+    __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE && saved & SAVED == SAVED
 }
 
 #[cfg(target_os = "linux")]

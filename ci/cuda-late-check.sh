@@ -3,7 +3,7 @@
 # them every call arrives there whole. The libraries are made up here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if ldconfig -p 2>/dev/null | grep -q libcuda.so.1; then
+if ldconfig -p 2>/dev/null | grep -E 'lib(cuda\.so\.1|cublas(Lt)?\.so\.13|curand\.so\.10)' >/dev/null; then
   echo "skipped: this machine has the real libraries, which would be found"
   exit 0
 fi

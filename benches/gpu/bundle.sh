@@ -5,7 +5,7 @@
 #
 #   benches/gpu/bundle.sh FOLDER [FEATURES]      FEATURES: cuda, unless said otherwise; "" for the CPU
 #
-# Without an nvcc on the search path CUDA is built with that of the registries (ci/cuda-build.sh). WHEELS=1 takes TRL, PEFT,
+# CUDA is built with the compiler of the registries (ci/cuda-build.sh), so that the program starts on any machine. WHEELS=1 takes TRL, PEFT,
 # bitsandbytes and torch along, for this machine's Python (gigabytes); without them benches/gpu.sh needs them there.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -14,7 +14,7 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
 target=${CARGO_TARGET_DIR:-target}
-if [ "$features" = cuda ] && ! command -v nvcc >/dev/null; then
+if [ "$features" = cuda ]; then
   target=$target/cuda
   build() { ci/cuda-build.sh "$target" "$@"; }
 else

@@ -18,8 +18,9 @@ a = ap.parse_args()
 binary, began = (a.bundle / "dpo-lora").resolve(), time.monotonic()
 WORDS = "the river runs past old stone houses and a small market where people talk about rain tea bread roads".split()
 GIB = 1 << 30
-# CUDA's libraries, where the machine has none of its own
+# CUDA's libraries, for the bundle's own programs; torch brings those that it was built with
 environment = {**os.environ, "RUST_BACKTRACE": "0", "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [os.environ.get("LD_LIBRARY_PATH"), str((a.bundle / "lib").resolve())]))}
+plain = {"LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
 
 
 def left():
@@ -179,13 +180,13 @@ def matrix_peak():
 def trl():
     """TRL with PEFT and bitsandbytes on the same base and shapes."""
     have = "import torch, transformers, trl, peft, datasets, bitsandbytes"
-    python, env = a.python, {}
+    python, env = a.python, plain
     if subprocess.run([python, "-c", have], capture_output=True).returncode:
         wheels = a.wheels or a.bundle / "wheels"
         if not wheels.is_dir():
             raise Refused("its packages are not here, and neither the bundle nor --wheels has them")
         run([python, "-m", "pip", "install", "-q", "--no-index", "--find-links", wheels, "--target", work / "peers", "trl", "peft", "bitsandbytes", "transformers", "datasets"], 90)
-        env = {"PYTHONPATH": str(work / "peers")}
+        env = {**plain, "PYTHONPATH": str(work / "peers")}
     tokens = 64 if a.tiny else 1024
     rows(work / "trl.jsonl", 6, tokens)
     said = run([python, here / "trl_peer.py", base(large), work / "trl.jsonl", tokens, 6, a.device], 120, env)

@@ -29,7 +29,7 @@ struct Told<'a> {
     budget: u64,
     budget_from: &'a str,
     predicted_bytes: u64,
-    seconds_a_step: f64,
+    seconds_a_step: Option<f64>,
     weights_bytes: u64,
     plan: &'a Plan,
     other_budgets: Vec<Rung>,
@@ -39,7 +39,7 @@ struct Told<'a> {
 #[derive(Serialize)]
 struct Rung {
     budget: u64,
-    seconds_a_step: f64,
+    seconds_a_step: Option<f64>,
     schedule: String,
 }
 
@@ -70,25 +70,25 @@ pub fn run(args: PlanArgs) -> Result<()> {
     }
 }
 
-fn told(planned: &Planned, pace: f64) -> Told<'_> {
+fn told(planned: &Planned, pace: Option<f64>) -> Told<'_> {
     let plan = &planned.plan;
     let rung = |plan: Plan| Rung {
         budget: Mib::up(plan.peak()).0,
-        seconds_a_step: plan.cost * pace,
+        seconds_a_step: pace.map(|pace| plan.cost * pace),
         schedule: words(&plan, planned.layers()),
     };
     Told {
         budget: planned.limits.budget,
         budget_from: &planned.budget,
         predicted_bytes: plan.peak(),
-        seconds_a_step: plan.cost * pace,
+        seconds_a_step: pace.map(|pace| plan.cost * pace),
         weights_bytes: planned.limits.weights,
         plan,
         other_budgets: planned.ladder().into_iter().map(rung).collect(),
     }
 }
 
-fn text(name: &str, planned: &Planned, pace: f64) -> String {
+fn text(name: &str, planned: &Planned, pace: Option<f64>) -> String {
     let plan = &planned.plan;
     let mut out = String::new();
     let mut line = |text: String| {
@@ -101,7 +101,8 @@ fn text(name: &str, planned: &Planned, pace: f64) -> String {
     line(format!("memory.budget   {}", planned.budget));
     line(format!("predicted peak  {}, in the {} phase", Mib(plan.peak()), plan.highest().name));
     line(format!("schedule        {}", words(plan, planned.layers())));
-    line(format!("time            about {} a step", duration(plan.cost * pace)));
+    let time = |cost: f64| pace.map_or("not known".into(), |pace| duration(cost * pace));
+    line(format!("time a step     {}", time(plan.cost)));
     line(format!("\n{:<40}{:>10}", format!("Held then ({})", plan.highest().name), "MiB"));
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     for part in &plan.highest().parts {
@@ -115,7 +116,7 @@ fn text(name: &str, planned: &Planned, pace: f64) -> String {
     line(format!("\n{:<18}{:>14}   {}", "With a budget of", "time a step", "schedule"));
     for rung in planned.ladder() {
         let budget = Mib::up(rung.peak()).to_string();
-        line(format!("  {budget:<16}{:>14}   {}", duration(rung.cost * pace), words(&rung, planned.layers())));
+        line(format!("  {budget:<16}{:>14}   {}", time(rung.cost), words(&rung, planned.layers())));
     }
     line("Less than the first does not work; more than the last makes nothing faster.".to_string());
     out

@@ -9,6 +9,7 @@
 //! below an f32's last bit), still several times the rate of fused multiply-adds.
 
 use std::arch::asm;
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
@@ -43,12 +44,19 @@ fn has_instructions() -> bool {
     let packs = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512bf16");
-    if !packs || __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
+    // unsafe until Rust 1.93
+    #[allow(unused_unsafe)]
+    // SAFETY: an x86 with AVX-512 has CPUID, and leaf 7.
+    let (features, extended) = match packs {
+        true => unsafe { (__cpuid(1), __cpuid_count(7, 0)) },
+        false => return false,
+    };
+    if features.ecx & OSXSAVE == 0 {
         return false;
     }
     // SAFETY: OSXSAVE says that the processor has XGETBV and the system lets programs use it.
     let saved = unsafe { saved() };
-    __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE && saved & SAVED == SAVED
+    extended.edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE && saved & SAVED == SAVED
 }
 
 #[cfg(target_os = "linux")]
@@ -89,10 +97,15 @@ pub struct Tiles {
     of_this_thread: PhantomData<*const ()>,
 }
 
+thread_local! {
+    /// Whether there is a [`Tiles`] of this thread.
+    static READY: Cell<bool> = const { Cell::new(false) };
+}
+
 impl Tiles {
-    /// Gives the registers their shapes; none where there are no tiles.
+    /// Gives the registers their shapes; none where there are no tiles, or this thread has them ready already.
     pub fn ready() -> Option<Self> {
-        available().then(|| {
+        (available() && !READY.replace(true)).then(|| {
             // SAFETY: the processor has tiles and the system lets this process use them; nothing else does.
             unsafe { asm!("ldtilecfg [{}]", in(reg) &SHAPES, options(nostack, readonly, preserves_flags)) };
             Self { of_this_thread: PhantomData }
@@ -104,6 +117,7 @@ impl Drop for Tiles {
     fn drop(&mut self) {
         // SAFETY: they were made ready by `ready`, on this thread.
         unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+        READY.set(false);
     }
 }
 

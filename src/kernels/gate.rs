@@ -68,7 +68,7 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
 /// All of one length.
 fn check(one: &[f32], others: &[&[f32]]) -> Result<()> {
     if others.iter().any(|other| other.len() != one.len()) {
-        bail!("gate: {} elements beside {:?}", one.len(), others.iter().map(|other| other.len()));
+        bail!("gate: {} elements beside {:?}", one.len(), others.iter().map(|other| other.len()).collect::<Vec<_>>());
     }
     Ok(())
 }

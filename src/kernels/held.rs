@@ -26,9 +26,10 @@ impl Products {
         let packed = (left + threads * right) * size_of::<u32>();
         #[cfg(target_arch = "x86_64")]
         if super::amx::available() {
-            // what is left for the general product then: adapters that are not thin
-            let adapters = if rank > super::thin::THIN_ROWS { packed } else { 0 };
-            return adapters + super::tiles::held(self, threads, compute);
+            // what is left for the general product then: attention's keys and values, and adapters that are not thin
+            let attention = threads * gemm::PANELS * 32 * tokens.min(gemm::BLOCK) * size_of::<u32>();
+            let general = if rank > super::thin::THIN_ROWS { packed } else { attention };
+            return general + super::tiles::held(self, threads, compute);
         }
         let _ = (rank, compute);
         packed

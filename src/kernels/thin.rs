@@ -151,9 +151,6 @@ const ROWS: usize = 3;
 const COLUMNS: usize = 48;
 /// Rows in a tile of [`outer`], of 64 columns.
 const OUTER_ROWS: usize = 6;
-/// Rows or columns of the thin matrix in a tile.
-const WITH: usize = 8;
-
 /// The result, shared by tasks that write disjoint columns of it.
 #[derive(Clone, Copy)]
 struct Shared(*mut f32);
@@ -173,7 +170,10 @@ impl Shared {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{COLUMNS, OUTER_ROWS, Place, ROWS, WITH, Wide};
+    use super::{COLUMNS, OUTER_ROWS, Place, ROWS, Wide};
+
+    /// Rows or columns of the thin matrix in a tile.
+    const WITH: usize = 8;
 
     /// Repeats a statement for each of the tile's rows or columns: sums must stay in registers.
     macro_rules! each {

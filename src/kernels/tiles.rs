@@ -63,7 +63,8 @@ pub(super) fn held(products: &Products, threads: usize, compute: Compute) -> usi
 /// A right-hand side `[k, n]` that packs itself.
 pub trait Side: Sync {
     /// Fills `out` with panels of 32 columns, `[panel][register of k][parts][2]` registers of sixteen pairs of k times
-    /// sixteen columns, zero beyond the last column and the last of `k`, which starts at a multiple of [`DEPTH`].
+    /// sixteen columns, zero beyond the last column and the last of `k`, which starts at a multiple of [`DEPTH`]. It stays on
+    /// its thread: another task's tiles are not to come between.
     fn pack(&self, k: Range<usize>, n: Range<usize>, parts: usize, out: &mut [u32]);
 }
 
@@ -95,8 +96,8 @@ thread_local! {
 ///
 /// # Panics
 /// Where a matrix or a result has not the size that the shape names, and where the processor has no tiles.
-pub fn products(m: usize, lefts: &[Left], rights: &[Right], terms: Terms) {
-    for right in rights {
+pub fn products(m: usize, lefts: &[Left], rights: Vec<Right>, terms: Terms) {
+    for right in &rights {
         right.out.check(m, right.n);
         assert_eq!(right.sides.len(), lefts.len(), "a side for each left-hand side");
     }
@@ -117,7 +118,7 @@ pub fn products(m: usize, lefts: &[Left], rights: &[Right], terms: Terms) {
         let sweep = of(most);
         let packed = words.first(sweep.words());
         sweep.pack(lefts, packed, threads);
-        sweep.multiply(packed, rights, add, threads);
+        sweep.multiply(packed, &rights, add, threads);
         (rest, add) = (&rest[most..], true);
     }
     LEFTS.set(words);
@@ -323,7 +324,7 @@ mod tests {
                     let mut out = vec![1f32; m * (n + 3)];
                     let sides = turned.iter().map(|side| side as &dyn Side).collect();
                     let right = Right { sides, n, out: Out::new(&mut out, n + 3, true) };
-                    products(m, lefts, &[right], terms);
+                    products(m, lefts, vec![right], terms);
                     out
                 };
                 let ours = product(&lefts, m);

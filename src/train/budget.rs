@@ -13,7 +13,7 @@ use crate::{
         plan::{self, Limits, Loads, Plan},
     },
     heap,
-    kernels::dequantise::scratch,
+    kernels::{compute::Compute, dequantise::scratch},
     model::{
         footprint::{HeadWidths, Widths},
         lora::Shape,
@@ -46,9 +46,6 @@ impl Held {
         Self { now: meter.sample().unwrap_or(0), most: meter.peak().unwrap_or(0) }
     }
 }
-
-/// The share of a step's time that products with frozen matrices take (`docs/performance.md`).
-const PRODUCTS: f64 = 0.6;
 
 /// The memory that a plan is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,16 +235,20 @@ fn device_weights(base: &Base) -> DeviceWeights {
     }
 }
 
-/// How long this machine takes for a second of a plan's `cost`: a product with the widest matrix of the base's layers is
-/// measured for a moment, and is taken to be its usual share of a step.
+/// How long this machine takes for a second of a plan's `cost`: a product with the largest matrix of the base's layers is
+/// measured for a moment, and is taken to be its usual share of a step. None where a device would do it: this processor
+/// says nothing of that.
 ///
 /// # Errors
 /// Where the product fails.
-pub fn pace(planned: &Planned, base: &Base) -> candle_core::Result<f64> {
+pub fn pace(planned: &Planned, base: &Base) -> candle_core::Result<Option<f64>> {
     const TOKENS: usize = 256;
+    if planned.on_device() {
+        return Ok(None);
+    }
     let numbers = |matrix: &FrozenMatrix| matrix.inputs * matrix.outputs;
     let matrices = base.model.linears().map(|linear| &linear.weight);
-    let Some(matrix) = matrices.max_by_key(|matrix| numbers(matrix)) else { return Ok(1.0) };
+    let Some(matrix) = matrices.max_by_key(|matrix| numbers(matrix)) else { return Ok(None) };
     let x = Tensor::ones((TOKENS, matrix.inputs), DType::F32, &base.model.device)?;
     matrix.apply(&x)?;
     let (mut rounds, began) = (0, Instant::now());
@@ -256,5 +257,7 @@ pub fn pace(planned: &Planned, base: &Base) -> candle_core::Result<f64> {
         rounds += 1;
     }
     let rate = (2 * TOKENS * numbers(matrix) * rounds) as f64 / began.elapsed().as_secs_f64();
-    Ok(plan::RATE * planned.demand.threads as f64 / (PRODUCTS * rate))
+    // docs/performance.md
+    let share = if base.compute == Compute::Bf16 { 0.45 } else { 0.6 };
+    Ok(Some(plan::RATE * planned.demand.threads as f64 / (share * rate)))
 }

@@ -7,10 +7,11 @@ use std::{
         Arc,
         mpsc::{Sender, channel},
     },
-    thread::Builder,
+    thread::{Builder, JoinHandle},
 };
 
 use candle_core::{Device, Result};
+use rayon::ThreadPoolBuilder;
 
 use super::{conveyor::Conveyor, queues::Queues};
 
@@ -21,7 +22,9 @@ type Job = Box<dyn FnOnce(&Conveyor) + Send>;
 pub struct Carrier {
     /// The way to the device.
     pub conveyor: Arc<Conveyor>,
-    jobs: Sender<Job>,
+    /// None once it ends.
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Carrier {
@@ -41,13 +44,30 @@ impl Carrier {
         let (jobs, told) = channel::<Job>();
         let conveyor = Arc::new(Conveyor::by(queues));
         let way = Arc::clone(&conveyor);
-        Builder::new().name("carrier".into()).spawn(move || told.into_iter().for_each(|job| job(&way)))?;
-        Ok(Self { conveyor, jobs })
+        let work = move || {
+            // threads of its own: those of the global pool may all wait for what is carried
+            let pool = ThreadPoolBuilder::new().num_threads(rayon::current_num_threads().min(4)).use_current_thread();
+            let _pool = pool.build();
+            told.into_iter().for_each(|job| job(&way));
+        };
+        let thread = Builder::new().name("carrier".into()).spawn(work)?;
+        Ok(Self { conveyor, jobs: Some(jobs), thread: Some(thread) })
     }
 
     /// Does `job` when all before it is done.
     pub fn then(&self, job: impl FnOnce(&Conveyor) + Send + 'static) {
         // the thread outlives this sender, unless a job panicked: whoever waits for an answer sees that none comes
-        self.jobs.send(Box::new(job)).ok();
+        self.jobs.as_ref().map(|jobs| jobs.send(Box::new(job)).ok());
+    }
+}
+
+/// Waits for what was asked for, so that nothing is on its way when the program ends.
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        self.jobs = None;
+        // the last matrix may be dropped by a job of its own
+        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
+            thread.join().ok();
+        }
     }
 }

@@ -85,7 +85,9 @@ impl Resident {
     /// Asks for the matrix ahead. A hint: what cannot be asked for now says so at its first use.
     pub fn will_need(self: &Arc<Self>) {
         let mut slot = lock(&self.slot);
-        if let (Slot::Absent, Ok(asked)) = (&*slot, self.ask()) {
+        if matches!(*slot, Slot::Absent)
+            && let Ok(asked) = self.ask()
+        {
             *slot = Slot::Asked(asked);
         }
     }
@@ -94,7 +96,8 @@ impl Resident {
     pub fn done_with(&self) {
         let held = std::mem::replace(&mut *lock(&self.slot), Slot::Absent);
         // a device that fails here fails at the next product too, which says so
-        if let (Slot::Here(form), Ok(carrier)) = (held, self.uploader.carrier())
+        if let Slot::Here(form) = held
+            && let Ok(carrier) = self.uploader.carrier()
             && let Ok(computed) = carrier.conveyor.computed()
         {
             carrier.then(move |way| {

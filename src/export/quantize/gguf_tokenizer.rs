@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::keys::object_file;
 use crate::model::Config;
-use crate::weights::gguf::tokenizer::{GPT4O_WORDS, LLAMA3_WORDS, QWEN2_WORDS, Words, pre_name};
+use crate::weights::gguf::tokenizer::{GPT4O_WORDS, LLAMA3_WORDS, QWEN2_WORDS, TEKKEN_WORDS, Words, pre_name};
 use crate::weights::gguf::writer::Keys;
 use crate::{Error, Result};
 
@@ -147,7 +147,7 @@ fn scores(tokens: &[String], merges: &[(String, String)]) -> Vec<f32> {
 fn words(tokenizer: &Map<String, Value>) -> Option<Words> {
     let section = |name: &str| without_offsets(tokenizer.get(name).cloned().unwrap_or(Value::Null));
     let ours = (section("normalizer"), section("pre_tokenizer"));
-    let split = [LLAMA3_WORDS, QWEN2_WORDS, GPT4O_WORDS]
+    let split = [LLAMA3_WORDS, QWEN2_WORDS, GPT4O_WORDS, TEKKEN_WORDS]
         .into_iter()
         .flat_map(|e| [Words::Split(e, false), Words::Split(e, true)]);
     [Words::Gpt2, Words::Digits].into_iter().chain(split).find(|words| {

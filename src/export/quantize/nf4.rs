@@ -60,6 +60,11 @@ pub fn write(model: &ModelFolder, out: &Path, told: &mut dyn FnMut(&Written) -> 
             writer.write(name, plain.bytes())?;
             let format = plain.dtype.to_string();
             told(&Written { name: name.clone(), format, bytes: plain.bytes().len() as u64, error: Loss::default() })?;
+        } else if model.has(name) && !matrices.contains_key(name) {
+            let bytes: Vec<u8> = tensor(name)?.to_f32().iter().flat_map(|x| x.to_le_bytes()).collect();
+            writer.write(name, &bytes)?;
+            let (format, bytes) = (DType::F32.to_string(), bytes.len() as u64);
+            told(&Written { name: name.clone(), format, bytes, error: Loss::default() })?;
         } else if let Some(matrix) = name.strip_suffix(".absmax") {
             let row = |row: &[f32], bytes: &mut Vec<u8>, _: &mut [f32]| {
                 bytes.extend(row.chunks(NF4_BLOCK).flat_map(|block| absmax(block).to_le_bytes()));
@@ -100,10 +105,12 @@ fn entries(
     let mut entries = Vec::new();
     for name in model.names() {
         let Some([rows, columns]) = matrices.get(name) else {
-            let plain = model.plain(name).ok_or_else(|| {
-                Error::input(format!("{}: tensor {name:?} is in a form that is not written", model.path().display()))
-            })?;
-            entries.push((name.to_string(), Stored::Float(plain.dtype), plain.shape.clone()));
+            // what is not plain here is a norm of a GGUF file from which one is taken: no matrix is quantised already
+            let (dtype, shape) = match model.plain(name) {
+                Some(plain) => (plain.dtype, plain.shape.clone()),
+                None => (DType::F32, model.tensor(name)?.shape.clone()),
+            };
+            entries.push((name.to_string(), Stored::Float(dtype), shape));
             continue;
         };
         let elements = rows * columns;

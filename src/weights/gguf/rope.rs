@@ -72,12 +72,22 @@ fn check_turning(reader: &Reader, sizes: Sizes) -> Result<()> {
     Ok(())
 }
 
+/// The first of these factors that is stated and scales.
+fn stated<'a>(reader: &Reader, parts: &[&'a str]) -> Result<Option<&'a str>> {
+    for part in parts {
+        if reader.positive(part)?.is_some_and(|factor| factor != 1.0) {
+            return Ok(Some(part));
+        }
+    }
+    Ok(None)
+}
+
 /// The scaling's name in the file; `None` where it says that there is none.
 fn kind<'a>(reader: &'a Reader, read: &[&str]) -> Result<Option<&'a str>> {
     let key = reader.key("rope.scaling.type");
     match reader.metadata.text(&key)? {
         // older files state the factor alone
-        None if reader.positive("rope.scale_linear")?.is_some_and(|factor| factor != 1.0) => Ok(Some("linear")),
+        None if stated(reader, &["rope.scale_linear", "rope.scaling.factor"])?.is_some() => Ok(Some("linear")),
         None | Some("none") => Ok(None),
         Some(kind) if read.contains(&kind) => Ok(Some(kind)),
         Some(other) => Err(reader.metadata.bad(
@@ -151,11 +161,14 @@ fn long(reader: &Reader, sizes: Sizes) -> Result<Map<String, Value>> {
             _ => Ok(with_share(scaling(reader)?)),
         };
     }
-    if kind == Some("linear") {
-        return Err(reader.bad(
-            "rope.scaling.type",
-            &format!("it stands beside {ROPE_SHORT}, which scales too; use the model's folder"),
-        ));
+    let scales_too = match kind {
+        Some("linear") => Some("rope.scaling.type"),
+        _ => stated(reader, &["rope.scale_linear", "rope.scaling.factor", "rope.scaling.yarn_attn_factor"])?,
+    };
+    if let Some(part) = scales_too {
+        return Err(
+            reader.bad(part, &format!("it stands beside {ROPE_SHORT}, which scales too; use the model's folder"))
+        );
     }
     let original = reader.needed("rope.scaling.original_context_length")?;
     if original == 1 {

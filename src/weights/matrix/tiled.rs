@@ -20,17 +20,18 @@ use crate::{
     weights::mapped::{ALIGN, StoredMatrix},
 };
 
-/// How tiles multiply these matrices, where they do and do so with all of them.
+/// How tiles multiply these matrices of one model, where they do: as the least exact of them in bf16 wants it.
 pub fn terms(matrices: &[&FrozenMatrix]) -> Option<Terms> {
-    let of = |matrix: &FrozenMatrix| match &matrix.place {
-        Place::Mapped(_, Compute::Bf16) => Some(Terms::One),
-        Place::Mapped(w, Compute::F32) if w.exact_in_bf16() => Some(Terms::Three),
-        Place::Mapped(_, Compute::F32) => Some(Terms::Six),
-        Place::Device(_) => None,
-    };
-    let (first, rest) = matrices.split_first()?;
-    let terms = of(first).filter(|_| amx::available())?;
-    rest.iter().all(|matrix| of(matrix) == Some(terms)).then_some(terms)
+    let mut terms = None;
+    for matrix in matrices.iter().filter(|_| amx::available()) {
+        terms = match (&matrix.place, terms) {
+            (Place::Device(_), _) => return None,
+            (Place::Mapped(_, Compute::Bf16), _) => Some(Terms::One),
+            (Place::Mapped(w, Compute::F32), None | Some(Terms::Three)) if w.exact_in_bf16() => Some(Terms::Three),
+            (Place::Mapped(_, Compute::F32), _) => Some(Terms::Six),
+        };
+    }
+    terms
 }
 
 fn stored(matrix: &FrozenMatrix) -> Result<&dyn StoredMatrix> {
@@ -44,7 +45,7 @@ fn stored(matrix: &FrozenMatrix) -> Result<&dyn StoredMatrix> {
 pub fn apply_all(matrices: &[&FrozenMatrix], x: &Tensor, terms: Terms) -> Result<Vec<Tensor>> {
     let (tokens, inputs) = x.dims2()?;
     if matrices.iter().any(|w| w.inputs != inputs) {
-        bail!("x {:?} does not fit matrices of {:?} inputs", x.shape(), matrices.iter().map(|w| w.inputs));
+        bail!("x {:?} does not fit matrices of other inputs", x.shape());
     }
     let x = floats(x)?;
     let sides = matrices.iter().map(|w| Ok(Transposed { w: stored(w)?, inputs })).collect::<Result<Vec<_>>>()?;
@@ -54,8 +55,7 @@ pub fn apply_all(matrices: &[&FrozenMatrix], x: &Tensor, terms: Terms) -> Result
         let out = Out::fresh(&mut y.spare_capacity_mut()[..tokens * w.outputs], w.outputs);
         rights.push(Right { sides: vec![side], n: w.outputs, out });
     }
-    products(tokens, &[Left { x: &x, k: inputs }], &rights, terms);
-    drop(rights);
+    products(tokens, &[Left { x: &x, k: inputs }], rights, terms);
     let filled = |(w, mut y): (&&FrozenMatrix, Vec<f32>)| {
         // SAFETY: the product wrote every element.
         unsafe { y.set_len(tokens * w.outputs) };
@@ -69,7 +69,7 @@ pub fn backward_all(matrices: &[&FrozenMatrix], dys: &[&Tensor], terms: Terms) -
     let (tokens, inputs) = (dys[0].dim(0)?, matrices[0].inputs);
     let fits = |(w, dy): (&&FrozenMatrix, &&Tensor)| w.inputs == inputs && dy.dims() == [tokens, w.outputs];
     if matrices.len() != dys.len() || !matrices.iter().zip(dys).all(fits) {
-        bail!("gradients {dys:?} do not fit matrices of {inputs} inputs");
+        bail!("gradients do not fit matrices of {inputs} inputs");
     }
     let dys = dys.iter().map(|dy| floats(dy)).collect::<Result<Vec<_>>>()?;
     let lefts: Vec<_> = dys.iter().zip(matrices).map(|(dy, w)| Left { x: dy, k: w.outputs }).collect();
@@ -77,7 +77,7 @@ pub fn backward_all(matrices: &[&FrozenMatrix], dys: &[&Tensor], terms: Terms) -
     let sides = sides.iter().map(|side| side as &dyn Side).collect();
     let mut dx = Vec::with_capacity(tokens * inputs);
     let out = Out::fresh(&mut dx.spare_capacity_mut()[..tokens * inputs], inputs);
-    products(tokens, &lefts, &[Right { sides, n: inputs, out }], terms);
+    products(tokens, &lefts, vec![Right { sides, n: inputs, out }], terms);
     // SAFETY: the product wrote every element.
     unsafe { dx.set_len(tokens * inputs) };
     matrix(dx, tokens, inputs)
@@ -104,7 +104,7 @@ impl InplaceOp2 for Backward<'_> {
         let left = Left { x: operand(dy, dy_at)?, k: *outputs };
         let side = Straight { w: stored(self.matrix)?, inputs: *inputs };
         let out = Out::new(operand_mut(dx, dx_at)?, *inputs, true);
-        products(tokens, &[left], &[Right { sides: vec![&side], n: *inputs, out }], self.terms);
+        products(tokens, &[left], vec![Right { sides: vec![&side], n: *inputs, out }], self.terms);
         Ok(())
     }
 }

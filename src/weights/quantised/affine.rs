@@ -80,7 +80,7 @@ impl Tiles for Affine {
             let below = (row + rows.len()) * self.row_bytes;
             fetch(&self.bytes, below + columns.start * self.bits / 8..below + columns.end * self.bits / 8);
             let below = (row + rows.len()) * groups;
-            let below = below + columns.start / self.group..below + columns.end / self.group;
+            let below = below + columns.start / self.group..below + columns.end.div_ceil(self.group);
             self.scales.fetch(below.clone());
             self.biases.fetch(below);
             let bytes = &self.bytes[row * self.row_bytes..][..self.row_bytes];

@@ -81,7 +81,7 @@ impl Tiles for Packed {
             let below = (row + rows.len()) * self.row_bytes;
             fetch(&self.bytes, below + columns.start / 2..below + columns.end / 2);
             let below = (row + rows.len()) * self.groups;
-            self.scales.fetch(below + columns.start / self.group..below + columns.end / self.group);
+            self.scales.fetch(below + columns.start / self.group..below + columns.end.div_ceil(self.group));
             let bytes = &self.bytes[row * self.row_bytes..][..self.row_bytes];
             by_group(columns.start, self.group, out, |group, start, out| {
                 let scale = scales.at(row * self.groups + group);

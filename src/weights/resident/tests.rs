@@ -228,3 +228,38 @@ fn each_wait_is_missed_where_it_is_left_out() {
         assert!(wrong.contains(&what), "{wait:?}: {wrong:?}");
     }
 }
+
+/// A step's engine is on a thread of the global pool, and waits there: all of them may.
+#[test]
+fn what_is_carried_needs_no_thread_of_the_pool() {
+    let uploader = Uploader::new(&Device::Cpu, Compute::F32);
+    // several blocks of rows, which are decoded at once
+    let matrix = Arc::new(Resident::new(Arc::new(Ones), 200, 8, uploader));
+    let (done, seen) = channel();
+    let waits = Mutex::new(seen);
+    let arrived: Vec<bool> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let form = matrix.form();
+            (0..rayon::current_num_threads()).for_each(|_| done.send(form.is_ok()).unwrap());
+        });
+        rayon::broadcast(|_| lock(&waits).recv_timeout(std::time::Duration::from_secs(60)).unwrap_or(false))
+    });
+    assert!(arrived.into_iter().all(|arrived| arrived), "nothing came while the pool waited");
+}
+
+#[test]
+fn what_is_there_is_not_sent_again() {
+    let queues = Counting::default();
+    let uploader = Uploader::new(&Device::Cpu, Compute::F32);
+    assert!(uploader.way.set(Carrier::by(Box::new(queues.clone())).unwrap()).is_ok());
+    let matrix = Arc::new(Resident::new(Arc::new(Ones), 40, 8, uploader));
+    (0..3).for_each(|_| matrix.will_need());
+    matrix.form().unwrap();
+    matrix.will_need();
+    matrix.done_with();
+    // a job behind all others
+    let (answer, all) = channel();
+    matrix.uploader.carrier().unwrap().then(move |_| answer.send(()).unwrap());
+    all.recv().unwrap();
+    assert_eq!(queues.counts().copied, 1);
+}

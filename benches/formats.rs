@@ -1,9 +1,10 @@
 //! What each format costs: bytes held, time of the two products of a large matrix beside bf16, and of decoding alone.
 //!
 //!     cargo bench --bench formats
+//!     cargo bench --bench formats -- bf16        with bf16 products
 //!     cargo bench --bench formats -- decode      decoding alone
 //!
-//! One matrix of Llama-3.2-1B (2048 → 8192) and 512 tokens, f32 products. Every format is timed in each of many rounds, so
+//! One matrix of Llama-3.2-1B (2048 → 8192) and 512 tokens, f32 products unless said otherwise. Every format is timed in each of many rounds, so
 //! that a busy machine slows all of them; of each the fastest round counts. The matrices' bits are random, which the time
 //! does not depend on.
 
@@ -43,6 +44,14 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// A part of a quantised matrix: what follows the module's name, type, shape.
 type Part = (&'static str, Dtype, Vec<usize>);
+
+/// The products' type.
+fn compute() -> Compute {
+    match std::env::args().any(|argument| argument == "bf16") {
+        true => Compute::bf16_or_f32(),
+        false => Compute::F32,
+    }
+}
 
 fn main() -> Outcome<()> {
     let place = tempfile::tempdir()?;
@@ -190,7 +199,7 @@ fn main() -> Outcome<()> {
 /// The matrix in a folder or file, to multiply with and as it is stored.
 fn matrix(path: &Path) -> Outcome<(FrozenMatrix, StoredTensor)> {
     let stored = ModelFolder::open(path)?.tensor(&format!("{MODULE}.weight"))?;
-    let matrix = FrozenMatrix::new(Arc::new(stored.clone()), OUTPUTS, INPUTS, &Device::Cpu, Compute::F32);
+    let matrix = FrozenMatrix::new(Arc::new(stored.clone()), OUTPUTS, INPUTS, &Device::Cpu, compute());
     Ok((matrix, stored))
 }
 

@@ -27,7 +27,8 @@ impl Products {
         #[cfg(target_arch = "x86_64")]
         if super::amx::available() {
             // what is left for the general product then: attention's keys and values, and adapters that are not thin
-            let attention = threads * gemm::PANELS * 32 * tokens.min(gemm::BLOCK) * size_of::<u32>();
+            let columns = widest.min(gemm::PANELS * 32);
+            let attention = threads * columns * tokens.min(gemm::BLOCK) * size_of::<u32>();
             let general = if rank > super::thin::THIN_ROWS { packed } else { attention };
             return general + super::tiles::held(self, threads, compute);
         }

@@ -50,8 +50,12 @@ pub(super) fn held(products: &Products, threads: usize, compute: Compute) -> usi
         };
         // as many rows are decoded at once as a panel has columns, and as many numbers of a row as a panel has of k or a
         // task has columns
-        let decoded = SIDE * block.max(PANELS * SIDE);
-        let right = PANELS * SIDE * block / 2 * terms.right() + decoded;
+        let right = |k: usize, n: usize| {
+            let (k, n) = (block.min(k.next_multiple_of(DEPTH)), (PANELS * SIDE).min(n.next_multiple_of(SIDE)));
+            k * n / 2 * terms.right() + SIDE * k.max(n)
+        };
+        let outputs = backward.map_or(widest, |[_, outputs]| outputs);
+        let right = right(widest, widest.max(outputs)).max(right(outputs, widest));
         (left + threads * right) * size_of::<u32>()
     };
     match compute {

@@ -44,13 +44,13 @@ fn has_instructions() -> bool {
     let packs = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512bf16");
-    // unsafe until Rust 1.93
+    if !packs {
+        return false;
+    }
+    // unsafe on the oldest Rust that is promised
     #[allow(unused_unsafe)]
-    // SAFETY: an x86 with AVX-512 has CPUID, and leaf 7.
-    let (features, extended) = match packs {
-        true => unsafe { (__cpuid(1), __cpuid_count(7, 0)) },
-        false => return false,
-    };
+    // SAFETY: an x86 with AVX-512 has CPUID, and its leaf 7.
+    let (features, extended) = unsafe { (__cpuid(1), __cpuid_count(7, 0)) };
     if features.ecx & OSXSAVE == 0 {
         return false;
     }

@@ -162,7 +162,7 @@ fn tiles(terms: Terms) -> impl FnMut() -> usize {
     const DEPTH: usize = 4;
     let registers = |parts: usize| vec![0x3f80_3f80; DEPTH * parts * 2 * amx::REGISTER];
     let (left, right) = (registers(terms.left()), registers(terms.right()));
-    let (unit, mut sums) = (amx::Tiles::ready().expect("there are tiles"), amx::Sums::default());
+    let (unit, mut sums) = (amx::Unit::ready().expect("there are tiles"), amx::Sums::default());
     move || {
         amx::multiply(&unit, terms, 2, DEPTH, &left, &right, black_box(&mut sums));
         2 * amx::SIDE * amx::SIDE * DEPTH * amx::DEPTH

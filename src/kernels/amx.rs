@@ -2,7 +2,7 @@
 //! the rate of AVX512-BF16.
 //!
 //! The compiler knows nothing of tile registers, and no code but this uses them. They have their shapes as long as there is a
-//! [`Tiles`]: setting them up costs as much as a tile of 32 × 32 × 128.
+//! [`Unit`]: setting them up costs as much as a tile of 32 × 32 × 128.
 //!
 //! An f32 is the sum of three bf16 (8 + 8 + 8 bits), and a product of two bf16 is exact in f32. So tiles multiply f32 as
 //! well: three products where one side holds bf16 numbers, six where both hold any (the three smallest of the nine are
@@ -22,10 +22,12 @@ pub const REGISTER: usize = 256;
 /// Rows and columns of the sums: two registers each way.
 pub const SIDE: usize = 32;
 
-/// Whether this process may multiply in tiles. Linux wants to be asked, once a process.
+/// Whether this process multiplies in tiles. Linux wants to be asked, once a process. `DPO_LORA_TILES=off` does without:
+/// what other processors do can be tested, timed and repeated bit for bit on one that has tiles.
 pub fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| has_instructions() && permitted())
+    let wanted = || std::env::var_os("DPO_LORA_TILES").is_none_or(|value| value != "off");
+    *AVAILABLE.get_or_init(|| has_instructions() && wanted() && permitted())
 }
 
 /// Whether the processor has tiles and multiplies bf16 in them, and the system saves them for a thread.
@@ -44,19 +46,12 @@ fn has_instructions() -> bool {
     let packs = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512bf16");
-    if !packs {
-        return false;
-    }
-    // unsafe on the oldest Rust that is promised
-    #[allow(unused_unsafe)]
-    // SAFETY: an x86 with AVX-512 has CPUID, and its leaf 7.
-    let (features, extended) = unsafe { (__cpuid(1), __cpuid_count(7, 0)) };
-    if features.ecx & OSXSAVE == 0 {
+    if !packs || __cpuid(1).ecx & OSXSAVE == 0 {
         return false;
     }
     // SAFETY: OSXSAVE says that the processor has XGETBV and the system lets programs use it.
     let saved = unsafe { saved() };
-    extended.edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE && saved & SAVED == SAVED
+    __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE && saved & SAVED == SAVED
 }
 
 #[cfg(target_os = "linux")]
@@ -93,16 +88,16 @@ static SHAPES: Shapes = Shapes {
 
 /// This thread's tile registers, ready to multiply; given back when it is dropped.
 #[derive(Debug)]
-pub struct Tiles {
+pub struct Unit {
     of_this_thread: PhantomData<*const ()>,
 }
 
 thread_local! {
-    /// Whether there is a [`Tiles`] of this thread.
+    /// Whether there is a [`Unit`] of this thread.
     static READY: Cell<bool> = const { Cell::new(false) };
 }
 
-impl Tiles {
+impl Unit {
     /// Gives the registers their shapes; none where there are no tiles, or this thread has them ready already.
     pub fn ready() -> Option<Self> {
         (available() && !READY.replace(true)).then(|| {
@@ -113,7 +108,7 @@ impl Tiles {
     }
 }
 
-impl Drop for Tiles {
+impl Drop for Unit {
     fn drop(&mut self) {
         // SAFETY: they were made ready by `ready`, on this thread.
         unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
@@ -162,12 +157,12 @@ impl Default for Sums {
 ///
 /// # Panics
 /// Where a side does not hold as many.
-pub fn multiply(_: &Tiles, terms: Terms, halves: usize, depth: usize, left: &[u32], right: &[u32], sums: &mut Sums) {
+pub fn multiply(_: &Unit, terms: Terms, halves: usize, depth: usize, left: &[u32], right: &[u32], sums: &mut Sums) {
     assert!((1..=2).contains(&halves) && depth > 0, "{halves} halves of {depth}");
     assert!(left.len() >= depth * terms.left() * halves * REGISTER, "the left panel is too small");
     assert!(right.len() >= depth * terms.right() * 2 * REGISTER, "the right panel is too small");
     let (left, right, sums) = (left.as_ptr(), right.as_ptr(), sums.0.as_mut_ptr().cast());
-    // SAFETY: the registers have their shapes while there is a `Tiles`; the panels hold what is read.
+    // SAFETY: the registers have their shapes while there is a `Unit`; the panels hold what is read.
     unsafe {
         match (terms, halves) {
             (Terms::One, 1) => one_half(depth, left, right, sums),

@@ -5,6 +5,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::compute::Compute;
+#[cfg(target_arch = "x86_64")]
+use super::simd::first;
 use super::simd::multiversion;
 
 /// Rows of words: where a panel's words come from, k running along.
@@ -197,13 +199,6 @@ impl Rows for Pairs<'_> {
             _mm512_maskz_loadu_epi32(first(self.0.k / 2 - step), at.cast())
         }
     }
-}
-
-/// A mask of the first `n` of sixteen lanes.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn first(n: usize) -> u16 {
-    if n >= 16 { u16::MAX } else { (1 << n) - 1 }
 }
 
 /// The word of two bf16 that follow one another in k.

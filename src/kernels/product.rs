@@ -1,11 +1,12 @@
 //! Products of dense f32 tensors of any strides, which is what the thin LoRA matrices need.
 
+use std::borrow::Cow;
+
 use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
 
 use super::{
     gemm::{Dense, Lhs, Out, Rhs, SERIAL, Threads, gemm},
     host::operand_mut,
-    pack::{Floats, transpose},
     profile::{Part, Timed},
     thin::{self, LOW_ROWS, Place, THIN_COLUMNS, THIN_ROWS, Wide},
 };
@@ -60,21 +61,15 @@ impl Product {
         let parallel = m * n * k >= SERIAL;
         if n <= THIN_ROWS && a.col == 1 && a.row >= k {
             let x = Wide { data: a.data, rows: m, stride: a.row, width: k };
-            let (turned, stride) = match b.row {
-                1 if b.col >= k => (None, b.col),
-                _ => (Some(turned(k, n, b)), k),
-            };
-            let thin = Wide { data: turned.as_deref().unwrap_or(b.data), rows: n, stride, width: k };
+            let (data, stride) = rows_of(Dense { row: b.col, col: b.row, ..b }, n, k);
+            let thin = Wide { data: &data, rows: n, stride, width: k };
             thin::rows(self.alpha, x, thin, out, self.add, parallel);
             return true;
         }
         if k <= LOW_ROWS && a.col == 1 && a.row >= k {
             let left = Wide { data: a.data, rows: m, stride: a.row, width: k };
-            let (laid, stride) = match b.col {
-                1 if b.row >= n => (None, b.row),
-                _ => (Some(laid(k, n, b)), n),
-            };
-            let right = Wide { data: laid.as_deref().unwrap_or(b.data), rows: k, stride, width: n };
+            let (data, stride) = rows_of(b, k, n);
+            let right = Wide { data: &data, rows: k, stride, width: n };
             thin::outer(self.alpha, left, right, out, self.add, parallel);
             return true;
         }
@@ -93,21 +88,14 @@ impl Product {
     }
 }
 
-/// The `k` rows of `b[k, n]`, without gaps.
-fn laid(k: usize, n: usize, b: Dense) -> Vec<f32> {
-    let mut words = vec![0; k * n];
-    b.pack(0..k, 0..n, n, &mut words);
-    words.into_iter().map(f32::from_bits).collect()
-}
-
-/// The `n` columns of `b[k, n]` as rows.
-fn turned(k: usize, n: usize, b: Dense) -> Vec<f32> {
-    if b.col != 1 {
-        return (0..n).flat_map(|j| (0..k).map(move |p| b.data[p * b.row + j * b.col])).collect();
+/// `matrix[rows, width]` as rows without gaps within, and numbers from one to the next: as it lies, or a copy.
+fn rows_of(matrix: Dense, rows: usize, width: usize) -> (Cow<[f32]>, usize) {
+    if matrix.col == 1 && matrix.row >= width {
+        return (matrix.data.into(), matrix.row);
     }
-    let mut words = vec![0; n * k];
-    transpose(Floats { data: b.data, stride: b.row, k: n, alpha: 1.0 }, k, k, &mut words);
-    words.into_iter().map(f32::from_bits).collect()
+    let mut words = vec![0; rows * width];
+    matrix.pack(0..rows, 0..width, width, &mut words);
+    (words.into_iter().map(f32::from_bits).collect(), width)
 }
 
 impl InplaceOp3 for Product {

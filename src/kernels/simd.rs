@@ -4,6 +4,13 @@
 //! ones as well and picks at run time. The arithmetic is the same in each (a multiplication and an addition are never
 //! fused behind our back), so results do not depend on what was picked.
 
+/// The mask of the first `n` lanes of sixteen.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn first(n: usize) -> u16 {
+    if n >= 16 { u16::MAX } else { (1 << n) - 1 }
+}
+
 /// Defines functions whose bodies are compiled for AVX-512, for AVX2 and for the target's baseline.
 ///
 /// What a body calls must be inlined into it to be compiled with it: other functions are marked `#[inline(always)]`.

@@ -58,12 +58,7 @@ pub fn rows(alpha: f32, x: Wide, thin: Wide, out: &mut [f32], add: bool, paralle
     x.check();
     thin.check();
     assert!(x.width == thin.width && out.len() == x.rows * thin.rows && available(), "shapes that do not fit");
-    let tasks = if parallel { rayon::current_num_threads() } else { 1 };
-    // whole tiles a task
-    let each = x.rows.div_ceil(tasks).next_multiple_of(ROWS);
-    let task = |(task, out): (usize, &mut [f32])| {
-        let from = task * each;
-        let part = Wide { data: &x.data[from * x.stride..], rows: out.len() / thin.rows, ..x };
+    share_rows(x, thin.rows, ROWS, out, parallel, |part, out| {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has the feature, and both matrices hold their rows.
         unsafe {
@@ -71,11 +66,25 @@ pub fn rows(alpha: f32, x: Wide, thin: Wide, out: &mut [f32], add: bool, paralle
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (alpha, part, out, add);
-    };
-    match tasks {
-        1 => task((0, out)),
-        _ => out.par_chunks_mut(each * thin.rows).enumerate().with_max_len(1).for_each(task),
+    });
+}
+
+/// Gives each thread a run of whole tiles of `tile` rows, with its rows of the result, `width` numbers each.
+fn share_rows(
+    of: Wide,
+    width: usize,
+    tile: usize,
+    out: &mut [f32],
+    parallel: bool,
+    work: impl Fn(Wide, &mut [f32]) + Sync,
+) {
+    if !parallel {
+        return work(of, out);
     }
+    let each = of.rows.div_ceil(rayon::current_num_threads()).next_multiple_of(tile);
+    out.par_chunks_mut(each * width).enumerate().with_max_len(1).for_each(|(task, out)| {
+        work(Wide { data: &of.data[task * each * of.stride..], rows: out.len() / width, ..of }, out);
+    });
 }
 
 /// `out[m, n] (+)= alpha · left · right` for a thin `left[m, k]` and a low `right[k, n]`, `out` without gaps.
@@ -86,11 +95,7 @@ pub fn outer(alpha: f32, left: Wide, right: Wide, out: &mut [f32], add: bool, pa
     left.check();
     right.check();
     assert!(left.width == right.rows && out.len() == left.rows * right.width && available(), "shapes that do not fit");
-    let tasks = if parallel { rayon::current_num_threads() } else { 1 };
-    // whole tiles a task
-    let each = left.rows.div_ceil(tasks).next_multiple_of(OUTER_ROWS);
-    let task = |(task, out): (usize, &mut [f32])| {
-        let part = Wide { data: &left.data[task * each * left.stride..], rows: out.len() / right.width, ..left };
+    share_rows(left, right.width, OUTER_ROWS, out, parallel, |part, out| {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has the feature, and both matrices hold their rows.
         unsafe {
@@ -98,11 +103,7 @@ pub fn outer(alpha: f32, left: Wide, right: Wide, out: &mut [f32], add: bool, pa
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (alpha, part, out, add);
-    };
-    match tasks {
-        1 => task((0, out)),
-        _ => out.par_chunks_mut(each * right.width).enumerate().with_max_len(1).for_each(task),
-    }
+    });
 }
 
 /// Where [`columns`] puts element `(i, j)`: at `i · thin + j · wide`.
@@ -171,6 +172,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::{COLUMNS, OUTER_ROWS, Place, ROWS, Wide};
+    use crate::kernels::simd::first;
 
     /// Rows or columns of the thin matrix in a tile.
     const WITH: usize = 8;
@@ -208,7 +210,7 @@ mod x86 {
                             each!(I in [0, 1, 2] { sums[I][J] = _mm512_fmadd_ps(l[I], r, sums[I][J]); });
                         });
                     }
-                    let (p, mask) = (k - k % 16, (1 << (k % 16)) - 1);
+                    let (p, mask) = (k - k % 16, first(k % 16));
                     let l = [
                         _mm512_maskz_loadu_ps(mask, left[0].add(p)),
                         _mm512_maskz_loadu_ps(mask, left[1].add(p)),
@@ -239,11 +241,13 @@ mod x86 {
             let rows: [*const f32; OUTER_ROWS] =
                 std::array::from_fn(|row| left.data[(i + row).min(left.rows - 1) * left.stride..].as_ptr());
             for j in (0..n).step_by(64) {
-                let mask = |vector: usize| match (n - j).saturating_sub(16 * vector) {
-                    16.. => u16::MAX,
-                    rest => (1 << rest) - 1,
-                };
-                let masks = [mask(0), mask(1), mask(2), mask(3)];
+                let rest = n - j;
+                let masks = [
+                    first(rest),
+                    first(rest.saturating_sub(16)),
+                    first(rest.saturating_sub(32)),
+                    first(rest.saturating_sub(48)),
+                ];
                 let mut sums = [[_mm512_setzero_ps(); 4]; OUTER_ROWS];
                 let mut from = right.data[j..].as_ptr();
                 // SAFETY: both matrices hold what is read, `out` what is written: the masks see to its ends.
@@ -307,11 +311,7 @@ mod x86 {
     #[target_feature(enable = "avx512f")]
     pub unsafe fn columns(alpha: f32, thin: Wide, x: Wide, at: usize, (out, place): (*mut f32, Place), add: bool) {
         let width = COLUMNS.min(x.width - at);
-        let mask = |vector: usize| match width.saturating_sub(16 * vector) {
-            16.. => u16::MAX,
-            rest => (1 << rest) - 1,
-        };
-        let masks = [mask(0), mask(1), mask(2)];
+        let masks = [first(width), first(width.saturating_sub(16)), first(width.saturating_sub(32))];
         for i in (0..thin.width).step_by(WITH) {
             let count = WITH.min(thin.width - i);
             // columns past the last are the last again: computed and not written

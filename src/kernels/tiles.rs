@@ -11,10 +11,11 @@ use std::{arch::x86_64::*, cell::RefCell, ops::Range};
 use rayon::prelude::*;
 
 use super::{
-    amx::{DEPTH, REGISTER, SIDE, Sums, Terms, Tiles, multiply},
+    amx::{DEPTH, REGISTER, SIDE, Sums, Terms, Unit, multiply},
     compute::Compute,
     gemm::{Out, SERIAL, Threads},
     held::Products,
+    simd::first,
     words::Words,
 };
 use pack::{Rows, along};
@@ -213,7 +214,7 @@ impl Sweep<'_> {
 
     /// Multiplies all rows with panels of 32 columns of one result.
     fn columns(&self, packed: &[u32], right: &Right, panels: Range<usize>, mut add: bool) {
-        let tiles = Tiles::ready().expect("a product in tiles is asked for where there are tiles");
+        let unit = Unit::ready().expect("a product in tiles is asked for where there are tiles");
         let columns = panels.start * SIDE..right.n.min(panels.end * SIDE);
         let all = self.registers();
         let mut sums = Sums::default();
@@ -228,7 +229,7 @@ impl Sweep<'_> {
                 let left = &packed[panel * all * self.register(0) + before * register..][..depth * register];
                 let rows = SIDE.min(self.m - panel * SIDE);
                 for (column, side) in columns.clone().step_by(SIDE).zip(side.chunks_exact(size)) {
-                    multiply(&tiles, self.terms, self.halves(panel), depth, left, side, &mut sums);
+                    multiply(&unit, self.terms, self.halves(panel), depth, left, side, &mut sums);
                     let width = SIDE.min(right.n - column);
                     // SAFETY: `check` saw that the result holds m rows of n floats; this tile is this task's alone.
                     unsafe { put(&sums, &right.out, [panel * SIDE, column], [rows, width], add) };
@@ -246,8 +247,7 @@ impl Sweep<'_> {
 /// They lie in the result, nothing else touches them, and the processor has AVX-512.
 #[target_feature(enable = "avx512f")]
 unsafe fn put(sums: &Sums, out: &Out, [row, column]: [usize; 2], [rows, width]: [usize; 2], add: bool) {
-    let masks =
-        [0, 16].map(|half: usize| if width >= half + 16 { u16::MAX } else { (1 << width.saturating_sub(half)) - 1 });
+    let masks = [first(width), first(width.saturating_sub(16))];
     for (i, sums) in sums.0.iter().enumerate().take(rows) {
         for (half, mask) in masks.into_iter().enumerate() {
             // SAFETY: the caller vouches for the row; the mask holds what is read and written to the columns.

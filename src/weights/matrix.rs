@@ -376,17 +376,30 @@ mod tests {
                 let (matrices, w) = both(outputs, inputs, dtype);
                 for w_ours in &matrices {
                     let (x, dy) = (random((5, inputs), 2), random((5, outputs), 3));
-                    let y = w_ours.apply(&x)?;
-                    assert!(worst(&y, &x.matmul(&w.t()?)?) < 2e-6 * inputs as f64, "{dtype:?} {outputs} {inputs}");
-                    // a view in the middle of a larger tensor, whose neighbours stay as they are
-                    let whole = random((7, inputs), 4);
-                    let (before, dx) = (whole.copy()?, whole.narrow(0, 1, 5)?);
-                    w_ours.add_backward(&dx, &dy)?;
-                    let expected = (before.narrow(0, 1, 5)? + dy.matmul(&w)?)?;
-                    assert!(worst(&dx, &expected) < 2e-6 * outputs as f64, "{dtype:?} {outputs} {inputs}");
-                    for edge in [0, 6] {
-                        assert_eq!(worst(&whole.narrow(0, edge, 1)?, &before.narrow(0, edge, 1)?), 0.0);
+                    // in tiles where there are any, and by the general product
+                    for tiles in [true, false] {
+                        let y = if tiles { w_ours.apply(&x)? } else { w_ours.apply_alone(&x)? };
+                        assert!(worst(&y, &x.matmul(&w.t()?)?) < 2e-6 * inputs as f64, "{dtype:?} {outputs} {inputs}");
+                        // a view in the middle of a larger tensor, whose neighbours stay as they are
+                        let whole = random((7, inputs), 4);
+                        let (before, dx) = (whole.copy()?, whole.narrow(0, 1, 5)?);
+                        match tiles {
+                            true => w_ours.add_backward(&dx, &dy)?,
+                            false => w_ours.add_backward_alone(&dx, &dy)?,
+                        }
+                        let expected = (before.narrow(0, 1, 5)? + dy.matmul(&w)?)?;
+                        assert!(worst(&dx, &expected) < 2e-6 * outputs as f64, "{dtype:?} {outputs} {inputs}");
+                        for edge in [0, 6] {
+                            assert_eq!(worst(&whole.narrow(0, edge, 1)?, &before.narrow(0, edge, 1)?), 0.0);
+                        }
                     }
+                    // of several matrices at once
+                    let ys = FrozenMatrix::apply_all(&[w_ours, w_ours], &x)?;
+                    assert_eq!((worst(&ys[0], &ys[1]), worst(&ys[0], &w_ours.apply(&x)?)), (0.0, 0.0));
+                    let dx = FrozenMatrix::backward_all(&[w_ours, w_ours], &[&dy, &dy])?;
+                    // sums of twice as many
+                    let expected = (dy.matmul(&w)? * 2.0)?;
+                    assert!(worst(&dx, &expected) < 2e-6 * (2 * outputs) as f64, "{dtype:?} {outputs} {inputs}");
                 }
             }
         }
@@ -412,17 +425,24 @@ mod tests {
                 let Place::Mapped(_, compute) = &mut ours.place else { panic!("a mapped matrix") };
                 *compute = Compute::Bf16;
                 let (x, dy) = (random((tokens, inputs), 2), random((tokens, outputs), 3));
-                let y = ours.apply(&x)?;
                 let case = format!("{dtype:?} {outputs} {inputs}");
-                assert!(worst(&y, &of_rounded(&x, &w.t()?)?) < 1e-6 * (inputs as f64).sqrt(), "{case}");
-                let dx = random((tokens, inputs), 4);
-                let expected = (&dx + of_rounded(&dy, &w)?)?;
-                ours.add_backward(&dx, &dy)?;
-                assert!(worst(&dx, &expected) < 1e-6 * (outputs as f64).sqrt(), "{case}");
-                // a row's bits are those that it has alone
-                for i in [0, tokens - 1] {
-                    let one = ours.apply(&x.narrow(0, i, 1)?)?;
-                    assert_eq!(worst(&one, &y.narrow(0, i, 1)?), 0.0, "{case}");
+                // in tiles where there are any, and by the general product
+                for tiles in [true, false] {
+                    let apply = |x: &Tensor| if tiles { ours.apply(x) } else { ours.apply_alone(x) };
+                    let y = apply(&x)?;
+                    assert!(worst(&y, &of_rounded(&x, &w.t()?)?) < 1e-6 * (inputs as f64).sqrt(), "{case}");
+                    let dx = random((tokens, inputs), 4);
+                    let expected = (&dx + of_rounded(&dy, &w)?)?;
+                    match tiles {
+                        true => ours.add_backward(&dx, &dy)?,
+                        false => ours.add_backward_alone(&dx, &dy)?,
+                    }
+                    assert!(worst(&dx, &expected) < 1e-6 * (outputs as f64).sqrt(), "{case}");
+                    // a row's bits are those that it has alone
+                    for i in [0, tokens - 1] {
+                        let one = apply(&x.narrow(0, i, 1)?)?;
+                        assert_eq!(worst(&one, &y.narrow(0, i, 1)?), 0.0, "{case}");
+                    }
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Rows;
+use super::{Rows, first};
 
 /// # Safety
 /// `rows` holds `count` rows, `out` is `[steps][width]`, and the processor has the features.
@@ -63,7 +63,7 @@ unsafe fn store(at: *mut u32, v: __m512i, lanes: usize) {
                 _mm256_storeu_si256(at.cast(), _mm512_castsi512_si256(v));
                 _mm_storeu_si128(at.add(8).cast(), _mm512_extracti32x4_epi32::<2>(v));
             }
-            lanes => _mm512_mask_storeu_epi32(at.cast(), super::first(lanes), v),
+            lanes => _mm512_mask_storeu_epi32(at.cast(), first(lanes), v),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::arch::x86_64::*;
 use super::super::{
     amx::{self, DEPTH, REGISTER, SIDE},
     pack::x86::transpose16,
+    simd::first,
 };
 
 /// Rows of numbers.
@@ -41,11 +42,6 @@ pub trait Number: Copy + Sync {
     /// # Safety
     /// As for pairs.
     unsafe fn singles<const PARTS: usize>(at: *const Self, there: usize) -> [__m512i; PARTS];
-}
-
-/// The mask of the first `n` lanes of sixteen.
-fn first(n: usize) -> u16 {
-    if n >= 16 { u16::MAX } else { (1 << n) - 1 }
 }
 
 impl Number for f32 {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 
-use super::{FrozenMatrix, Place, with_decoded};
+use super::{FrozenMatrix, Place, Straight, Transposed, with_decoded};
 use crate::{
     kernels::{
         amx::{self, DEPTH, REGISTER, SIDE, Terms},
@@ -34,11 +34,21 @@ pub fn terms(matrices: &[&FrozenMatrix]) -> Option<Terms> {
     terms
 }
 
-fn stored(matrix: &FrozenMatrix) -> Result<&dyn StoredMatrix> {
+fn mapped(matrix: &FrozenMatrix) -> Result<(&dyn StoredMatrix, Compute)> {
     match &matrix.place {
-        Place::Mapped(w, _) => Ok(&**w),
+        Place::Mapped(w, compute) => Ok((&**w, *compute)),
         Place::Device(_) => bail!("a matrix on a device does not multiply in tiles"),
     }
+}
+
+fn transposed_side(matrix: &FrozenMatrix) -> Result<Transposed<'_>> {
+    let (w, compute) = mapped(matrix)?;
+    Ok(Transposed { w, inputs: matrix.inputs, compute })
+}
+
+fn straight_side(matrix: &FrozenMatrix) -> Result<Straight<'_>> {
+    let (w, compute) = mapped(matrix)?;
+    Ok(Straight { w, outputs: matrix.outputs, inputs: matrix.inputs, compute })
 }
 
 /// `x · Wᵀ` of each.
@@ -48,7 +58,7 @@ pub fn apply_all(matrices: &[&FrozenMatrix], x: &Tensor, terms: Terms) -> Result
         bail!("x {:?} does not fit matrices of other inputs", x.shape());
     }
     let x = floats(x)?;
-    let sides = matrices.iter().map(|w| Ok(Transposed { w: stored(w)?, inputs })).collect::<Result<Vec<_>>>()?;
+    let sides = matrices.iter().map(|w| transposed_side(w)).collect::<Result<Vec<_>>>()?;
     let mut ys: Vec<_> = matrices.iter().map(|w| Vec::with_capacity(tokens * w.outputs)).collect();
     let mut rights = Vec::with_capacity(matrices.len());
     for ((w, side), y) in matrices.iter().zip(&sides).zip(&mut ys) {
@@ -73,7 +83,7 @@ pub fn backward_all(matrices: &[&FrozenMatrix], dys: &[&Tensor], terms: Terms) -
     }
     let dys = dys.iter().map(|dy| floats(dy)).collect::<Result<Vec<_>>>()?;
     let lefts: Vec<_> = dys.iter().zip(matrices).map(|(dy, w)| Left { x: dy, k: w.outputs }).collect();
-    let sides = matrices.iter().map(|w| Ok(Straight { w: stored(w)?, inputs })).collect::<Result<Vec<_>>>()?;
+    let sides = matrices.iter().map(|w| straight_side(w)).collect::<Result<Vec<_>>>()?;
     let sides = sides.iter().map(|side| side as &dyn Side).collect();
     let mut dx = Vec::with_capacity(tokens * inputs);
     let out = Out::fresh(&mut dx.spare_capacity_mut()[..tokens * inputs], inputs);
@@ -102,7 +112,7 @@ impl InplaceOp2 for Backward<'_> {
             bail!("dx {:?} and dy {:?} do not fit the matrix", dx_at.shape(), dy_at.shape());
         }
         let left = Left { x: operand(dy, dy_at)?, k: *outputs };
-        let side = Straight { w: stored(self.matrix)?, inputs: *inputs };
+        let side = straight_side(self.matrix)?;
         let out = Out::new(operand_mut(dx, dx_at)?, *inputs, true);
         products(tokens, &[left], vec![Right { sides: vec![&side], n: *inputs, out }], self.terms);
         Ok(())
@@ -117,12 +127,6 @@ fn halves(bytes: &[u8], inputs: usize, row: usize, column: usize) -> &[[u8; 2]] 
 /// Words of a panel of 32 columns.
 fn panel(k: &Range<usize>, parts: usize) -> usize {
     k.len().div_ceil(DEPTH) * parts * 2 * REGISTER
-}
-
-/// The right-hand side `[inputs, outputs]` of the forward product: k runs along the matrix's rows.
-struct Transposed<'a> {
-    w: &'a dyn StoredMatrix,
-    inputs: usize,
 }
 
 impl Side for Transposed<'_> {
@@ -142,12 +146,6 @@ impl Side for Transposed<'_> {
             }
         }
     }
-}
-
-/// The right-hand side `[outputs, inputs]` of the backward product: k runs across the matrix's rows.
-struct Straight<'a> {
-    w: &'a dyn StoredMatrix,
-    inputs: usize,
 }
 
 impl Side for Straight<'_> {

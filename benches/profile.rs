@@ -165,7 +165,7 @@ fn tiles(terms: Terms) -> impl FnMut() -> usize {
     let (unit, mut sums) = (amx::Unit::ready().expect("there are tiles"), amx::Sums::default());
     move || {
         amx::multiply(&unit, terms, 2, DEPTH, &left, &right, black_box(&mut sums));
-        2 * amx::SIDE * amx::SIDE * DEPTH * amx::DEPTH
+        2 * amx::SIDE * amx::SIDE * DEPTH * terms.depth()
     }
 }
 

@@ -1,20 +1,18 @@
 //! The tile unit of newer Intel processors (AMX): sixteen rows times sixteen columns of bf16 in one instruction, eight times
-//! the rate of AVX512-BF16.
+//! the rate of AVX512-BF16; of bytes at twice that.
 //!
 //! The compiler knows nothing of tile registers, and no code but this uses them. They have their shapes as long as there is a
 //! [`Unit`]: setting them up costs as much as a tile of 32 × 32 × 128.
 //!
-//! An f32 is the sum of three bf16 (8 + 8 + 8 bits), and a product of two bf16 is exact in f32. So tiles multiply f32 as
-//! well: three products where one side holds bf16 numbers, six where both hold any (the three smallest of the nine are
-//! below an f32's last bit), still several times the rate of fused multiply-adds.
+//! f32 are multiplied there, too. An f32 is the sum of three bf16 (8 + 8 + 8 bits), and a product of two bf16 is exact in f32:
+//! three products where one side holds bf16 numbers. Where both sides hold any numbers, they are whole numbers of three
+//! digits of 8 bits with a common scale ([`super::tiles::digits`]): of the nine products of digits, which are summed in
+//! integers, the least lies far below an f32's last bit, and the other eight take the time of four products of bf16.
 
 use std::arch::asm;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
-
-/// Numbers of k that a register takes: sixteen pairs.
-pub const DEPTH: usize = 32;
 
 /// Words of a register.
 pub const REGISTER: usize = 256;
@@ -30,11 +28,11 @@ pub fn available() -> bool {
     *AVAILABLE.get_or_init(|| has_instructions() && wanted() && permitted())
 }
 
-/// Whether the processor has tiles and multiplies bf16 in them, and the system saves them for a thread.
+/// Whether the processor has tiles and multiplies bf16 and bytes in them, and the system saves them for a thread.
 fn has_instructions() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
     const OSXSAVE: u32 = 1 << 27;
-    const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
+    const AMX_BF16_TILE_INT8: u32 = 1 << 22 | 1 << 24 | 1 << 25;
     // tile configuration and data
     const SAVED: u64 = 1 << 17 | 1 << 18;
     #[target_feature(enable = "xsave")]
@@ -51,7 +49,7 @@ fn has_instructions() -> bool {
     }
     // SAFETY: OSXSAVE says that the processor has XGETBV and the system lets programs use it.
     let saved = unsafe { saved() };
-    __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE && saved & SAVED == SAVED
+    __cpuid_count(7, 0).edx & AMX_BF16_TILE_INT8 == AMX_BF16_TILE_INT8 && saved & SAVED == SAVED
 }
 
 #[cfg(target_os = "linux")]
@@ -116,15 +114,15 @@ impl Drop for Unit {
     }
 }
 
-/// Into how many bf16 the numbers of either side of a product are taken apart.
+/// How the numbers of either side of a product are taken apart, by the number of products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Terms {
     /// Both sides are rounded to bf16.
     One,
-    /// f32 on the left, bf16 on the right.
+    /// f32 in three bf16 on the left, bf16 on the right.
     Three,
-    /// f32 on both sides.
-    Six,
+    /// f32 on both sides, in three digits.
+    Eight,
 }
 
 impl Terms {
@@ -135,24 +133,29 @@ impl Terms {
 
     /// Parts of a number on the right.
     pub fn right(self) -> usize {
-        if self == Self::Six { 3 } else { 1 }
+        if self == Self::Eight { 3 } else { 1 }
+    }
+
+    /// Numbers of k that a register takes: sixteen words of two bf16 or four digits.
+    pub fn depth(self) -> usize {
+        if self == Self::Eight { 64 } else { 32 }
     }
 }
 
-/// The sums of a tile, row after row.
+/// The sums of a tile, row after row: f32, or `i32` for each order of products of digits, from the greatest on.
 #[repr(align(64))]
-pub struct Sums(pub [[f32; SIDE]; SIDE]);
+pub struct Sums(pub [[[u32; SIDE]; SIDE]; 4]);
 
 impl Default for Sums {
     fn default() -> Self {
-        Self([[0.0; SIDE]; SIDE])
+        Self([[[0; SIDE]; SIDE]; 4])
     }
 }
 
 /// The sums over `depth` registers of k of `16 · halves` rows (`halves` is one or two) and 32 columns.
 ///
-/// `left` holds `[depth][parts][halves]` registers of sixteen rows times sixteen pairs of k, `right` `[depth][parts][2]`
-/// of sixteen pairs of k times sixteen columns. The sums begin at zero, so an element's value does not depend on where its
+/// `left` holds `[depth][parts][halves]` registers of sixteen rows times sixteen words of k, `right` `[depth][parts][2]`
+/// of sixteen words of k times sixteen columns. The sums begin at zero, so an element's value does not depend on where its
 /// tile lies.
 ///
 /// # Panics
@@ -161,7 +164,7 @@ pub fn multiply(_: &Unit, terms: Terms, halves: usize, depth: usize, left: &[u32
     assert!((1..=2).contains(&halves) && depth > 0, "{halves} halves of {depth}");
     assert!(left.len() >= depth * terms.left() * halves * REGISTER, "the left panel is too small");
     assert!(right.len() >= depth * terms.right() * 2 * REGISTER, "the right panel is too small");
-    let (left, right, sums) = (left.as_ptr(), right.as_ptr(), sums.0.as_mut_ptr().cast());
+    let (left, right, sums) = (left.as_ptr(), right.as_ptr(), sums.0.as_mut_ptr());
     // SAFETY: the registers have their shapes while there is a `Unit`; the panels hold what is read.
     unsafe {
         match (terms, halves) {
@@ -169,8 +172,18 @@ pub fn multiply(_: &Unit, terms: Terms, halves: usize, depth: usize, left: &[u32
             (Terms::One, _) => one(depth, left, right, sums),
             (Terms::Three, 1) => three_half(depth, left, right, sums),
             (Terms::Three, _) => three(depth, left, right, sums),
-            (Terms::Six, 1) => six_half(depth, left, right, sums),
-            (Terms::Six, _) => six(depth, left, right, sums),
+            (Terms::Eight, 1) => {
+                first_order_half(depth, left, right, sums);
+                second_order_half(depth, left, right, sums.add(1));
+                third_order_half(depth, left, right, sums.add(2));
+                fourth_order_half(depth, left, right, sums.add(3));
+            }
+            (Terms::Eight, _) => {
+                first_order(depth, left, right, sums);
+                second_order(depth, left, right, sums.add(1));
+                third_order(depth, left, right, sums.add(2));
+                fourth_order(depth, left, right, sums.add(3));
+            }
         }
     }
 }
@@ -191,39 +204,53 @@ macro_rules! right {
 
 /// Multiplies part `$part` of 32 rows with what is loaded.
 macro_rules! left {
-    ($part:literal) => {
+    ($multiply:literal, $part:literal) => {
         concat!(
             "tileloadd tmm4, [{left} + {line} + 2048 * ",
             $part,
             "]\n",
-            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            $multiply,
+            " tmm0, tmm4, tmm6\n",
             "tileloadd tmm5, [{left} + {line} + 2048 * ",
             $part,
             " + 1024]\n",
-            "tdpbf16ps tmm1, tmm4, tmm7\n",
-            "tdpbf16ps tmm2, tmm5, tmm6\n",
-            "tdpbf16ps tmm3, tmm5, tmm7\n",
+            $multiply,
+            " tmm1, tmm4, tmm7\n",
+            $multiply,
+            " tmm2, tmm5, tmm6\n",
+            $multiply,
+            " tmm3, tmm5, tmm7\n",
         )
     };
 }
 
 /// The same of sixteen rows.
 macro_rules! left_half {
-    ($part:literal) => {
+    ($multiply:literal, $part:literal) => {
         concat!(
             "tileloadd tmm4, [{left} + {line} + 1024 * ",
             $part,
             "]\n",
-            "tdpbf16ps tmm0, tmm4, tmm6\n",
-            "tdpbf16ps tmm1, tmm4, tmm7\n",
+            $multiply,
+            " tmm0, tmm4, tmm6\n",
+            $multiply,
+            " tmm1, tmm4, tmm7\n",
         )
     };
+}
+
+/// Products of bf16, and of digits, of parts of the left with what is loaded.
+macro_rules! bf16 {
+    ($left:ident, $($part:literal),+) => { concat!($($left!("tdpbf16ps", $part)),+) };
+}
+macro_rules! digits {
+    ($left:ident, $($part:literal),+) => { concat!($($left!("tdpbssd", $part)),+) };
 }
 
 /// A loop over registers of k: `$left` and `$right` bytes of either side at a time.
 macro_rules! kernel {
     ($name:ident, $halves:literal, $left:literal, $right:literal, $($step:expr),+) => {
-        unsafe fn $name(depth: usize, left: *const u32, right: *const u32, sums: *mut f32) {
+        unsafe fn $name(depth: usize, left: *const u32, right: *const u32, sums: *mut [[u32; SIDE]; SIDE]) {
             // SAFETY: the caller vouches for the panels and the sums; tile registers are nobody else's.
             unsafe {
                 asm!(
@@ -258,37 +285,37 @@ macro_rules! kernel {
     };
 }
 
-kernel!(one, 2, 2048, 2048, right!(0), left!(0));
-kernel!(one_half, 1, 1024, 2048, right!(0), left_half!(0));
-kernel!(three, 2, 6144, 2048, right!(0), left!(0), left!(1), left!(2));
-kernel!(three_half, 1, 3072, 2048, right!(0), left_half!(0), left_half!(1), left_half!(2));
+kernel!(one, 2, 2048, 2048, right!(0), bf16!(left, 0));
+kernel!(one_half, 1, 1024, 2048, right!(0), bf16!(left_half, 0));
+kernel!(three, 2, 6144, 2048, right!(0), bf16!(left, 0, 1, 2));
+kernel!(three_half, 1, 3072, 2048, right!(0), bf16!(left_half, 0, 1, 2));
+kernel!(first_order, 2, 6144, 6144, right!(0), digits!(left, 0));
+kernel!(first_order_half, 1, 3072, 6144, right!(0), digits!(left_half, 0));
+kernel!(second_order, 2, 6144, 6144, right!(0), digits!(left, 1), right!(1), digits!(left, 0));
+kernel!(second_order_half, 1, 3072, 6144, right!(0), digits!(left_half, 1), right!(1), digits!(left_half, 0));
 kernel!(
-    six,
+    third_order,
     2,
     6144,
     6144,
     right!(0),
-    left!(0),
-    left!(1),
-    left!(2),
+    digits!(left, 2),
     right!(1),
-    left!(0),
-    left!(1),
+    digits!(left, 1),
     right!(2),
-    left!(0)
+    digits!(left, 0)
 );
 kernel!(
-    six_half,
+    third_order_half,
     1,
     3072,
     6144,
     right!(0),
-    left_half!(0),
-    left_half!(1),
-    left_half!(2),
+    digits!(left_half, 2),
     right!(1),
-    left_half!(0),
-    left_half!(1),
+    digits!(left_half, 1),
     right!(2),
-    left_half!(0)
+    digits!(left_half, 0)
 );
+kernel!(fourth_order, 2, 6144, 6144, right!(1), digits!(left, 2), right!(2), digits!(left, 1));
+kernel!(fourth_order_half, 1, 3072, 6144, right!(1), digits!(left_half, 2), right!(2), digits!(left_half, 1));

@@ -1,9 +1,10 @@
-//! Products with frozen matrices in the tile unit ([`super::amx`]): f32 taken apart into bf16, or rounded to it.
+//! Products with frozen matrices in the tile unit ([`super::amx`]): f32 taken apart, or rounded to bf16.
 //!
 //! The left-hand side, activations, is packed once for all matrices that it meets. Tasks pack columns of those, a block of
 //! k at a time, and multiply them with all rows. As in [`super::gemm`], the cut of k depends on k alone and every sum
 //! runs in one order, so a row's bits depend neither on threads nor on the rows beside it.
 
+pub mod digits;
 pub mod pack;
 
 use std::{arch::x86_64::*, cell::RefCell, ops::Range};
@@ -11,14 +12,14 @@ use std::{arch::x86_64::*, cell::RefCell, ops::Range};
 use rayon::prelude::*;
 
 use super::{
-    amx::{DEPTH, REGISTER, SIDE, Sums, Terms, Unit, multiply},
+    amx::{REGISTER, SIDE, Sums, Terms, Unit, multiply},
     compute::Compute,
     gemm::{Out, SERIAL, Threads},
     held::Products,
     simd::first,
     words::Words,
 };
-use pack::{Rows, along};
+use pack::Rows;
 
 /// Panels of 32 columns that a task packs at once.
 const PANELS: usize = 8;
@@ -26,34 +27,52 @@ const PANELS: usize = 8;
 /// Words of the left-hand side that are packed at once, where it holds more.
 const LEFT: usize = 1 << 19;
 
-/// Registers of k in a block: a panel of the left stays in the first-level cache. The best on Sapphire Rapids of 4 to 32.
+/// Columns of a matrix of which a whole block of k is decoded at once for digits, whose scale must be known first.
+pub const DECODED: usize = 2 * SIDE;
+
+/// Registers of k in a block: a panel of the left stays in the first-level cache. The best on Sapphire Rapids of 2 to 32.
 fn block(terms: Terms) -> usize {
     match terms {
         Terms::One => 9,
         Terms::Three => 6,
-        Terms::Six => 4,
+        Terms::Eight => 4,
     }
+}
+
+/// Words of 32 rows or columns in so many registers of k, each with its scale where they are digits.
+pub fn panel(terms: Terms, registers: usize, parts: usize, halves: usize) -> usize {
+    registers * parts * halves * REGISTER + if terms == Terms::Eight { SIDE } else { 0 }
 }
 
 /// Bytes that so many threads hold for products.
 pub(super) fn held(products: &Products, threads: usize, compute: Compute) -> usize {
     let Products { tokens, widest, backward, .. } = *products;
     let of = |terms: Terms| {
-        let block = block(terms) * DEPTH;
+        let registers = |k: usize| k.div_ceil(terms.depth());
         let left = |rows: usize, k: usize| {
-            let words = |k: usize| rows.next_multiple_of(SIDE / 2) * k.next_multiple_of(DEPTH) / 2 * terms.left();
-            words(k).min(LEFT.max(words(block)))
+            let (halves, most) = (rows.div_ceil(SIDE / 2), registers(k));
+            let words = |registers: usize| {
+                let scales = if terms == Terms::Eight {
+                    halves.div_ceil(2) * SIDE * registers.div_ceil(block(terms))
+                } else {
+                    0
+                };
+                halves * registers * terms.left() * REGISTER + scales
+            };
+            words(most).min(LEFT.max(words(block(terms))))
         };
         let left = match backward {
             // the gradients of a gate and of what it gates go back together
             Some([rows, outputs]) => left(tokens, 2 * widest).max(left(rows, outputs)),
             None => left(tokens, widest),
         };
-        // as many rows are decoded at once as a panel has columns, and as many numbers of a row as a panel has of k or a
-        // task has columns
+        // decoded before it is packed: forward a block of k of a panel's rows; backward a task's columns of 32 rows, or for
+        // digits some columns of a block
         let right = |k: usize, n: usize| {
-            let (k, n) = (block.min(k.next_multiple_of(DEPTH)), (PANELS * SIDE).min(n.next_multiple_of(SIDE)));
-            k * n / 2 * terms.right() + SIDE * k.max(n)
+            let (registers, panels) = (block(terms).min(registers(k)), PANELS.min(n.div_ceil(SIDE)));
+            let (k, n) = (registers * terms.depth(), panels * SIDE);
+            let decoded = if terms == Terms::Eight { k * DECODED.min(n) } else { SIDE * k.max(n) };
+            panels * panel(terms, registers, terms.right(), 2) + decoded
         };
         let outputs = backward.map_or(widest, |[_, outputs]| outputs);
         let right = right(widest, widest.max(outputs)).max(right(outputs, widest));
@@ -61,16 +80,17 @@ pub(super) fn held(products: &Products, threads: usize, compute: Compute) -> usi
     };
     match compute {
         Compute::Bf16 => of(Terms::One),
-        Compute::F32 => of(Terms::Three).max(of(Terms::Six)),
+        Compute::F32 => of(Terms::Three).max(of(Terms::Eight)),
     }
 }
 
 /// A right-hand side `[k, n]` that packs itself.
 pub trait Side: Sync {
-    /// Fills `out` with panels of 32 columns, `[panel][register of k][parts][2]` registers of sixteen pairs of k times
-    /// sixteen columns, zero beyond the last column and the last of `k`, which starts at a multiple of [`DEPTH`]. It stays on
-    /// its thread: another task's tiles are not to come between.
-    fn pack(&self, k: Range<usize>, n: Range<usize>, parts: usize, out: &mut [u32]);
+    /// Fills `out` with panels of 32 columns, `[panel][register of k][parts][2]` registers of sixteen words of k times
+    /// sixteen columns, zero beyond the last column and the last of `k`, which starts at a multiple of a register's depth;
+    /// behind the registers of a panel the scales of its columns, where they are digits. It stays on its thread: another
+    /// task's tiles are not to come between.
+    fn pack(&self, k: Range<usize>, n: Range<usize>, terms: Terms, out: &mut [u32]);
 }
 
 /// A left-hand side `[m, k]`, without gaps.
@@ -133,19 +153,18 @@ pub fn products(m: usize, lefts: &[Left], rights: Vec<Right>, terms: Terms) {
 struct Block {
     left: usize,
     k: Range<usize>,
-}
-
-impl Block {
-    fn registers(&self) -> usize {
-        self.k.len().div_ceil(DEPTH)
-    }
+    registers: usize,
 }
 
 /// Nearly equal blocks of whole registers.
 fn blocks(left: usize, k: usize, terms: Terms) -> impl Iterator<Item = Block> {
-    let registers = k.div_ceil(DEPTH);
-    let step = registers.div_ceil(registers.div_ceil(block(terms))) * DEPTH;
-    (0..k).step_by(step).map(move |start| Block { left, k: start..k.min(start + step) })
+    let depth = terms.depth();
+    let registers = k.div_ceil(depth);
+    let step = registers.div_ceil(registers.div_ceil(block(terms))) * depth;
+    (0..k).step_by(step).map(move |start| {
+        let k = start..k.min(start + step);
+        Block { left, registers: k.len().div_ceil(depth), k }
+    })
 }
 
 /// Blocks that are packed together, of all rows of the left-hand sides.
@@ -162,34 +181,38 @@ impl Sweep<'_> {
         (self.m - panel * SIDE).div_ceil(SIDE / 2).min(2)
     }
 
-    /// Words of a register of k of a panel.
-    fn register(&self, panel: usize) -> usize {
-        self.terms.left() * self.halves(panel) * REGISTER
+    /// Words of a block of a panel of so many halves.
+    fn block(&self, block: &Block, halves: usize) -> usize {
+        panel(self.terms, block.registers, self.terms.left(), halves)
     }
 
-    /// Registers of k.
-    fn registers(&self) -> usize {
-        self.blocks.iter().map(Block::registers).sum()
+    /// Words of all blocks of a panel of so many halves.
+    fn panel(&self, halves: usize) -> usize {
+        self.blocks.iter().map(|block| self.block(block, halves)).sum()
     }
 
     /// Words of all blocks.
     fn words(&self) -> usize {
-        self.m.div_ceil(SIDE / 2) * self.registers() * self.terms.left() * REGISTER
+        let last = self.m.div_ceil(SIDE) - 1;
+        last * self.panel(2) + self.panel(self.halves(last))
     }
 
     /// Packs `[panel of 32 rows][block]`.
     fn pack(&self, lefts: &[Left], packed: &mut [u32], threads: Threads) {
         let fill = |(panel, mut out): (usize, &mut [u32])| {
             let rows = panel * SIDE..self.m.min((panel + 1) * SIDE);
-            for Block { left, k } in self.blocks {
-                let Left { x, k: stride } = lefts[*left];
-                let (block, rest) = out.split_at_mut(k.len().div_ceil(DEPTH) * self.register(panel));
-                let from = Rows { data: &x[rows.start * stride + k.start..], stride, width: k.len() };
-                along(from, rows.len(), self.terms.left(), block);
+            for block in self.blocks {
+                let Left { x, k: stride } = lefts[block.left];
+                let (words, rest) = out.split_at_mut(self.block(block, self.halves(panel)));
+                let from = Rows { data: &x[rows.start * stride + block.k.start..], stride, width: block.k.len() };
+                match self.terms {
+                    Terms::Eight => digits::along(from, rows.len(), words),
+                    terms => pack::along(from, rows.len(), terms.left(), words),
+                }
                 out = rest;
             }
         };
-        let size = self.registers() * self.register(0);
+        let size = self.panel(2);
         match threads {
             Threads::One => packed.chunks_mut(size).enumerate().for_each(fill),
             Threads::All => packed.par_chunks_mut(size).enumerate().for_each(fill),
@@ -216,48 +239,69 @@ impl Sweep<'_> {
     fn columns(&self, packed: &[u32], right: &Right, panels: Range<usize>, mut add: bool) {
         let unit = Unit::ready().expect("a product in tiles is asked for where there are tiles");
         let columns = panels.start * SIDE..right.n.min(panels.end * SIDE);
-        let all = self.registers();
         let mut sums = Sums::default();
-        let (mut words, mut before) = (RIGHTS.take(), 0);
-        for block in self.blocks {
-            let depth = block.registers();
-            let size = depth * self.terms.right() * 2 * REGISTER;
+        let mut words = RIGHTS.take();
+        for (index, block) in self.blocks.iter().enumerate() {
+            let size = panel(self.terms, block.registers, self.terms.right(), 2);
             let side = words.first(panels.len() * size);
-            right.sides[block.left].pack(block.k.clone(), columns.clone(), self.terms.right(), side);
+            right.sides[block.left].pack(block.k.clone(), columns.clone(), self.terms, side);
             for panel in 0..self.m.div_ceil(SIDE) {
-                let register = self.register(panel);
-                let left = &packed[panel * all * self.register(0) + before * register..][..depth * register];
+                let halves = self.halves(panel);
+                let before: usize = self.blocks[..index].iter().map(|block| self.block(block, halves)).sum();
+                let left = &packed[panel * self.panel(2) + before..][..self.block(block, halves)];
                 let rows = SIDE.min(self.m - panel * SIDE);
                 for (column, side) in columns.clone().step_by(SIDE).zip(side.chunks_exact(size)) {
-                    multiply(&unit, self.terms, self.halves(panel), depth, left, side, &mut sums);
-                    let width = SIDE.min(right.n - column);
+                    multiply(&unit, self.terms, halves, block.registers, left, side, &mut sums);
+                    let tile = Tile { at: [panel * SIDE, column], rows, width: SIDE.min(right.n - column), add };
                     // SAFETY: `check` saw that the result holds m rows of n floats; this tile is this task's alone.
-                    unsafe { put(&sums, &right.out, [panel * SIDE, column], [rows, width], add) };
+                    unsafe {
+                        match self.terms {
+                            Terms::Eight => {
+                                let scales =
+                                    [left, side].map(|panel| panel.last_chunk().expect("behind the registers"));
+                                put(&right.out, tile, |row, half| digits::sum(&sums, scales, row, half));
+                            }
+                            _ => put(&right.out, tile, |row, half| {
+                                _mm512_loadu_ps(sums.0[0][row][half * 16..].as_ptr().cast())
+                            }),
+                        }
+                    }
                 }
             }
-            (before, add) = (before + depth, true);
+            add = true;
         }
         RIGHTS.set(words);
     }
 }
 
-/// Writes so many rows and columns of the sums to the result from row and column `at` on, or adds them.
+/// A part of a result.
+struct Tile {
+    /// Its first row and column.
+    at: [usize; 2],
+    rows: usize,
+    width: usize,
+    /// Whether there is already a part of the sum.
+    add: bool,
+}
+
+/// Writes sums to the result, or adds them: `sum` gives sixteen of a row, the lower or the upper half.
 ///
 /// # Safety
-/// They lie in the result, nothing else touches them, and the processor has AVX-512.
+/// The tile lies in the result, nothing else touches it, and the processor has AVX-512.
 #[target_feature(enable = "avx512f")]
-unsafe fn put(sums: &Sums, out: &Out, [row, column]: [usize; 2], [rows, width]: [usize; 2], add: bool) {
-    let masks = [first(width), first(width.saturating_sub(16))];
-    for (i, sums) in sums.0.iter().enumerate().take(rows) {
+unsafe fn put(out: &Out, tile: Tile, sum: impl Fn(usize, usize) -> __m512) {
+    let masks = [first(tile.width), first(tile.width.saturating_sub(16))];
+    let [row, column] = tile.at;
+    for i in 0..tile.rows {
         for (half, mask) in masks.into_iter().enumerate() {
             // SAFETY: the caller vouches for the row; the mask holds what is read and written to the columns.
             unsafe {
                 let at = out.data.add((row + i) * out.ld + column).wrapping_add(16 * half);
-                let mut sums = _mm512_loadu_ps(sums.as_ptr().add(16 * half));
-                if add || out.add {
-                    sums = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), sums);
+                let mut sum = sum(i, half);
+                if tile.add || out.add {
+                    sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), sum);
                 }
-                _mm512_mask_storeu_ps(at, mask, sums);
+                _mm512_mask_storeu_ps(at, mask, sum);
             }
         }
     }
@@ -267,7 +311,7 @@ unsafe fn put(sums: &Sums, out: &Out, [row, column]: [usize; 2], [rows, width]: 
 mod tests {
     use half::bf16;
 
-    use super::{pack::transposed, *};
+    use super::*;
 
     fn numbers(n: usize, seed: u32) -> Vec<f32> {
         (0..n as u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
@@ -284,11 +328,14 @@ mod tests {
     }
 
     impl Side for Turned<'_> {
-        fn pack(&self, k: Range<usize>, n: Range<usize>, parts: usize, out: &mut [u32]) {
-            let size = k.len().div_ceil(DEPTH) * parts * 2 * REGISTER;
+        fn pack(&self, k: Range<usize>, n: Range<usize>, terms: Terms, out: &mut [u32]) {
+            let size = panel(terms, k.len().div_ceil(terms.depth()), terms.right(), 2);
             for (panel, start) in out.chunks_exact_mut(size).zip(n.clone().step_by(SIDE)) {
                 let from = Rows { data: &self.w[start * self.k + k.start..], stride: self.k, width: k.len() };
-                transposed(from, SIDE.min(n.end - start), parts, panel);
+                match terms {
+                    Terms::Eight => digits::transposed(from, SIDE.min(n.end - start), panel),
+                    _ => pack::transposed(from, SIDE.min(n.end - start), panel),
+                }
             }
         }
     }
@@ -309,7 +356,7 @@ mod tests {
         if !super::super::amx::available() {
             return;
         }
-        for terms in [Terms::One, Terms::Three, Terms::Six] {
+        for terms in [Terms::One, Terms::Three, Terms::Eight] {
             for (m, n, ks) in
                 [(1, 1, vec![1]), (17, 33, vec![70, 31]), (48, 40, vec![300]), (97, 300, vec![64, 1000, 3])]
             {
@@ -318,7 +365,7 @@ mod tests {
                     match terms {
                         Terms::One => (rounded(&x), rounded(&w), *k),
                         Terms::Three => (x, rounded(&w), *k),
-                        Terms::Six => (x, w, *k),
+                        Terms::Eight => (x, w, *k),
                     }
                 };
                 let sides: Vec<_> = ks.iter().enumerate().map(side).collect();
@@ -358,13 +405,59 @@ mod tests {
         let mut x = numbers(32, 5);
         x[..4].copy_from_slice(&[0.0, -3.3e38, 1e-30, 16_777_215.0]);
         let mut words = vec![0u32; 3 * REGISTER];
-        along(Rows { data: &x, stride: 32, width: 32 }, 1, 3, &mut words);
+        pack::along(Rows { data: &x, stride: 32, width: 32 }, 1, 3, &mut words);
         for (i, x) in x.iter().enumerate() {
             let part = |part: usize| {
                 let word = words[part * REGISTER + i / 2];
                 f64::from(bf16::from_bits((word >> (16 * (i % 2))) as u16).to_f32())
             };
             assert_eq!((part(0) + part(1) + part(2)) as f32, *x);
+        }
+    }
+
+    /// The sum of one row of numbers times one column, and how it comes out.
+    fn sum_of(x: &[f32], w: &[f32]) -> f32 {
+        let mut out = [0f32];
+        let side = Turned { w, k: x.len() };
+        let right = Right { sides: vec![&side], n: 1, out: Out::new(&mut out, 1, false) };
+        products(1, &[Left { x, k: x.len() }], vec![right], Terms::Eight);
+        out[0]
+    }
+
+    #[test]
+    fn digits_hold_numbers_of_any_size() {
+        if !super::super::amx::available() {
+            return;
+        }
+        let ones = [1f32; 300];
+        for number in
+            [0.0, 1.0, -1.0, 8_355_711.0, 8_388_607.0, -16_777_215.0, 1e-30, -3e38, 1.999_999_9, f32::MIN_POSITIVE]
+        {
+            let mut x = [0f32; 300];
+            x[280] = number;
+            for (a, b) in [(&x, &ones), (&ones, &x)] {
+                let sum = sum_of(a, b);
+                let bound = (f64::from(number) / f64::from(1 << 23)).abs() + 1e-37;
+                assert!((f64::from(sum) - f64::from(number)).abs() <= bound, "{number:e} became {sum:e}");
+            }
+        }
+        // what is small beside a large number counts in blocks of its own
+        let mut x = [1e-3f32; 600];
+        x[0] = 1e6;
+        let sum = sum_of(&x, &[&[0.0; 300], &[1.0; 300][..]].concat());
+        assert!((f64::from(sum) - 300.0 * f64::from(1e-3f32)).abs() < 1e-7, "{sum}");
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        if !super::super::amx::available() {
+            return;
+        }
+        let ones = [1f32; 300];
+        for number in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX] {
+            let mut x = ones;
+            x[7] = number;
+            assert!(!sum_of(&x, &ones).is_finite() && !sum_of(&ones, &x).is_finite(), "{number}");
         }
     }
 }

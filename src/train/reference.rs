@@ -14,7 +14,7 @@ use crate::{
 
 /// Names, with the type of the products, the arithmetic that log-probs in a cache depend on: raised when results change by
 /// a bit.
-const ARITHMETIC: &[u8] = b"cpu 4";
+const ARITHMETIC: &[u8] = b"cpu 5";
 
 /// What the policy is held to.
 #[derive(Debug)]

@@ -7,14 +7,14 @@ use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 use super::{FrozenMatrix, Place, Straight, Transposed, with_decoded};
 use crate::{
     kernels::{
-        amx::{self, DEPTH, REGISTER, SIDE, Terms},
+        amx::{self, SIDE, Terms},
         compute::Compute,
         gemm::Out,
         host::{floats, matrix, operand, operand_mut},
         tiles::{
-            Left, Right, Side,
-            pack::{Rows, across, transposed},
-            products,
+            DECODED, Left, Right, Side, digits,
+            pack::{self, Rows},
+            panel, products,
         },
     },
     weights::mapped::{ALIGN, StoredMatrix},
@@ -28,7 +28,7 @@ pub fn terms(matrices: &[&FrozenMatrix]) -> Option<Terms> {
             (Place::Device(_), _) => return None,
             (Place::Mapped(_, Compute::Bf16), _) => Some(Terms::One),
             (Place::Mapped(w, Compute::F32), None | Some(Terms::Three)) if w.exact_in_bf16() => Some(Terms::Three),
-            (Place::Mapped(_, Compute::F32), _) => Some(Terms::Six),
+            (Place::Mapped(_, Compute::F32), _) => Some(Terms::Eight),
         };
     }
     terms
@@ -124,24 +124,24 @@ fn halves(bytes: &[u8], inputs: usize, row: usize, column: usize) -> &[[u8; 2]] 
     bytes[2 * (row * inputs + column)..].as_chunks().0
 }
 
-/// Words of a panel of 32 columns.
-fn panel(k: &Range<usize>, parts: usize) -> usize {
-    k.len().div_ceil(DEPTH) * parts * 2 * REGISTER
-}
-
 impl Side for Transposed<'_> {
-    fn pack(&self, k: Range<usize>, n: Range<usize>, parts: usize, out: &mut [u32]) {
-        for (panel, start) in out.chunks_exact_mut(panel(&k, parts)).zip(n.clone().step_by(SIDE)) {
+    fn pack(&self, k: Range<usize>, n: Range<usize>, terms: Terms, out: &mut [u32]) {
+        let size = panel(terms, k.len().div_ceil(terms.depth()), terms.right(), 2);
+        for (panel, start) in out.chunks_exact_mut(size).zip(n.clone().step_by(SIDE)) {
             let rows = start..n.end.min(start + SIDE);
             let (count, width) = (rows.len(), k.len());
             match self.w.bf16() {
-                Some(bytes) => {
+                Some(bytes) if terms != Terms::Eight => {
                     let data = halves(bytes, self.inputs, start, k.start);
-                    transposed(Rows { data, stride: self.inputs, width }, count, parts, panel);
+                    pack::transposed(Rows { data, stride: self.inputs, width }, count, panel);
                 }
-                None => with_decoded(count * width, |data| {
+                _ => with_decoded(count * width, |data| {
                     self.w.decode(rows, k.clone(), data);
-                    transposed(Rows { data, stride: width, width }, count, parts, panel);
+                    let from = Rows { data, stride: width, width };
+                    match terms {
+                        Terms::Eight => digits::transposed(from, count, panel),
+                        _ => pack::transposed(from, count, panel),
+                    }
                 }),
             }
         }
@@ -149,25 +149,35 @@ impl Side for Transposed<'_> {
 }
 
 impl Side for Straight<'_> {
-    fn pack(&self, k: Range<usize>, n: Range<usize>, parts: usize, out: &mut [u32]) {
-        let (size, width) = (panel(&k, parts), n.len());
-        for (register, start) in k.clone().step_by(DEPTH).enumerate() {
-            let rows = start..k.end.min(start + DEPTH);
+    fn pack(&self, k: Range<usize>, n: Range<usize>, terms: Terms, out: &mut [u32]) {
+        let size = panel(terms, k.len().div_ceil(terms.depth()), terms.right(), 2);
+        // formats decode whole blocks of columns; panels begin where blocks do
+        let whole = |n: &Range<usize>| n.start..n.end.next_multiple_of(ALIGN).min(self.inputs);
+        if terms == Terms::Eight {
+            for (start, out) in n.clone().step_by(DECODED).zip(out.chunks_mut(DECODED / SIDE * size)) {
+                let n = start..n.end.min(start + DECODED);
+                let stride = whole(&n).len();
+                with_decoded(k.len() * stride, |data| {
+                    self.w.decode(k.clone(), whole(&n), data);
+                    digits::across(Rows { data, stride, width: n.len() }, k.len(), out);
+                });
+            }
+            return;
+        }
+        let (width, columns) = (n.len(), whole(&n));
+        let stride = columns.len();
+        for (register, start) in k.clone().step_by(terms.depth()).enumerate() {
+            let rows = start..k.end.min(start + terms.depth());
             let count = rows.len();
             match self.w.bf16() {
                 Some(bytes) => {
                     let data = halves(bytes, self.inputs, start, n.start);
-                    across(Rows { data, stride: self.inputs, width }, count, parts, register, size, out);
+                    pack::across(Rows { data, stride: self.inputs, width }, count, register, size, out);
                 }
-                // formats decode whole blocks of columns; panels begin where blocks do
-                None => {
-                    let columns = n.start..n.end.next_multiple_of(ALIGN).min(self.inputs);
-                    let stride = columns.len();
-                    with_decoded(count * stride, |data| {
-                        self.w.decode(rows, columns, data);
-                        across(Rows { data, stride, width }, count, parts, register, size, out);
-                    });
-                }
+                None => with_decoded(count * stride, |data| {
+                    self.w.decode(rows, columns.clone(), data);
+                    pack::across(Rows { data, stride, width }, count, register, size, out);
+                }),
             }
         }
     }

@@ -1,7 +1,7 @@
 //! f32 as whole numbers of three signed digits of eight bits, packed for the tile unit's products of bytes (an Ozaki scheme).
 //!
 //! A row of the left-hand side, and a column of the right, is multiplied by a power of two for each block of k, so that its
-//! largest number has 23 bits, and rounded to whole numbers. So a sum's error is that of f32 numbers as large as the largest
+//! largest number has 22 or 23 bits, and rounded to whole numbers. So a sum's error is that of f32 numbers as large as the largest
 //! beside it in the block. Blocks of numbers below 1e-30 lose bits, and what is not finite, or above 3.38e38, makes all sums
 //! of its row or column so.
 //!

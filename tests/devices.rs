@@ -18,17 +18,15 @@ use dpo_lora::{
     weights::{ModelFolder, StoredMatrix, upload::Uploader},
 };
 
-#[path = "support/devices.rs"]
-mod devices;
 #[path = "support/numbers.rs"]
 mod numbers;
 mod support;
 
-use devices::{Place, devices, fixtures};
-use numbers::{Most, adapter, by_name, dpo, gradient_by, json, open, pair, policy, relative_l2, token_logps, worst};
+use numbers::devices::{Place, devices, fixtures};
+use numbers::{
+    DEVICE, Most, adapter, by_name, dpo, gradient_by, json, open, pair, policy, relative_l2, token_logps, worst,
+};
 
-/// Log-probs and gradients on a device in f32, to the CPU's.
-const F32: f64 = 1e-3;
 /// Log-probs in bf16 on a device to the CPU's in f32, and gradients, relative: two roundings to 8 bits a product.
 const BF16: [f64; 2] = [0.1, 0.2];
 /// The most that bf16 moves a token of SmolLM2; the CPU's own bf16 products are held to the same in `tests/golden.rs`.
@@ -132,8 +130,8 @@ fn every_model_computes_on_a_device_what_it_does_on_the_cpu() {
                 grads.see(relative_l2(ours, theirs), format!("{name} {tensor}"));
             }
         }
-        logps.at_most(F32);
-        grads.at_most(F32);
+        logps.at_most(DEVICE);
+        grads.at_most(DEVICE);
     }
 }
 
@@ -175,7 +173,7 @@ fn golden_log_probs_are_trl_s_on_every_device() {
     let Some((at, golden)) = at.zip(golden) else { return };
     let rows: Vec<Row> = json(&golden.join("pairs.json"));
     for place in devices() {
-        for (compute, limit) in [(Compute::F32, F32), (Compute::Bf16, GOLDEN_BF16)] {
+        for (compute, limit) in [(Compute::F32, DEVICE), (Compute::Bf16, GOLDEN_BF16)] {
             let mut logps = Most::of("device, golden log-prob of a token");
             let model = place.open(&at, compute);
             let adapter = adapter(&golden.join("init_adapter"), &model);

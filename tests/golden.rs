@@ -21,7 +21,8 @@ mod numbers;
 mod support;
 
 use numbers::{
-    Most, adapter, by_name, dpo, gradient, json, open, open_in, policy, relative_l2, tensors, token_logps, worst,
+    Most, adapter, by_name, dpo, everywhere, gradient, json, open, open_in, policy, relative_l2, tensors, token_logps,
+    worst,
 };
 
 const BETA: f64 = 0.1;
@@ -64,38 +65,40 @@ fn inputs() -> Option<(PathBuf, PathBuf, Vec<Row>, Vec<TokenizedPair>)> {
 
 #[test]
 fn log_probs_and_losses_are_trl_s() {
-    let Some((folder, golden, rows, pairs)) = inputs() else { return };
-    let model = open(&folder);
-    let start = adapter(&golden.join("init_adapter"), &model);
-    let [mut tokens, mut summed, mut losses] =
-        ["golden, log-prob of a token", "golden, log-prob of an answer", "golden, loss of a pair"].map(Most::of);
-    let sum = |tokens: &[f32]| tokens.iter().map(|logp| f64::from(*logp)).sum::<f64>();
-    for (i, (row, pair)) in rows.iter().zip(&pairs).enumerate() {
-        let [of_policy, of_reference] = [policy(&start), Through::default()]
-            .map(|through| token_logps(&model, std::slice::from_ref(pair), through).remove(0));
-        tokens.see(worst(&of_policy[0], &row.policy_chosen_token_logps), format!("row {i}, policy, chosen"));
-        tokens.see(worst(&of_policy[1], &row.policy_rejected_token_logps), format!("row {i}, policy, rejected"));
-        tokens.see(worst(&of_reference[0], &row.ref_chosen_token_logps), format!("row {i}, reference, chosen"));
-        tokens.see(worst(&of_reference[1], &row.ref_rejected_token_logps), format!("row {i}, reference, rejected"));
+    everywhere(|| {
+        let Some((folder, golden, rows, pairs)) = inputs() else { return };
+        let model = open(&folder);
+        let start = adapter(&golden.join("init_adapter"), &model);
+        let [mut tokens, mut summed, mut losses] =
+            ["golden, log-prob of a token", "golden, log-prob of an answer", "golden, loss of a pair"].map(Most::of);
+        let sum = |tokens: &[f32]| tokens.iter().map(|logp| f64::from(*logp)).sum::<f64>();
+        for (i, (row, pair)) in rows.iter().zip(&pairs).enumerate() {
+            let [of_policy, of_reference] = [policy(&start), Through::default()]
+                .map(|through| token_logps(&model, std::slice::from_ref(pair), through).remove(0));
+            tokens.see(worst(&of_policy[0], &row.policy_chosen_token_logps), format!("row {i}, policy, chosen"));
+            tokens.see(worst(&of_policy[1], &row.policy_rejected_token_logps), format!("row {i}, policy, rejected"));
+            tokens.see(worst(&of_reference[0], &row.ref_chosen_token_logps), format!("row {i}, reference, chosen"));
+            tokens.see(worst(&of_reference[1], &row.ref_rejected_token_logps), format!("row {i}, reference, rejected"));
 
-        let (chosen, rejected) = (sum(&of_policy[0]), sum(&of_policy[1]));
-        let (ref_chosen, ref_rejected) = (sum(&of_reference[0]), sum(&of_reference[1]));
-        let (chosen_tokens, rejected_tokens) = (pair.chosen.len(), pair.rejected.len());
-        let ours = PairLogps { chosen, rejected, ref_chosen, ref_rejected, chosen_tokens, rejected_tokens };
-        summed.see((chosen - row.policy_chosen_logps).abs(), format!("row {i}, policy, chosen"));
-        summed.see((rejected - row.policy_rejected_logps).abs(), format!("row {i}, policy, rejected"));
-        summed.see((ref_chosen - row.ref_chosen_logps).abs(), format!("row {i}, reference, chosen"));
-        summed.see((ref_rejected - row.ref_rejected_logps).abs(), format!("row {i}, reference, rejected"));
-        losses.see((loss(&dpo(BETA), &ours).loss - row.loss_sigmoid).abs(), format!("row {i}"));
-        // rewards are sums times beta
-        let (chosen, rejected) = (BETA * ours.chosen_logratio(), BETA * ours.rejected_logratio());
-        assert!((chosen - row.reward_chosen).abs() < 2.0 * BETA * 3e-3, "row {i}: {chosen}");
-        assert!((rejected - row.reward_rejected).abs() < 2.0 * BETA * 3e-3, "row {i}: {rejected}");
-        assert!((chosen - rejected - row.margin).abs() < 4.0 * BETA * 3e-3, "row {i}: {chosen} {rejected}");
-    }
-    tokens.at_most(1e-4);
-    summed.at_most(3e-3);
-    losses.at_most(2e-5);
+            let (chosen, rejected) = (sum(&of_policy[0]), sum(&of_policy[1]));
+            let (ref_chosen, ref_rejected) = (sum(&of_reference[0]), sum(&of_reference[1]));
+            let (chosen_tokens, rejected_tokens) = (pair.chosen.len(), pair.rejected.len());
+            let ours = PairLogps { chosen, rejected, ref_chosen, ref_rejected, chosen_tokens, rejected_tokens };
+            summed.see((chosen - row.policy_chosen_logps).abs(), format!("row {i}, policy, chosen"));
+            summed.see((rejected - row.policy_rejected_logps).abs(), format!("row {i}, policy, rejected"));
+            summed.see((ref_chosen - row.ref_chosen_logps).abs(), format!("row {i}, reference, chosen"));
+            summed.see((ref_rejected - row.ref_rejected_logps).abs(), format!("row {i}, reference, rejected"));
+            losses.see((loss(&dpo(BETA), &ours).loss - row.loss_sigmoid).abs(), format!("row {i}"));
+            // rewards are sums times beta
+            let (chosen, rejected) = (BETA * ours.chosen_logratio(), BETA * ours.rejected_logratio());
+            assert!((chosen - row.reward_chosen).abs() < 2.0 * BETA * 3e-3, "row {i}: {chosen}");
+            assert!((rejected - row.reward_rejected).abs() < 2.0 * BETA * 3e-3, "row {i}: {rejected}");
+            assert!((chosen - rejected - row.margin).abs() < 4.0 * BETA * 3e-3, "row {i}: {chosen} {rejected}");
+        }
+        tokens.at_most(1e-4);
+        summed.at_most(3e-3);
+        losses.at_most(2e-5);
+    });
 }
 
 /// What rounding the products' operands to bf16 changes; docs/performance.md quotes the figures that this prints.
@@ -176,60 +179,64 @@ fn every_loss_is_trl_s() {
 
 #[test]
 fn two_steps_are_trl_s() {
-    let Some((folder, golden, _, pairs)) = inputs() else { return };
-    let model = open(&folder);
-    let start = golden.join("init_adapter");
-    let adapter = adapter(&start, &model);
-    let before = by_name(&adapter, &adapter.values);
-    let summary: Value = json(&golden.join("summary.json"));
-    let rate = summary["lr"].as_f64().expect("a rate");
-    assert_eq!(AdapterFolder::read(&start).expect("the adapter").matrices.len() * 2, before.len());
-    let mut optimizer = Optimizer::AdamW(AdamW::new(&adapter.values, [0.9, 0.999], 0.0).expect("AdamW"));
+    everywhere(|| {
+        let Some((folder, golden, _, pairs)) = inputs() else { return };
+        let model = open(&folder);
+        let start = golden.join("init_adapter");
+        let adapter = adapter(&start, &model);
+        let before = by_name(&adapter, &adapter.values);
+        let summary: Value = json(&golden.join("summary.json"));
+        let rate = summary["lr"].as_f64().expect("a rate");
+        assert_eq!(AdapterFolder::read(&start).expect("the adapter").matrices.len() * 2, before.len());
+        let mut optimizer = Optimizer::AdamW(AdamW::new(&adapter.values, [0.9, 0.999], 0.0).expect("AdamW"));
 
-    let mut grads = Most::of("golden, gradient of a LoRA tensor, relative L2");
-    let mut scalars = Most::of("golden, loss and gradient norm of a step, relative");
-    let mut changes = Most::of("golden, change of a LoRA tensor over the steps, relative L2");
-    let mut metrics = Most::of("golden, other metrics of a step, part of what is allowed");
-    let mut num_tokens = 0;
-    for (step, batch) in pairs.chunks(BATCH).take(2).enumerate() {
-        let means = gradient(&model, &adapter, &batch.iter().collect::<Vec<_>>(), &dpo(BETA));
-        let theirs = &summary["train_steps"][step];
-        let number = |name: &str| theirs[name].as_f64().unwrap_or_else(|| panic!("no {name} of step {step}"));
-        let norm = global_norm(&adapter.grads).expect("a norm");
-        for (name, ours) in [("loss", means.loss), ("grad_norm", norm)] {
-            scalars.see((ours / number(name) - 1.0).abs(), format!("{name} of step {step}"));
-        }
-        num_tokens += means.num_tokens;
-        assert_eq!(num_tokens as f64, number("num_tokens"));
-        for (name, ours) in named(&means) {
-            let off = (ours - number(name)).abs() / allowed(name);
-            println!("measured: step {step}, {name}: {ours} for {}", number(name));
-            metrics.see(off, format!("{name} of step {step}"));
-        }
+        let mut grads = Most::of("golden, gradient of a LoRA tensor, relative L2");
+        let mut scalars = Most::of("golden, loss and gradient norm of a step, relative");
+        let mut changes = Most::of("golden, change of a LoRA tensor over the steps, relative L2");
+        let mut metrics = Most::of("golden, other metrics of a step, part of what is allowed");
+        let mut num_tokens = 0;
+        for (step, batch) in pairs.chunks(BATCH).take(2).enumerate() {
+            let means = gradient(&model, &adapter, &batch.iter().collect::<Vec<_>>(), &dpo(BETA));
+            let theirs = &summary["train_steps"][step];
+            let number = |name: &str| theirs[name].as_f64().unwrap_or_else(|| panic!("no {name} of step {step}"));
+            let norm = global_norm(&adapter.grads).expect("a norm");
+            for (name, ours) in [("loss", means.loss), ("grad_norm", norm)] {
+                scalars.see((ours / number(name) - 1.0).abs(), format!("{name} of step {step}"));
+            }
+            num_tokens += means.num_tokens;
+            assert_eq!(num_tokens as f64, number("num_tokens"));
+            for (name, ours) in named(&means) {
+                let off = (ours - number(name)).abs() / allowed(name);
+                println!("measured: step {step}, {name}: {ours} for {}", number(name));
+                metrics.see(off, format!("{name} of step {step}"));
+            }
 
-        if step == 0 {
-            let ours = by_name(&adapter, &adapter.grads);
-            let theirs = tensors(&golden.join("grads_batch1_selected.safetensors"));
+            if step == 0 {
+                let ours = by_name(&adapter, &adapter.grads);
+                let theirs = tensors(&golden.join("grads_batch1_selected.safetensors"));
+                assert_eq!(theirs.len(), 12);
+                for (name, theirs) in &theirs {
+                    grads.see(relative_l2(&ours[name], theirs), name);
+                }
+            }
+
+            let gradient = Gradient { values: &adapter.grads, norm, scale: 1.0 };
+            optimizer.step(&adapter.values, gradient, rate).expect("a step");
+            let after = by_name(&adapter, &adapter.values);
+            let theirs = tensors(&golden.join(format!("params_after_step{}_selected.safetensors", step + 1)));
             assert_eq!(theirs.len(), 12);
             for (name, theirs) in &theirs {
-                grads.see(relative_l2(&ours[name], theirs), name);
+                let moved =
+                    |after: &[f32]| -> Vec<f32> { after.iter().zip(&before[name]).map(|(a, b)| a - b).collect() };
+                changes
+                    .see(relative_l2(&moved(&after[name]), &moved(theirs)), format!("{name} after step {}", step + 1));
             }
         }
-
-        let gradient = Gradient { values: &adapter.grads, norm, scale: 1.0 };
-        optimizer.step(&adapter.values, gradient, rate).expect("a step");
-        let after = by_name(&adapter, &adapter.values);
-        let theirs = tensors(&golden.join(format!("params_after_step{}_selected.safetensors", step + 1)));
-        assert_eq!(theirs.len(), 12);
-        for (name, theirs) in &theirs {
-            let moved = |after: &[f32]| -> Vec<f32> { after.iter().zip(&before[name]).map(|(a, b)| a - b).collect() };
-            changes.see(relative_l2(&moved(&after[name]), &moved(theirs)), format!("{name} after step {}", step + 1));
-        }
-    }
-    grads.at_most(3e-4);
-    scalars.at_most(1e-4);
-    changes.at_most(1e-2);
-    metrics.at_most(1.0);
+        grads.at_most(3e-4);
+        scalars.at_most(1e-4);
+        changes.at_most(1e-2);
+        metrics.at_most(1.0);
+    });
 }
 
 /// What TRL logs, but for the loss.

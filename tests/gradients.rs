@@ -18,7 +18,7 @@ mod form;
 mod numbers;
 
 use form::{Form, Learning};
-use numbers::{Most, adapter, by_name, dpo, fixture, gradient, open, pair, policy, relative_l2, sums};
+use numbers::{Most, adapter, by_name, dpo, everywhere, fixture, gradient, open, pair, policy, relative_l2, sums};
 
 /// Grouped heads; biases and a large epsilon; a window of 8; a scaled rope; a tied head and weights in bf16; then every
 /// other family.
@@ -102,79 +102,87 @@ fn with(learning: &Learning, values: &[Tensor]) -> Learning {
 
 #[test]
 fn a_block_s_backward_is_autograd_s() {
-    let mut forward = Most::of("block, output, relative L2");
-    let mut grads = Most::of("block, gradient, relative L2 to autograd in f64");
-    let mut differences = Most::of("block, autograd to central differences in f64 (step 3e-6)");
-    // two prompts with two answers each; rows, position of the first, rows of the prompt
-    let segments = [
-        (0..9, 0, 0..0),
-        (9..20, 9, 0..9),
-        (20..23, 9, 0..9),
-        (23..24, 0, 0..0),
-        (24..25, 1, 23..24),
-        (25..37, 1, 23..24),
-    ];
-    let part = |n: usize, seed| numbers::ids(Stream::new(seed, "ids"), n, VOCABULARY);
-    // an answer's last token is in no row
-    let (prompts, answers) = ([part(9, 1), part(1, 2)], [part(12, 3), part(4, 4), part(2, 5), part(13, 6)]);
-    let trees: Vec<Tree> = (0..2)
-        .map(|i| Tree { prompt: &prompts[i], answers: answers[2 * i..2 * i + 2].iter().map(Vec::as_slice).collect() })
-        .collect();
-    let segment = |row: usize| segments.iter().find(|(rows, ..)| rows.contains(&row)).unwrap();
-    let position = |row: usize| segment(row).1 + row - segment(row).0.start;
-    let positions: Vec<usize> = (0..37).map(position).collect();
+    everywhere(|| {
+        let mut forward = Most::of("block, output, relative L2");
+        let mut grads = Most::of("block, gradient, relative L2 to autograd in f64");
+        let mut differences = Most::of("block, autograd to central differences in f64 (step 3e-6)");
+        // two prompts with two answers each; rows, position of the first, rows of the prompt
+        let segments = [
+            (0..9, 0, 0..0),
+            (9..20, 9, 0..9),
+            (20..23, 9, 0..9),
+            (23..24, 0, 0..0),
+            (24..25, 1, 23..24),
+            (25..37, 1, 23..24),
+        ];
+        let part = |n: usize, seed| numbers::ids(Stream::new(seed, "ids"), n, VOCABULARY);
+        // an answer's last token is in no row
+        let (prompts, answers) = ([part(9, 1), part(1, 2)], [part(12, 3), part(4, 4), part(2, 5), part(13, 6)]);
+        let trees: Vec<Tree> = (0..2)
+            .map(|i| Tree {
+                prompt: &prompts[i],
+                answers: answers[2 * i..2 * i + 2].iter().map(Vec::as_slice).collect(),
+            })
+            .collect();
+        let segment = |row: usize| segments.iter().find(|(rows, ..)| rows.contains(&row)).unwrap();
+        let position = |row: usize| segment(row).1 + row - segment(row).0.start;
+        let positions: Vec<usize> = (0..37).map(position).collect();
 
-    for model_name in MODELS {
-        let (model, form) = (open(&fixture(model_name)), Form::open(&fixture(model_name)));
-        let adapter = adapter(&fixture(model_name).join("adapter"), &model);
-        let tokens = pack(&trees, &model.rotary, &Device::Cpu).unwrap().tokens;
-        let dropout = Dropout { p: 0.3, stream: Stream::new(9, "dropout"), first_row: 40 };
-        for (layer, block) in model.blocks.iter().enumerate() {
-            let hides = |i: usize, j: usize| {
-                let (rows, _, prompt) = segment(i);
-                let seen = (rows.contains(&j) && j <= i) || prompt.contains(&j);
-                let window = form.config.layers[layer].window;
-                !seen || window.is_some_and(|window| position(i) - position(j) >= window)
-            };
-            for (adapted, dropout) in [(false, None), (true, None), (true, Some(dropout))] {
-                let through = Through { dropout, ..Through::of(adapted.then_some(&adapter)) };
-                let mut learning = Learning { dropout, ..Learning::of(&adapter) };
-                let here =
-                    |module: &String| adapted && module.starts_with(&format!("{}.{layer}.", form.config.family.layers));
-                learning.matrices.retain(|module, _| here(module));
-                assert_eq!(learning.matrices.len(), if adapted { block.linears().count() } else { 0 });
-
-                let width = form.config.hidden_size;
-                let (x, dy) = (random((37, width), 1), random((37, width), 2));
-                adapter.clear_grads().unwrap();
-                let kept = block.recompute(&x, &tokens, through).unwrap();
-                let dx = block.backward(&x, kept, dy.copy().unwrap(), &tokens, through).unwrap();
-                let mut ours = by_name(&adapter, &adapter.grads);
-                ours.insert("x".into(), dx.flatten_all().unwrap().to_vec1().unwrap());
-
-                let (mut names, mut inputs) = inputs_of(&learning);
-                names.push("x".into());
-                inputs.push(x.to_dtype(DType::F64).unwrap());
-                let output = |at: &[Tensor]| {
-                    let (x, matrices) = at.split_last().unwrap();
-                    form.block(layer, x, &positions, hides, &with(&learning, matrices))
+        for model_name in MODELS {
+            let (model, form) = (open(&fixture(model_name)), Form::open(&fixture(model_name)));
+            let adapter = adapter(&fixture(model_name).join("adapter"), &model);
+            let tokens = pack(&trees, &model.rotary, &model.device).unwrap().tokens;
+            let dropout = Dropout { p: 0.3, stream: Stream::new(9, "dropout"), first_row: 40 };
+            for (layer, block) in model.blocks.iter().enumerate() {
+                let hides = |i: usize, j: usize| {
+                    let (rows, _, prompt) = segment(i);
+                    let seen = (rows.contains(&j) && j <= i) || prompt.contains(&j);
+                    let window = form.config.layers[layer].window;
+                    !seen || window.is_some_and(|window| position(i) - position(j) >= window)
                 };
-                let place = format!("{model_name}, layer {layer}, adapter {adapted}, dropout {}", dropout.is_some());
-                let narrow =
-                    |y: Tensor| y.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-                let y = block.forward(&x, &tokens, through).unwrap();
-                forward.see(relative_l2(&narrow(y), &narrow(output(&inputs).unwrap())), place.as_str());
-                let wide_dy = dy.to_dtype(DType::F64).unwrap();
-                let theirs = autograd(&names, &inputs, &mut differences, |at| (output(at)? * &wide_dy)?.sum_all());
-                for (name, theirs) in names.iter().zip(&theirs) {
-                    grads.see(relative_l2(&ours[name], theirs), format!("{place}, {name}"));
+                for (adapted, dropout) in [(false, None), (true, None), (true, Some(dropout))] {
+                    let through = Through { dropout, ..Through::of(adapted.then_some(&adapter)) };
+                    let mut learning = Learning { dropout, ..Learning::of(&adapter) };
+                    let here = |module: &String| {
+                        adapted && module.starts_with(&format!("{}.{layer}.", form.config.family.layers))
+                    };
+                    learning.matrices.retain(|module, _| here(module));
+                    assert_eq!(learning.matrices.len(), if adapted { block.linears().count() } else { 0 });
+
+                    let width = form.config.hidden_size;
+                    let [x, dy] = [1, 2].map(|seed| random((37, width), seed));
+                    let [wide_x, wide_dy] = [&x, &dy].map(|x| x.to_dtype(DType::F64).unwrap());
+                    let [x, dy] = [x, dy].map(|x| x.to_device(&model.device).unwrap());
+                    adapter.clear_grads().unwrap();
+                    let kept = block.recompute(&x, &tokens, through).unwrap();
+                    let dx = block.backward(&x, kept, dy.copy().unwrap(), &tokens, through).unwrap();
+                    let mut ours = by_name(&adapter, &adapter.grads);
+                    ours.insert("x".into(), dx.flatten_all().unwrap().to_vec1().unwrap());
+
+                    let (mut names, mut inputs) = inputs_of(&learning);
+                    names.push("x".into());
+                    inputs.push(wide_x);
+                    let output = |at: &[Tensor]| {
+                        let (x, matrices) = at.split_last().unwrap();
+                        form.block(layer, x, &positions, hides, &with(&learning, matrices))
+                    };
+                    let place =
+                        format!("{model_name}, layer {layer}, adapter {adapted}, dropout {}", dropout.is_some());
+                    let narrow =
+                        |y: Tensor| y.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                    let y = block.forward(&x, &tokens, through).unwrap();
+                    forward.see(relative_l2(&narrow(y), &narrow(output(&inputs).unwrap())), place.as_str());
+                    let theirs = autograd(&names, &inputs, &mut differences, |at| (output(at)? * &wide_dy)?.sum_all());
+                    for (name, theirs) in names.iter().zip(&theirs) {
+                        grads.see(relative_l2(&ours[name], theirs), format!("{place}, {name}"));
+                    }
                 }
             }
         }
-    }
-    forward.at_most(2e-6);
-    differences.at_most(1e-7);
-    grads.at_most(1e-5);
+        forward.at_most(2e-6);
+        differences.at_most(1e-7);
+        grads.at_most(1e-5);
+    });
 }
 
 /// Pairs with a prompt and an answer of one token among them.
@@ -203,27 +211,29 @@ fn form_loss(
 
 #[test]
 fn the_model_s_gradient_is_autograd_s() {
-    let mut losses = Most::of("model, DPO loss");
-    let mut grads = Most::of("model, gradient of a LoRA tensor, relative L2 to autograd in f64");
-    let mut differences = Most::of("model, autograd to central differences in f64 (step 3e-6)");
-    for model_name in MODELS {
-        let (model, form) = (open(&fixture(model_name)), Form::open(&fixture(model_name)));
-        let adapter = adapter(&fixture(model_name).join("adapter"), &model);
-        let (pairs, learning) = (pairs(), Learning::of(&adapter));
-        let refs: Vec<_> = pairs.iter().collect();
-        let reference = sums(&model, &refs, Through::default());
-        let means = gradient(&model, &adapter, &refs, &dpo(0.1));
-        let ours = by_name(&adapter, &adapter.grads);
-        let total = |at: &[Tensor]| form_loss(&form, &pairs, &reference, 0.1, &with(&learning, at));
-        let (names, inputs) = inputs_of(&learning);
-        losses.see((means.loss - total(&inputs).unwrap().to_scalar::<f64>().unwrap()).abs(), model_name);
-        for (name, theirs) in names.iter().zip(autograd(&names, &inputs, &mut differences, total)) {
-            grads.see(relative_l2(&ours[name], &theirs), format!("{model_name} {name}"));
+    everywhere(|| {
+        let mut losses = Most::of("model, DPO loss");
+        let mut grads = Most::of("model, gradient of a LoRA tensor, relative L2 to autograd in f64");
+        let mut differences = Most::of("model, autograd to central differences in f64 (step 3e-6)");
+        for model_name in MODELS {
+            let (model, form) = (open(&fixture(model_name)), Form::open(&fixture(model_name)));
+            let adapter = adapter(&fixture(model_name).join("adapter"), &model);
+            let (pairs, learning) = (pairs(), Learning::of(&adapter));
+            let refs: Vec<_> = pairs.iter().collect();
+            let reference = sums(&model, &refs, Through::default());
+            let means = gradient(&model, &adapter, &refs, &dpo(0.1));
+            let ours = by_name(&adapter, &adapter.grads);
+            let total = |at: &[Tensor]| form_loss(&form, &pairs, &reference, 0.1, &with(&learning, at));
+            let (names, inputs) = inputs_of(&learning);
+            losses.see((means.loss - total(&inputs).unwrap().to_scalar::<f64>().unwrap()).abs(), model_name);
+            for (name, theirs) in names.iter().zip(autograd(&names, &inputs, &mut differences, total)) {
+                grads.see(relative_l2(&ours[name], &theirs), format!("{model_name} {name}"));
+            }
         }
-    }
-    losses.at_most(1e-5);
-    differences.at_most(1e-7);
-    grads.at_most(1e-5);
+        losses.at_most(1e-5);
+        differences.at_most(1e-7);
+        grads.at_most(1e-5);
+    });
 }
 
 /// The mean loss by forward passes alone.
@@ -246,43 +256,46 @@ fn loss_of(
 
 #[test]
 fn the_gradient_is_the_slope_of_our_own_loss() {
-    /// By so much at least the loss is to move over a step, and so long is a step at least: a loss in f32 rounds by about
-    /// 1e-7. It bends over such steps, which shows in the step's square: differences over one and two steps cancel that.
-    const MOVE: f64 = 2e-4;
-    const STEP: f64 = 2e-3;
-    let mut slopes =
-        Most::of("model, gradient along itself to central differences of our f32 loss (two steps), relative");
-    for model_name in MODELS {
-        let model = open(&fixture(model_name));
-        let adapter = adapter(&fixture(model_name).join("adapter"), &model);
-        let pairs = pairs();
-        let refs: Vec<_> = pairs.iter().collect();
-        let reference = sums(&model, &refs, Through::default());
-        gradient(&model, &adapter, &refs, &dpo(0.1));
-        let values = adapter.values.to_vec1::<f32>().unwrap();
-        // a tensor at a time along its own gradient, where the slope is the gradient's norm
-        let mut at = 0;
-        let named = by_name(&adapter, &adapter.grads);
-        for shape in &adapter.shapes {
-            for matrix in ["A", "B"] {
-                let gradient = &named[&name(&shape.module, matrix)];
-                let norm = gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
-                let moved = |step: f64| {
-                    let mut values = values.clone();
-                    for (value, g) in values[at..at + gradient.len()].iter_mut().zip(gradient) {
-                        *value += (step * f64::from(*g) / norm) as f32;
-                    }
-                    adapter.set(values).unwrap();
-                    loss_of(&model, &adapter, &refs, &reference)
-                };
-                let over = |step: f64| (moved(step) - moved(-step)) / (2.0 * step);
-                let step = STEP.max(MOVE / norm);
-                let slope = (4.0 * over(step) - over(2.0 * step)) / 3.0;
-                slopes.see((slope / norm - 1.0).abs(), format!("{model_name} {matrix} of {}: {norm}", shape.module));
-                at += gradient.len();
+    everywhere(|| {
+        /// By so much at least the loss is to move over a step, and so long is a step at least: a loss in f32 rounds by about
+        /// 1e-7. It bends over such steps, which shows in the step's square: differences over one and two steps cancel that.
+        const MOVE: f64 = 2e-4;
+        const STEP: f64 = 2e-3;
+        let mut slopes =
+            Most::of("model, gradient along itself to central differences of our f32 loss (two steps), relative");
+        for model_name in MODELS {
+            let model = open(&fixture(model_name));
+            let adapter = adapter(&fixture(model_name).join("adapter"), &model);
+            let pairs = pairs();
+            let refs: Vec<_> = pairs.iter().collect();
+            let reference = sums(&model, &refs, Through::default());
+            gradient(&model, &adapter, &refs, &dpo(0.1));
+            let values = adapter.values.to_vec1::<f32>().unwrap();
+            // a tensor at a time along its own gradient, where the slope is the gradient's norm
+            let mut at = 0;
+            let named = by_name(&adapter, &adapter.grads);
+            for shape in &adapter.shapes {
+                for matrix in ["A", "B"] {
+                    let gradient = &named[&name(&shape.module, matrix)];
+                    let norm = gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
+                    let moved = |step: f64| {
+                        let mut values = values.clone();
+                        for (value, g) in values[at..at + gradient.len()].iter_mut().zip(gradient) {
+                            *value += (step * f64::from(*g) / norm) as f32;
+                        }
+                        adapter.set(values).unwrap();
+                        loss_of(&model, &adapter, &refs, &reference)
+                    };
+                    let over = |step: f64| (moved(step) - moved(-step)) / (2.0 * step);
+                    let step = STEP.max(MOVE / norm);
+                    let slope = (4.0 * over(step) - over(2.0 * step)) / 3.0;
+                    slopes
+                        .see((slope / norm - 1.0).abs(), format!("{model_name} {matrix} of {}: {norm}", shape.module));
+                    at += gradient.len();
+                }
             }
+            assert_eq!(at, values.len());
         }
-        assert_eq!(at, values.len());
-    }
-    slopes.at_most(1e-3);
+        slopes.at_most(1e-3);
+    });
 }

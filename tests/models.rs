@@ -24,8 +24,8 @@ mod numbers;
 mod support;
 
 use numbers::{
-    Ids, Most, adapter, by_name, dpo, fixture, gradient, json as read_json, open, policy, relative_l2, tensors,
-    token_logps, worst,
+    Ids, Most, adapter, by_name, dpo, everywhere, fixture, gradient, json as read_json, open, policy, relative_l2,
+    tensors, token_logps, worst,
 };
 
 const SIDES: [&str; 2] = ["chosen", "rejected"];
@@ -58,39 +58,41 @@ fn name(folder: &Path) -> String {
 
 #[test]
 fn log_probs_and_gradients_are_those_of_transformers_and_peft() {
-    let mut logps = Most::of("fixtures, log-prob of a token");
-    let mut grads = Most::of("fixtures, gradient of a LoRA tensor, relative L2");
-    let mut scalars = Most::of("fixtures, loss and gradient norm, relative");
-    let models = folders(fixture(""));
-    assert_eq!(models.len(), 21);
-    for folder in &models {
-        let (expected, theirs): (Expected, _) =
-            (read_json(&folder.join("expected.json")), tensors(&folder.join("expected.safetensors")));
-        let pairs: Vec<TokenizedPair> = expected.pairs.into_iter().map(TokenizedPair::from).collect();
-        let model = open(folder);
-        let adapter = adapter(&folder.join("adapter"), &model);
-        for (who, through) in [("base", Through::default()), ("policy", policy(&adapter))] {
-            for (i, ours) in token_logps(&model, &pairs, through).iter().enumerate() {
-                for (side, ours) in SIDES.iter().zip(ours) {
-                    let tensor = format!("{who}.{side}.{i}");
-                    logps.see(worst(ours, &theirs[&tensor]), format!("{} {tensor}", name(folder)));
+    everywhere(|| {
+        let mut logps = Most::of("fixtures, log-prob of a token");
+        let mut grads = Most::of("fixtures, gradient of a LoRA tensor, relative L2");
+        let mut scalars = Most::of("fixtures, loss and gradient norm, relative");
+        let models = folders(fixture(""));
+        assert_eq!(models.len(), 21);
+        for folder in &models {
+            let (expected, theirs): (Expected, _) =
+                (read_json(&folder.join("expected.json")), tensors(&folder.join("expected.safetensors")));
+            let pairs: Vec<TokenizedPair> = expected.pairs.into_iter().map(TokenizedPair::from).collect();
+            let model = open(folder);
+            let adapter = adapter(&folder.join("adapter"), &model);
+            for (who, through) in [("base", Through::default()), ("policy", policy(&adapter))] {
+                for (i, ours) in token_logps(&model, &pairs, through).iter().enumerate() {
+                    for (side, ours) in SIDES.iter().zip(ours) {
+                        let tensor = format!("{who}.{side}.{i}");
+                        logps.see(worst(ours, &theirs[&tensor]), format!("{} {tensor}", name(folder)));
+                    }
                 }
             }
-        }
 
-        let means = gradient(&model, &adapter, &pairs.iter().collect::<Vec<_>>(), &dpo(expected.beta));
-        scalars.see((means.loss / expected.loss - 1.0).abs(), format!("loss of {}", name(folder)));
-        let norm = global_norm(&adapter.grads).expect("a norm");
-        scalars.see((norm / expected.grad_norm - 1.0).abs(), format!("gradient norm of {}", name(folder)));
-        let ours = by_name(&adapter, &adapter.grads);
-        assert_eq!(theirs.keys().filter(|tensor| tensor.starts_with("grad.")).count(), ours.len());
-        for (tensor, ours) in &ours {
-            grads.see(relative_l2(ours, &theirs[&format!("grad.{tensor}")]), format!("{} {tensor}", name(folder)));
+            let means = gradient(&model, &adapter, &pairs.iter().collect::<Vec<_>>(), &dpo(expected.beta));
+            scalars.see((means.loss / expected.loss - 1.0).abs(), format!("loss of {}", name(folder)));
+            let norm = global_norm(&adapter.grads).expect("a norm");
+            scalars.see((norm / expected.grad_norm - 1.0).abs(), format!("gradient norm of {}", name(folder)));
+            let ours = by_name(&adapter, &adapter.grads);
+            assert_eq!(theirs.keys().filter(|tensor| tensor.starts_with("grad.")).count(), ours.len());
+            for (tensor, ours) in &ours {
+                grads.see(relative_l2(ours, &theirs[&format!("grad.{tensor}")]), format!("{} {tensor}", name(folder)));
+            }
         }
-    }
-    logps.at_most(2e-5);
-    grads.at_most(1e-4);
-    scalars.at_most(1e-5);
+        logps.at_most(2e-5);
+        grads.at_most(1e-4);
+        scalars.at_most(1e-5);
+    });
 }
 
 /// The policies of all fixtures on their pairs, with what leaves: a merged folder and an adapter that names its targets as
@@ -116,17 +118,19 @@ fn exports(mut see: impl FnMut(&Path, [&Path; 2], &[TokenizedPair], Vec<[Vec<f32
 
 #[test]
 fn merged_models_and_written_adapters_say_what_base_and_adapter_say() {
-    let mut logps = Most::of("fixtures, log-prob of a token after an export");
-    exports(|folder, [merged, written], pairs, ours| {
-        let model = open(folder);
-        let again = adapter(written, &model);
-        let merged = open(merged);
-        let others = [token_logps(&merged, pairs, Through::default()), token_logps(&model, pairs, policy(&again))];
-        for (ours, other) in others.iter().flat_map(|other| ours.iter().zip(other)) {
-            logps.see(worst(ours.iter().flatten(), other.iter().flatten()), name(folder));
-        }
+    everywhere(|| {
+        let mut logps = Most::of("fixtures, log-prob of a token after an export");
+        exports(|folder, [merged, written], pairs, ours| {
+            let model = open(folder);
+            let again = adapter(written, &model);
+            let merged = open(merged);
+            let others = [token_logps(&merged, pairs, Through::default()), token_logps(&model, pairs, policy(&again))];
+            for (ours, other) in others.iter().flat_map(|other| ours.iter().zip(other)) {
+                logps.see(worst(ours.iter().flatten(), other.iter().flatten()), name(folder));
+            }
+        });
+        logps.at_most(2e-5);
     });
-    logps.at_most(2e-5);
 }
 
 #[test]
@@ -169,27 +173,29 @@ fn peft_and_transformers_read_the_exports_of_every_family() {
 
 #[test]
 fn every_way_to_set_an_adapter_up_is_peft_s_or_is_refused() {
-    let folder = fixture("llama");
-    let model = open(&folder);
-    let pairs: Vec<Ids> = read_json::<Expected>(&folder.join("expected.json")).pairs;
-    let pairs: Vec<TokenizedPair> = pairs.into_iter().map(TokenizedPair::from).collect();
-    let (mut logps, mut read, mut refused) = (Most::of("adapters, log-prob of a token"), vec![], vec![]);
-    for folder in folders(folder.join("adapters")) {
-        let expected: ExpectedOfAdapter = read_json(&folder.join("expected.json"));
-        let adapter = AdapterFolder::read(&folder).and_then(|folder| adapters::on_model(&folder, &model));
-        let Ok(adapter) = adapter else {
-            refused.push(name(&folder));
-            continue;
-        };
-        read.push(name(&folder));
-        for (i, [chosen, rejected]) in token_logps(&model, &pairs, policy(&adapter)).iter().enumerate() {
-            logps.see(worst(chosen, &expected.chosen_logps[i]), format!("{} chosen {i}", name(&folder)));
-            logps.see(worst(rejected, &expected.rejected_logps[i]), format!("{} rejected {i}", name(&folder)));
+    everywhere(|| {
+        let folder = fixture("llama");
+        let model = open(&folder);
+        let pairs: Vec<Ids> = read_json::<Expected>(&folder.join("expected.json")).pairs;
+        let pairs: Vec<TokenizedPair> = pairs.into_iter().map(TokenizedPair::from).collect();
+        let (mut logps, mut read, mut refused) = (Most::of("adapters, log-prob of a token"), vec![], vec![]);
+        for folder in folders(folder.join("adapters")) {
+            let expected: ExpectedOfAdapter = read_json(&folder.join("expected.json"));
+            let adapter = AdapterFolder::read(&folder).and_then(|folder| adapters::on_model(&folder, &model));
+            let Ok(adapter) = adapter else {
+                refused.push(name(&folder));
+                continue;
+            };
+            read.push(name(&folder));
+            for (i, [chosen, rejected]) in token_logps(&model, &pairs, policy(&adapter)).iter().enumerate() {
+                logps.see(worst(chosen, &expected.chosen_logps[i]), format!("{} chosen {i}", name(&folder)));
+                logps.see(worst(rejected, &expected.rejected_logps[i]), format!("{} rejected {i}", name(&folder)));
+            }
         }
-    }
-    assert_eq!(
-        (read.join(" "), refused.join(" ")),
-        ("list patterns regex rslora".into(), "dora head layers whole-norms".into())
-    );
-    logps.at_most(2e-5);
+        assert_eq!(
+            (read.join(" "), refused.join(" ")),
+            ("list patterns regex rslora".into(), "dora head layers whole-norms".into())
+        );
+        logps.at_most(2e-5);
+    });
 }

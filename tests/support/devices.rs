@@ -12,6 +12,7 @@ use dpo_lora::{
 };
 
 /// A device by name. Matrices are uploaded to it, also to the CPU.
+#[derive(Debug)]
 pub struct Place {
     pub name: &'static str,
     pub device: Device,
@@ -22,7 +23,7 @@ pub struct Place {
 /// # Panics
 /// Where `DPO_LORA_REQUIRE_DEVICE` names one that is not there.
 pub fn devices() -> Vec<Place> {
-    let mut found = vec![Place { name: "cpu", device: Device::Cpu }];
+    let mut found = vec![Place { name: "the CPU, uploaded", device: Device::Cpu }];
     for (name, full) in [("cuda", "cuda:0"), ("metal", "metal")] {
         found.extend(device::choose(full).ok().map(|device| Place { name, device }));
     }

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test file uses a part
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fs,
     ops::Range,
@@ -32,6 +33,34 @@ use dpo_lora::{
 };
 use serde::de::DeserializeOwned;
 
+#[path = "devices.rs"]
+pub mod devices;
+
+use devices::{Place, devices};
+
+thread_local! {
+    /// Where models are opened: on the CPU from the map unless [`everywhere`] says otherwise.
+    static PLACE: RefCell<Option<Place>> = const { RefCell::new(None) };
+}
+
+/// Runs a test with models on the CPU, and then with all that it opens uploaded to each device of this machine.
+pub fn everywhere(test: impl Fn()) {
+    test();
+    for place in devices() {
+        PLACE.set(Some(place));
+        test();
+        PLACE.set(None);
+    }
+}
+
+/// What is allowed here: a device sums in another order, in blocks that depend on the batch.
+pub fn allowed(limit: f64) -> f64 {
+    if PLACE.with_borrow(Option::is_some) { limit.max(DEVICE) } else { limit }
+}
+
+/// Figures on a device in f32 to those of other programs, and to the CPU's.
+pub const DEVICE: f64 = 1e-3;
+
 /// A folder of `tests/fixtures/models`.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name)
@@ -44,6 +73,9 @@ pub fn open(folder: &Path) -> Decoder {
 
 /// The same, its matrices multiplying in `compute`.
 pub fn open_in(folder: &Path, compute: Compute) -> Decoder {
+    if let Some(model) = PLACE.with_borrow(|place| place.as_ref().map(|place| place.open(folder, compute))) {
+        return model;
+    }
     let config = Config::read(folder).expect("config.json");
     Decoder::open(&ModelFolder::open(folder).expect("weights"), &config, &Device::Cpu, compute).expect("a decoder")
 }
@@ -63,7 +95,7 @@ pub fn fresh(model: &Decoder, r: usize) -> Adapter {
     let linears = model.linear_shapes();
     let shape = |(linear, (module, inputs, outputs))| Shape { module, linear, r, scale: 2.0, inputs, outputs };
     let shapes: Vec<_> = linears.into_iter().enumerate().map(shape).collect();
-    Adapter::fresh(shapes, model.linears().count(), 0, &Device::Cpu).expect("an adapter")
+    Adapter::fresh(shapes, model.linears().count(), 0, &model.device).expect("an adapter")
 }
 
 /// The content of a JSON file.
@@ -143,10 +175,13 @@ impl Most {
         }
     }
 
-    /// Prints the largest, and fails where it is above `limit`.
+    /// Prints the largest, and fails where it is above `limit`, or what is [`allowed`] for it.
     pub fn at_most(&self, limit: f64) {
         let Self { what, most, place } = self;
-        println!("measured: {what}: at most {most:.2e} (allowed {limit:.0e}), at {place}");
+        let limit = allowed(limit);
+        let device =
+            PLACE.with_borrow(|place| place.as_ref().map_or(String::new(), |place| format!(" on {}", place.name)));
+        println!("measured: {what}{device}: at most {most:.2e} (allowed {limit:.0e}), at {place}");
         assert!(*most <= limit, "{what}: {most:.2e} is above {limit:.0e}, at {place}");
     }
 }

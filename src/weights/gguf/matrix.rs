@@ -113,6 +113,14 @@ pub fn row_of_halves(place: usize, head_dim: usize) -> usize {
     head * head_dim + within % 2 * (head_dim / 2) + within / 2
 }
 
+impl<M: StoredMatrix> HalvesTogether<M> {
+    /// Bytes of its blocks, where a device has it in them; plain rows, of two bytes a number or more, are decoded to be put
+    /// in order.
+    fn blocks(&self, numbers: usize, compute: Compute) -> Option<usize> {
+        Some(self.stored.device_bytes(numbers, compute)).filter(|bytes| *bytes < 2 * numbers)
+    }
+}
+
 impl<M: StoredMatrix> StoredMatrix for HalvesTogether<M> {
     fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let half = self.head_dim / 2;
@@ -132,19 +140,17 @@ impl<M: StoredMatrix> StoredMatrix for HalvesTogether<M> {
     }
 
     fn on_device(&self, rows: usize, columns: usize, uploader: &Uploader) -> candle_core::Result<Form> {
+        if self.blocks(rows * columns, uploader.compute).is_none() {
+            return uploader.decoded(self, rows, columns);
+        }
         let mut form = self.stored.on_device(rows, columns, uploader)?;
-        match &mut form.numbers {
-            Numbers::Blocks(blocks) => blocks.halves = Some(self.head_dim),
-            _ => return uploader.decoded(self, rows, columns),
+        if let Numbers::Blocks(blocks) = &mut form.numbers {
+            blocks.halves = Some(self.head_dim);
         }
         Ok(form)
     }
 
     fn device_bytes(&self, numbers: usize, compute: Compute) -> usize {
-        match self.stored.device_bytes(numbers, compute) {
-            // blocks stay blocks; plain rows, of two bytes a number or more, are decoded to be put in order
-            blocks if blocks < 2 * numbers => blocks,
-            _ => numbers * compute.size(),
-        }
+        self.blocks(numbers, compute).unwrap_or(numbers * compute.size())
     }
 }

@@ -39,27 +39,26 @@ fn block(terms: Terms) -> usize {
     }
 }
 
-/// Words of 32 rows or columns in so many registers of k, each with its scale where they are digits.
-pub fn panel(terms: Terms, registers: usize, parts: usize, halves: usize) -> usize {
+/// Words of `16 · halves` rows or columns in so many registers of k, and of their scales where they are digits.
+fn panel(terms: Terms, registers: usize, parts: usize, halves: usize) -> usize {
     registers * parts * halves * REGISTER + if terms == Terms::Eight { SIDE } else { 0 }
+}
+
+/// Words of a panel of 32 columns of a right-hand side, `k` deep.
+pub fn panel_of(k: usize, terms: Terms) -> usize {
+    panel(terms, k.div_ceil(terms.depth()), terms.right(), 2)
 }
 
 /// Bytes that so many threads hold for products.
 pub(super) fn held(products: &Products, threads: usize, compute: Compute) -> usize {
     let Products { tokens, widest, backward, .. } = *products;
     let of = |terms: Terms| {
-        let registers = |k: usize| k.div_ceil(terms.depth());
+        // of one block, and all that are packed together
         let left = |rows: usize, k: usize| {
-            let (halves, most) = (rows.div_ceil(SIDE / 2), registers(k));
-            let words = |registers: usize| {
-                let scales = if terms == Terms::Eight {
-                    halves.div_ceil(2) * SIDE * registers.div_ceil(block(terms))
-                } else {
-                    0
-                };
-                halves * registers * terms.left() * REGISTER + scales
-            };
-            words(most).min(LEFT.max(words(block(terms))))
+            let registers = k.div_ceil(terms.depth());
+            let blocks = registers.div_ceil(block(terms));
+            let one = rows.div_ceil(SIDE) * panel(terms, registers.div_ceil(blocks), terms.left(), 2);
+            (blocks * one).min(LEFT.max(one))
         };
         let left = match backward {
             // the gradients of a gate and of what it gates go back together
@@ -69,10 +68,11 @@ pub(super) fn held(products: &Products, threads: usize, compute: Compute) -> usi
         // decoded before it is packed: forward a block of k of a panel's rows; backward a task's columns of 32 rows, or for
         // digits some columns of a block
         let right = |k: usize, n: usize| {
-            let (registers, panels) = (block(terms).min(registers(k)), PANELS.min(n.div_ceil(SIDE)));
-            let (k, n) = (registers * terms.depth(), panels * SIDE);
+            let k = (block(terms) * terms.depth()).min(k.next_multiple_of(terms.depth()));
+            let panels = PANELS.min(n.div_ceil(SIDE));
+            let n = panels * SIDE;
             let decoded = if terms == Terms::Eight { k * DECODED.min(n) } else { SIDE * k.max(n) };
-            panels * panel(terms, registers, terms.right(), 2) + decoded
+            panels * panel_of(k, terms) + decoded
         };
         let outputs = backward.map_or(widest, |[_, outputs]| outputs);
         let right = right(widest, widest.max(outputs)).max(right(outputs, widest));
@@ -242,7 +242,7 @@ impl Sweep<'_> {
         let mut sums = Sums::default();
         let mut words = RIGHTS.take();
         for (index, block) in self.blocks.iter().enumerate() {
-            let size = panel(self.terms, block.registers, self.terms.right(), 2);
+            let size = panel_of(block.k.len(), self.terms);
             let side = words.first(panels.len() * size);
             right.sides[block.left].pack(block.k.clone(), columns.clone(), self.terms, side);
             for panel in 0..self.m.div_ceil(SIDE) {
@@ -329,7 +329,7 @@ mod tests {
 
     impl Side for Turned<'_> {
         fn pack(&self, k: Range<usize>, n: Range<usize>, terms: Terms, out: &mut [u32]) {
-            let size = panel(terms, k.len().div_ceil(terms.depth()), terms.right(), 2);
+            let size = panel_of(k.len(), terms);
             for (panel, start) in out.chunks_exact_mut(size).zip(n.clone().step_by(SIDE)) {
                 let from = Rows { data: &self.w[start * self.k + k.start..], stride: self.k, width: k.len() };
                 match terms {

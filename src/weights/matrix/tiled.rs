@@ -14,7 +14,7 @@ use crate::{
         tiles::{
             DECODED, Left, Right, Side, digits,
             pack::{self, Rows},
-            panel, products,
+            panel_of, products,
         },
     },
     weights::mapped::{ALIGN, StoredMatrix},
@@ -126,7 +126,7 @@ fn halves(bytes: &[u8], inputs: usize, row: usize, column: usize) -> &[[u8; 2]] 
 
 impl Side for Transposed<'_> {
     fn pack(&self, k: Range<usize>, n: Range<usize>, terms: Terms, out: &mut [u32]) {
-        let size = panel(terms, k.len().div_ceil(terms.depth()), terms.right(), 2);
+        let size = panel_of(k.len(), terms);
         for (panel, start) in out.chunks_exact_mut(size).zip(n.clone().step_by(SIDE)) {
             let rows = start..n.end.min(start + SIDE);
             let (count, width) = (rows.len(), k.len());
@@ -150,7 +150,7 @@ impl Side for Transposed<'_> {
 
 impl Side for Straight<'_> {
     fn pack(&self, k: Range<usize>, n: Range<usize>, terms: Terms, out: &mut [u32]) {
-        let size = panel(terms, k.len().div_ceil(terms.depth()), terms.right(), 2);
+        let size = panel_of(k.len(), terms);
         // formats decode whole blocks of columns; panels begin where blocks do
         let whole = |n: &Range<usize>| n.start..n.end.next_multiple_of(ALIGN).min(self.inputs);
         if terms == Terms::Eight {

@@ -90,7 +90,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{:.0} % of the f32 matrix peak ({:.0} GFLOP/s)", 100.0 * floor / wall / f32_peak, f32_peak * 1e-9);
     if let Some(own_peak) = own_peak(compute, threads) {
         let share = 100.0 * floor / wall / own_peak;
-        println!("{share:.0} % of the peak of {} ({:.0} GFLOP/s)", compute.name(), own_peak * 1e-9);
+        println!("{share:.0} % of the peak of {} with a bf16 base ({:.0} GFLOP/s)", compute.name(), own_peak * 1e-9);
     }
     let times = profile::take().map(|time| time.as_secs_f64());
     let mut rest = wall - optimizing.as_secs_f64();
@@ -118,7 +118,8 @@ fn operations(base: &Base, pair: &TokenizedPair) -> f64 {
     2.0 * (4.0 * frozen as f64 * pairs::tokens(pair) as f64 + 3.0 * head as f64 * answers as f64)
 }
 
-/// Operations a second of the unit that multiplies, where it is not that of fused multiply-adds of f32.
+/// Operations a second of the unit that multiplies, where it is not that of fused multiply-adds of f32: in tiles, of f32 with a
+/// bf16 base.
 fn own_peak(compute: Compute, threads: usize) -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
     if amx::available() {

@@ -33,7 +33,7 @@ struct Expected {
 }
 
 fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/formats")
+    numbers::devices::fixtures().join("formats")
 }
 
 /// Where a fixture's base lies: the folder itself or the GGUF file in it.

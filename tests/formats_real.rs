@@ -1,12 +1,18 @@
-//! The real SmolLM2: its GGUF file says what its folder says.
+//! The real SmolLM2: its GGUF file says what its folder says, and its products what those of an uploaded model do.
 
+#[path = "support/numbers.rs"]
+mod numbers;
 mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use dpo_lora::data::{ChatTemplate, Message, Tokenizer};
+use candle_core::Device;
+use dpo_lora::data::{ChatTemplate, Message, TokenizedPair, Tokenizer};
+use dpo_lora::kernels::compute::Compute;
 use dpo_lora::model::Config;
+use numbers::devices::Place;
+use numbers::{Most, adapter, by_name, dpo, gradient, json, open, policy, relative_l2, token_logps, worst};
 use support::required_env;
 
 /// SmolLM2's folder and the GGUF file beside it.
@@ -85,4 +91,40 @@ fn the_tokenizer_in_the_file_is_the_folder_s() {
 fn the_config_in_the_file_is_the_folder_s() {
     let Some((folder, file)) = smollm2() else { return };
     assert_eq!(Config::read(&file).unwrap(), Config::read(&folder).unwrap());
+}
+
+/// Numbers of four bits, which tiles multiply as digits, with a real model's activations: beside an uploaded model, which
+/// multiplies them in fused multiply-adds.
+#[test]
+fn products_from_the_file_are_those_of_an_uploaded_model() {
+    #[derive(serde::Deserialize)]
+    struct Row {
+        prompt_ids: Vec<u32>,
+        chosen_ids: Vec<u32>,
+        rejected_ids: Vec<u32>,
+    }
+    let (Some((_, file)), Some(golden)) = (smollm2(), required_env("DPO_LORA_GOLDEN")) else { return };
+    let rows: Vec<Row> = json(&golden.join("pairs.json"));
+    let pair = |row: Row| TokenizedPair {
+        prompt: row.prompt_ids,
+        chosen: row.chosen_ids,
+        rejected: row.rejected_ids,
+        origin: (0, 1),
+    };
+    let pairs: Vec<_> = rows.into_iter().take(4).map(pair).collect();
+    let place = Place { name: "the CPU, uploaded", device: Device::Cpu };
+    let [ours, theirs] = [open(&file), place.open(&file, Compute::F32)].map(|model| {
+        let adapter = adapter(&golden.join("init_adapter"), &model);
+        let logps: Vec<f32> = token_logps(&model, &pairs, policy(&adapter)).concat().concat();
+        gradient(&model, &adapter, &pairs.iter().collect::<Vec<_>>(), &dpo(0.1));
+        (logps, by_name(&adapter, &adapter.grads))
+    });
+    let (mut logps, mut grads) =
+        (Most::of("SmolLM2's Q4_1, log-prob of a token"), Most::of("SmolLM2's Q4_1, gradient, relative L2"));
+    logps.see(worst(&ours.0, &theirs.0), "a token");
+    for (name, gradient) in &theirs.1 {
+        grads.see(relative_l2(&ours.1[name], gradient), name);
+    }
+    logps.at_most(1e-4);
+    grads.at_most(3e-4);
 }

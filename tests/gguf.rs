@@ -65,7 +65,7 @@ struct Theirs {
 }
 
 fn fixture(name: &str) -> (PathBuf, PathBuf) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf").join(name);
+    let folder = numbers::devices::fixtures().join("gguf").join(name);
     let file = folder.join("model.gguf");
     (folder, file)
 }

@@ -206,7 +206,7 @@ fn two_steps_are_trl_s() {
             num_tokens += means.num_tokens;
             assert_eq!(num_tokens as f64, number("num_tokens"));
             for (name, ours) in named(&means) {
-                let off = (ours - number(name)).abs() / allowed(name);
+                let off = (ours - number(name)).abs() / tolerance(name);
                 println!("measured: step {step}, {name}: {ours} for {}", number(name));
                 metrics.see(off, format!("{name} of step {step}"));
             }
@@ -246,7 +246,7 @@ fn named(means: &Means) -> impl Iterator<Item = (&'static str, f64)> {
 
 /// How far a metric may lie from TRL's. Log-probs: as a sum; rewards: beta times two of them; the others are means of what
 /// is right to 1e-4 a token.
-fn allowed(name: &str) -> f64 {
+fn tolerance(name: &str) -> f64 {
     match name {
         "logps/chosen" | "logps/rejected" => 3e-3,
         "rewards/chosen" | "rewards/rejected" => BETA * 2.0 * 3e-3,

@@ -127,18 +127,18 @@ pub enum Terms {
 
 impl Terms {
     /// Parts of a number on the left.
-    pub fn left(self) -> usize {
-        if self == Self::One { 1 } else { 3 }
+    pub const fn left(self) -> usize {
+        if matches!(self, Self::One) { 1 } else { 3 }
     }
 
     /// Parts of a number on the right.
-    pub fn right(self) -> usize {
-        if self == Self::Eight { 3 } else { 1 }
+    pub const fn right(self) -> usize {
+        if matches!(self, Self::Eight) { 3 } else { 1 }
     }
 
     /// Numbers of k that a register takes: sixteen words of two bf16 or four digits.
-    pub fn depth(self) -> usize {
-        if self == Self::Eight { 64 } else { 32 }
+    pub const fn depth(self) -> usize {
+        if matches!(self, Self::Eight) { 64 } else { 32 }
     }
 }
 

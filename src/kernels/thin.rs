@@ -17,7 +17,7 @@ pub const THIN_ROWS: usize = 16;
 /// 187 at 128.
 pub const THIN_COLUMNS: usize = 64;
 
-/// Most products that an element of [`outer`] is a sum of, for which it pays at any width: then the low side leaves the cache.
+/// Most products that an element of [`outer`] is a sum of, for which it pays at any width: with more, a wide low side leaves the cache.
 /// The same of 400 rows: 93 and 155 at 32 where they are 576 wide, 126 and 129 where they are 4096, 156 and 132 of those at 64.
 pub const LOW_ROWS: usize = 32;
 

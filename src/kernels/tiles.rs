@@ -28,16 +28,21 @@ const PANELS: usize = 8;
 const LEFT: usize = 1 << 19;
 
 /// Columns of a matrix of which a whole block of k is decoded at once for digits, whose scale must be known first.
-pub const DECODED: usize = 2 * SIDE;
+pub const DECODED_COLUMNS: usize = 2 * SIDE;
 
 /// Registers of k in a block: a panel of the left stays in the first-level cache. The best on Sapphire Rapids of 2 to 32.
 fn block(terms: Terms) -> usize {
     match terms {
         Terms::One => 9,
         Terms::Three => 6,
-        Terms::Eight => 4,
+        Terms::Eight => DIGITS,
     }
 }
+
+/// Registers of digits in a block.
+const DIGITS: usize = 4;
+// a sum of three products of digits is a whole number that an f32 holds
+const _: () = assert!(3 * DIGITS * Terms::Eight.depth() * 128 * 128 < 1 << 24);
 
 /// Words of `16 · halves` rows or columns in so many registers of k, and of their scales where they are digits.
 fn panel(terms: Terms, registers: usize, parts: usize, halves: usize) -> usize {
@@ -47,6 +52,17 @@ fn panel(terms: Terms, registers: usize, parts: usize, halves: usize) -> usize {
 /// Words of a panel of 32 columns of a right-hand side, `k` deep.
 pub fn panel_of(k: usize, terms: Terms) -> usize {
     panel(terms, k.div_ceil(terms.depth()), terms.right(), 2)
+}
+
+/// Packs up to 32 rows of f32, k running along them, as a panel of the right-hand side.
+///
+/// # Panics
+/// Where the sizes do not fit, and where the processor has no tiles.
+pub fn transposed(from: Rows<f32>, rows: usize, terms: Terms, out: &mut [u32]) {
+    match terms {
+        Terms::Eight => digits::transposed(from, rows, out),
+        _ => pack::transposed(from, rows, out),
+    }
 }
 
 /// Bytes that so many threads hold for products.
@@ -71,7 +87,7 @@ pub(super) fn held(products: &Products, threads: usize, compute: Compute) -> usi
             let k = (block(terms) * terms.depth()).min(k.next_multiple_of(terms.depth()));
             let panels = PANELS.min(n.div_ceil(SIDE));
             let n = panels * SIDE;
-            let decoded = if terms == Terms::Eight { k * DECODED.min(n) } else { SIDE * k.max(n) };
+            let decoded = if terms == Terms::Eight { k * DECODED_COLUMNS.min(n) } else { SIDE * k.max(n) };
             panels * panel_of(k, terms) + decoded
         };
         let outputs = backward.map_or(widest, |[_, outputs]| outputs);
@@ -207,7 +223,7 @@ impl Sweep<'_> {
                 let from = Rows { data: &x[rows.start * stride + block.k.start..], stride, width: block.k.len() };
                 match self.terms {
                     Terms::Eight => digits::along(from, rows.len(), words),
-                    terms => pack::along(from, rows.len(), terms.left(), words),
+                    terms => pack::along(from, rows.len(), terms, words),
                 }
                 out = rest;
             }
@@ -332,10 +348,7 @@ mod tests {
             let size = panel_of(k.len(), terms);
             for (panel, start) in out.chunks_exact_mut(size).zip(n.clone().step_by(SIDE)) {
                 let from = Rows { data: &self.w[start * self.k + k.start..], stride: self.k, width: k.len() };
-                match terms {
-                    Terms::Eight => digits::transposed(from, SIDE.min(n.end - start), panel),
-                    _ => pack::transposed(from, SIDE.min(n.end - start), panel),
-                }
+                transposed(from, SIDE.min(n.end - start), terms, panel);
             }
         }
     }
@@ -357,9 +370,13 @@ mod tests {
             return;
         }
         for terms in [Terms::One, Terms::Three, Terms::Eight] {
-            for (m, n, ks) in
-                [(1, 1, vec![1]), (17, 33, vec![70, 31]), (48, 40, vec![300]), (97, 300, vec![64, 1000, 3])]
-            {
+            for (m, n, ks) in [
+                (1, 1, vec![1]),
+                (17, 33, vec![70, 31]),
+                (48, 40, vec![300]),
+                (97, 300, vec![64, 1000, 3]),
+                (700, 40, vec![1500]),
+            ] {
                 let side = |(index, k): (usize, &usize)| {
                     let (x, w) = (numbers(m * k, index as u32), numbers(n * k, 9 + index as u32));
                     match terms {
@@ -405,7 +422,7 @@ mod tests {
         let mut x = numbers(32, 5);
         x[..4].copy_from_slice(&[0.0, -3.3e38, 1e-30, 16_777_215.0]);
         let mut words = vec![0u32; 3 * REGISTER];
-        pack::along(Rows { data: &x, stride: 32, width: 32 }, 1, 3, &mut words);
+        pack::along(Rows { data: &x, stride: 32, width: 32 }, 1, Terms::Three, &mut words);
         for (i, x) in x.iter().enumerate() {
             let part = |part: usize| {
                 let word = words[part * REGISTER + i / 2];

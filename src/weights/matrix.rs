@@ -327,6 +327,20 @@ mod tests {
     const TYPES: [Kind; 3] = [Kind::F32, Kind::F16, Kind::BF16];
 
     /// Numbers in memory: what Miri, which maps no files, can multiply with.
+    #[test]
+    fn matrices_of_two_types_are_multiplied_together() -> candle_core::Result<()> {
+        let ([narrow, _], narrow_w) = both(40, 75, Kind::BF16);
+        let ([wide, _], wide_w) = both(40, 75, Kind::F32);
+        let (x, dy) = (random((5, 75), 2), random((5, 40), 3));
+        let ys = FrozenMatrix::apply_all(&[&narrow, &wide], &x)?;
+        for (y, w) in ys.iter().zip([&narrow_w, &wide_w]) {
+            assert!(worst(y, &x.matmul(&w.t()?)?) < 1e-4);
+        }
+        let dx = FrozenMatrix::backward_all(&[&narrow, &wide], &[&dy, &dy])?;
+        assert!(worst(&dx, &dy.matmul(&(narrow_w + wide_w)?)?) < 1e-4);
+        Ok(())
+    }
+
     #[derive(Debug)]
     struct Held(Tensor);
 

@@ -1,9 +1,9 @@
 //! f32 as whole numbers of three signed digits of eight bits, packed for the tile unit's products of bytes (an Ozaki scheme).
 //!
 //! A row of the left-hand side, and a column of the right, is multiplied by a power of two for each block of k, so that its
-//! largest number has 22 or 23 bits, and rounded to whole numbers. So a sum's error is that of f32 numbers as large as the largest
-//! beside it in the block. Blocks of numbers below 1e-30 lose bits, and what is not finite, or above 3.38e38, makes all sums
-//! of its row or column so.
+//! largest number has 22 or 23 bits, and rounded to whole numbers. So a number is off by at most 2^-23 of the largest of its row or
+//! column in the block, where an f32 is off by 2^-24 of itself. Blocks of numbers below 1e-30 lose bits, and what is not finite, or
+//! above 3.389e38, makes all sums of its row or column so.
 //!
 //! Panels are those of [`super::pack`] with three parts a number, the greatest digit first, and the 32 scales behind them.
 //! Word `j` of a register holds the numbers `j`, `16 + j`, `32 + j` and `48 + j` of its 64, on either side.
@@ -11,14 +11,14 @@
 use std::arch::x86_64::*;
 
 use super::super::{
-    amx::{self, REGISTER, SIDE, Sums},
+    amx::{self, REGISTER, SIDE, Sums, Terms},
     pack::x86::transpose16,
     simd::first,
 };
-use super::pack::Rows;
+use super::{pack::Rows, panel, panel_of};
 
 /// Numbers of k that a register takes.
-const DEPTH: usize = 64;
+const DEPTH: usize = Terms::Eight.depth();
 
 /// Digits of a number.
 const PARTS: usize = 3;
@@ -30,26 +30,24 @@ const PARTS: usize = 3;
 pub fn along(from: Rows<f32>, rows: usize, out: &mut [u32]) {
     let (depth, halves) = (from.width.div_ceil(DEPTH), rows.div_ceil(SIDE / 2));
     assert!(amx::available() && from.hold(rows) && halves <= 2, "{rows} rows");
-    assert_eq!(out.len(), depth * PARTS * halves * REGISTER + SIDE, "a panel of {rows} rows");
+    assert_eq!(out.len(), panel(Terms::Eight, depth, PARTS, halves), "a panel of {rows} rows");
     // SAFETY: the processor has tiles, and what they need for packing; the sizes are checked.
     unsafe { along_in(from, rows, out.as_mut_ptr()) }
 }
 
 /// Packs up to 32 rows, k running along them, for the right.
 pub fn transposed(from: Rows<f32>, rows: usize, out: &mut [u32]) {
-    let depth = from.width.div_ceil(DEPTH);
     assert!(amx::available() && from.hold(rows) && rows <= SIDE, "{rows} rows");
-    assert_eq!(out.len(), depth * PARTS * 2 * REGISTER + SIDE, "a panel of {rows} columns");
+    assert_eq!(out.len(), panel_of(from.width, Terms::Eight), "a panel of {rows} columns");
     // SAFETY: as above.
     unsafe { transposed_in(from, rows, out.as_mut_ptr()) }
 }
 
 /// Packs rows, each one of k, for the right, in panels of 32 columns.
 pub fn across(from: Rows<f32>, rows: usize, out: &mut [u32]) {
-    let (depth, panels) = (rows.div_ceil(DEPTH), from.width.div_ceil(SIDE));
+    let size = panel_of(rows, Terms::Eight);
     assert!(amx::available() && from.hold(rows), "{rows} rows");
-    let size = depth * PARTS * 2 * REGISTER + SIDE;
-    assert_eq!(out.len(), panels * size, "panels of {} columns", from.width);
+    assert_eq!(out.len(), from.width.div_ceil(SIDE) * size, "panels of {} columns", from.width);
     for (panel, out) in out.chunks_exact_mut(size).enumerate() {
         // SAFETY: as above.
         unsafe { across_in(from, panel * SIDE, rows, out.as_mut_ptr()) }
@@ -188,7 +186,7 @@ unsafe fn scales(largest: __m512i) -> (__m512, __m512) {
     // SAFETY: as above.
     unsafe {
         let exponent = _mm512_getexp_ps(_mm512_mul_ps(_mm512_castsi512_ps(largest), _mm512_set1_ps(REACH)));
-        // in this order: the larger of a number and of what is none is the second
+        // in this order: where one is NaN the second is given
         let exponent = _mm512_max_ps(_mm512_set1_ps(-100.0), exponent);
         let power = |exponent: __m512| _mm512_scalef_ps(_mm512_set1_ps(1.0), exponent);
         (

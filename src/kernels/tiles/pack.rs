@@ -7,13 +7,13 @@
 use std::arch::x86_64::*;
 
 use super::super::{
-    amx::{self, REGISTER, SIDE},
+    amx::{self, REGISTER, SIDE, Terms},
     pack::x86::transpose16,
     simd::first,
 };
 
 /// Numbers of k that a register takes.
-const DEPTH: usize = 32;
+const DEPTH: usize = Terms::Three.depth();
 
 /// Rows of numbers.
 #[derive(Clone, Copy)]
@@ -110,21 +110,19 @@ unsafe fn widen(numbers: __m256i) -> __m512 {
     unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(numbers))) }
 }
 
-/// Packs up to 32 rows, k running along them, for the left in one part or three:
-/// `[register of k][parts][halves][row][pair]`.
+/// Packs up to 32 rows, k running along them, for the left: `[register of k][parts][halves][row][pair]`.
 ///
 /// # Panics
 /// Where the sizes do not fit, and where the processor has no tiles; so for the others.
-pub fn along(from: Rows<f32>, rows: usize, parts: usize, out: &mut [u32]) {
+pub fn along(from: Rows<f32>, rows: usize, terms: Terms, out: &mut [u32]) {
     let (depth, halves) = (from.width.div_ceil(DEPTH), rows.div_ceil(SIDE / 2));
     assert!(amx::available() && from.hold(rows) && halves <= 2, "{rows} rows");
-    assert_eq!(out.len(), depth * parts * halves * REGISTER, "a panel of {rows} rows");
+    assert_eq!(out.len(), depth * terms.left() * halves * REGISTER, "a panel of {rows} rows");
     // SAFETY: the processor has tiles, and what they need for packing; the sizes are checked.
     unsafe {
-        match parts {
-            1 => along_in::<1>(from, rows, out.as_mut_ptr()),
-            3 => along_in::<3>(from, rows, out.as_mut_ptr()),
-            parts => panic!("numbers in {parts} parts"),
+        match terms {
+            Terms::One => along_in::<1>(from, rows, out.as_mut_ptr()),
+            _ => along_in::<3>(from, rows, out.as_mut_ptr()),
         }
     }
 }

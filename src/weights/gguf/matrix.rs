@@ -144,9 +144,8 @@ impl<M: StoredMatrix> StoredMatrix for HalvesTogether<M> {
             return uploader.decoded(self, rows, columns);
         }
         let mut form = self.stored.on_device(rows, columns, uploader)?;
-        if let Numbers::Blocks(blocks) = &mut form.numbers {
-            blocks.halves = Some(self.head_dim);
-        }
+        let Numbers::Blocks(blocks) = &mut form.numbers else { return uploader.decoded(self, rows, columns) };
+        blocks.halves = Some(self.head_dim);
         Ok(form)
     }
 

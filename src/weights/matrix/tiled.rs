@@ -12,9 +12,9 @@ use crate::{
         gemm::Out,
         host::{floats, matrix, operand, operand_mut},
         tiles::{
-            DECODED, Left, Right, Side, digits,
+            DECODED_COLUMNS, Left, Right, Side, digits,
             pack::{self, Rows},
-            panel_of, products,
+            panel_of, products, transposed,
         },
     },
     weights::mapped::{ALIGN, StoredMatrix},
@@ -137,11 +137,7 @@ impl Side for Transposed<'_> {
                 }
                 _ => with_decoded(count * width, |data| {
                     self.w.decode(rows, k.clone(), data);
-                    let from = Rows { data, stride: width, width };
-                    match terms {
-                        Terms::Eight => digits::transposed(from, count, panel),
-                        _ => pack::transposed(from, count, panel),
-                    }
+                    transposed(Rows { data, stride: width, width }, count, terms, panel);
                 }),
             }
         }
@@ -154,8 +150,8 @@ impl Side for Straight<'_> {
         // formats decode whole blocks of columns; panels begin where blocks do
         let whole = |n: &Range<usize>| n.start..n.end.next_multiple_of(ALIGN).min(self.inputs);
         if terms == Terms::Eight {
-            for (start, out) in n.clone().step_by(DECODED).zip(out.chunks_mut(DECODED / SIDE * size)) {
-                let n = start..n.end.min(start + DECODED);
+            for (start, out) in n.clone().step_by(DECODED_COLUMNS).zip(out.chunks_mut(DECODED_COLUMNS / SIDE * size)) {
+                let n = start..n.end.min(start + DECODED_COLUMNS);
                 let stride = whole(&n).len();
                 with_decoded(k.len() * stride, |data| {
                     self.w.decode(k.clone(), whole(&n), data);

@@ -57,8 +57,7 @@ fn main() -> Outcome<()> {
     let place = tempfile::tempdir()?;
     let groups = INPUTS / 64;
     let (all, bnb) = (OUTPUTS * INPUTS, json!({"quant_method": "bitsandbytes"}));
-    let gptq =
-        |bits: usize| json!({"quant_method": "gptq", "bits": bits, "group_size": 64, "desc_act": false, "sym": false});
+    let gptq = |bits: usize, order: bool| json!({"quant_method": "gptq", "bits": bits, "group_size": 64, "desc_act": order, "sym": false});
     let nf4 = |name: &'static str, kind: &'static str| -> (&'static str, Value, Vec<Part>) {
         let parts = vec![
             (".weight", Dtype::U8, vec![all / 2, 1]),
@@ -96,8 +95,9 @@ fn main() -> Outcome<()> {
                 (".weight_format", Dtype::U8, vec![1]),
             ],
         ),
-        ("GPTQ 4 bit", gptq(4), packed(4)),
-        ("GPTQ 8 bit", gptq(8), packed(8)),
+        ("GPTQ 4 bit", gptq(4, false), packed(4)),
+        ("GPTQ 4 bit, act-order", gptq(4, true), packed(4)),
+        ("GPTQ 8 bit", gptq(8, false), packed(8)),
         (
             "AWQ",
             json!({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm", "zero_point": true}),
@@ -241,7 +241,12 @@ fn write_folder(folder: &Path, section: &Value, parts: &[Part]) -> Outcome<()> {
             ".weight_shape" => {
                 ([OUTPUTS as i64, INPUTS as i64].iter().flat_map(|n| n.to_le_bytes()).collect(), shape.clone())
             }
-            ".g_idx" => ((0..INPUTS).flat_map(|at| (at as i32 / 64).to_le_bytes()).collect(), shape.clone()),
+            ".g_idx" => {
+                // some order in which neighbours are in groups of their own
+                let step = if section["desc_act"] == true { 401 } else { 1 };
+                let group = |at: usize| (at * step % INPUTS / 64) as i32;
+                ((0..INPUTS).flat_map(|at| group(at).to_le_bytes()).collect(), shape.clone())
+            }
             ".weight_format" => (vec![0], vec![]),
             ".weight.quant_map" => {
                 (dpo_lora::weights::quantised::NF4.iter().flat_map(|x| x.to_le_bytes()).collect(), shape.clone())

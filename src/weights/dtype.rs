@@ -69,6 +69,16 @@ impl DType {
         widen(self, bytes, out);
     }
 
+    /// The same as part of what is compiled for the processor's vector units already.
+    #[inline(always)]
+    pub(super) fn decode_here(self, bytes: &[u8], out: &mut [f32]) {
+        match self {
+            Self::F32 => each(bytes, out, f32::from_le_bytes),
+            Self::F16 => each(bytes, out, |b| half_to_f32(u16::from_le_bytes(b))),
+            Self::BF16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+        }
+    }
+
     /// Number `index` of `bytes`.
     ///
     /// # Panics
@@ -136,11 +146,7 @@ impl fmt::Display for DType {
 
 multiversion! {
     fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) {
-        match dtype {
-            DType::F32 => each(bytes, out, f32::from_le_bytes),
-            DType::F16 => each(bytes, out, |b| half_to_f32(u16::from_le_bytes(b))),
-            DType::BF16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
-        }
+        dtype.decode_here(bytes, out);
     }
 }
 

@@ -78,10 +78,11 @@ impl Tiles for Awq {
                 let number = start / self.size;
                 let part = start..columns.end.min(start + LINES).min((number + 1) * self.size);
                 start = part.end;
-                group.read(&scales, number * self.outputs, band.clone(), |row| {
+                let of_rows = group.read(&scales, number * self.outputs + band.start, band.len());
+                for (row, zero) in band.clone().zip(of_rows) {
                     let zeros = word(zeros, number * stride + row / PER_WORD);
-                    (zeros >> (4 * NIBBLES[row % PER_WORD]) & 15) as i32 as f32
-                });
+                    *zero = (zeros >> (4 * NIBBLES[row % PER_WORD]) & 15) as i32 as f32;
+                }
                 let turned = turn(&self.words, stride, part.clone(), places.clone(), &mut turned);
                 for (place, words) in places.clone().zip(turned) {
                     for row in band.start.max(place * PER_WORD)..band.end.min((place + 1) * PER_WORD) {

@@ -10,11 +10,14 @@ use super::parts::{self, Floats, Parts};
 use super::tiles::{ByTiles, LINES, RUN, Tiles, by_group, turn, word};
 use crate::Result;
 use crate::keys::Keys;
-use crate::weights::mapped::MappedBytes;
+use crate::weights::mapped::{MappedBytes, fetch};
 use crate::weights::stored::StoredTensor;
 
 /// Rows whose words are turned at once.
 pub(super) const BAND: usize = 32;
+
+/// Groups that are at hand where they are in no order.
+const SLOTS: usize = 64;
 
 /// Most groups in a part of a row whose words are turned at once.
 const GROUPS: usize = LINES * 8 / RUN;
@@ -27,11 +30,11 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Reads those of `band`, of which `scales` lie together from row 0 at `from` on.
+    /// Reads the scales of so many rows, which lie together from `from` on; their zeros are to be filled in.
     #[inline(always)]
-    pub fn read(&mut self, scales: &parts::View, from: usize, band: Range<usize>, zero: impl Fn(usize) -> f32) {
-        scales.read(from + band.start, &mut self.scales[..band.len()]);
-        self.zeros.iter_mut().zip(band).for_each(|(out, row)| *out = zero(row));
+    pub fn read(&mut self, scales: &parts::View, from: usize, rows: usize) -> &mut [f32] {
+        scales.read(from, &mut self.scales[..rows]);
+        &mut self.zeros[..rows]
     }
 
     /// Scale and zero of row `i` of the band.
@@ -133,13 +136,13 @@ struct View<'a, const BITS: usize> {
     matrix: &'a Gptq,
     zeros: &'a [u8],
     scales: parts::View<'a>,
-    order: Option<&'a [u8]>,
 }
 
 impl<const BITS: usize> View<'_, BITS> {
     const PER_WORD: usize = 32 / BITS;
     const MASK: u32 = (1 << BITS) - 1;
 
+    /// Rows and columns, whose groups follow one another.
     #[inline(always)]
     fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let width = columns.len();
@@ -149,30 +152,24 @@ impl<const BITS: usize> View<'_, BITS> {
             let lines = part.start / Self::PER_WORD..part.end.div_ceil(Self::PER_WORD);
             for first in rows.clone().step_by(BAND) {
                 let band = first..rows.end.min(first + BAND);
-                if self.order.is_none() {
-                    let numbers = part.start / self.matrix.size..(part.end - 1) / self.matrix.size + 1;
-                    for (group, number) in groups.iter_mut().zip(numbers) {
-                        let zero = |row| self.zero(row, number);
-                        group.read(&self.scales, number * self.matrix.outputs, band.clone(), zero);
-                    }
+                let numbers = part.start / self.matrix.size..(part.end - 1) / self.matrix.size + 1;
+                for (group, number) in groups.iter_mut().zip(numbers) {
+                    self.read(group, number, band.clone());
                 }
                 let turned = turn(&self.matrix.words, self.matrix.outputs, lines.clone(), band.clone(), &mut words);
                 for (i, (row, words)) in band.zip(turned).enumerate() {
                     let mut bytes = [[0; 4]; LINES];
                     bytes.iter_mut().zip(words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
                     let out = &mut out[(row - rows.start) * width + part.start - columns.start..][..part.len()];
-                    match self.order {
-                        None => self.in_order(lookup, part.start, (&groups, i), bytes.as_flattened(), out),
-                        Some(order) => self.by_order(order, row, part.start, bytes.as_flattened(), out),
-                    }
+                    self.part(lookup, part.start, (&groups, i), bytes.as_flattened(), out);
                 }
             }
         }
     }
 
-    /// A part of row `i` of a band, from column `start` on, whose numbers `bytes` hold and whose groups follow one another.
+    /// A part of row `i` of a band, from column `start` on, whose numbers `bytes` hold.
     #[inline(always)]
-    fn in_order(
+    fn part(
         &self,
         lookup: impl LookUp,
         start: usize,
@@ -191,39 +188,86 @@ impl<const BITS: usize> View<'_, BITS> {
         });
     }
 
-    /// A part of row `row` whose inputs are in groups by `order`.
+    /// As [`View::tile`], where inputs are in groups by `order`: a column's numbers, scales and zeros lie side by side, so it
+    /// is decoded along them and turned afterwards.
     #[inline(always)]
-    fn by_order(&self, order: &[u8], row: usize, start: usize, bytes: &[u8], out: &mut [f32]) {
-        for (i, out) in out.iter_mut().enumerate() {
-            let number = bytes[i * BITS / 8] >> (i * BITS % 8) & Self::MASK as u8;
-            let group = word(order, start + i) as usize;
-            let scale = self.scales.at(group * self.matrix.outputs + row);
-            *out = scale * (f32::from(number) - self.zero(row, group));
+    fn tile_by_order(&self, order: &[u8], rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let (width, stride) = (columns.len(), self.matrix.outputs);
+        let (mut decoded, mut turned) = ([[[0; 4]; BAND]; LINES], [0; LINES * BAND]);
+        let (mut words, mut groups) = ([0; BAND], [Group::default(); SLOTS]);
+        for first in rows.clone().step_by(BAND) {
+            let band = first..rows.end.min(first + BAND);
+            let mut at_hand = [None; SLOTS];
+            for part in columns.clone().step_by(LINES) {
+                let part = part..columns.end.min(part + LINES);
+                for (column, decoded) in part.clone().zip(&mut decoded) {
+                    if column == part.start || column % Self::PER_WORD == 0 {
+                        let line = column / Self::PER_WORD * stride;
+                        let stored = self.matrix.words[4 * (line + band.start)..4 * (line + band.end)].as_chunks().0;
+                        words.iter_mut().zip(stored).for_each(|(out, word)| *out = u32::from_le_bytes(*word));
+                        // the rows below, which most often come next
+                        fetch(&self.matrix.words, 4 * (line + band.end)..4 * (line + band.end + band.len()));
+                    }
+                    let number = word(order, column) as usize;
+                    let (group, at_hand) = (&mut groups[number % SLOTS], &mut at_hand[number % SLOTS]);
+                    if at_hand.replace(number) != Some(number) {
+                        self.read(group, number, band.clone());
+                    }
+                    let shift = column % Self::PER_WORD * BITS;
+                    for (i, decoded) in decoded.iter_mut().enumerate() {
+                        let (scale, zero) = group.of(i);
+                        *decoded = (scale * ((words[i] >> shift & Self::MASK) as i32 as f32 - zero)).to_le_bytes();
+                    }
+                }
+                let decoded = decoded.as_flattened().as_flattened();
+                let turned = turn(decoded, BAND, 0..part.len(), 0..band.len(), &mut turned);
+                for (row, turned) in band.clone().zip(turned) {
+                    let out = &mut out[(row - rows.start) * width + part.start - columns.start..][..part.len()];
+                    out.iter_mut().zip(turned).for_each(|(out, bits)| *out = f32::from_bits(*bits));
+                }
+            }
         }
     }
 
+    /// Scales and zeros of a band in a group.
     #[inline(always)]
-    fn zero(&self, row: usize, group: usize) -> f32 {
-        let words = self.matrix.outputs.div_ceil(Self::PER_WORD);
-        let packed = word(self.zeros, group * words + row / Self::PER_WORD) >> (row % Self::PER_WORD * BITS);
-        (packed.wrapping_add(self.matrix.zero_offset) & Self::MASK) as i32 as f32
+    fn read(&self, group: &mut Group, number: usize, band: Range<usize>) {
+        let zeros = group.read(&self.scales, number * self.matrix.outputs + band.start, band.len());
+        let words = number * self.matrix.outputs.div_ceil(Self::PER_WORD);
+        // whole words, for which this is vector code
+        let whole = if band.start.is_multiple_of(Self::PER_WORD) { band.len() / Self::PER_WORD } else { 0 };
+        let (front, rest) = zeros.split_at_mut(whole * Self::PER_WORD);
+        for (i, zeros) in front.chunks_exact_mut(Self::PER_WORD).enumerate() {
+            let packed = word(self.zeros, words + band.start / Self::PER_WORD + i);
+            zeros.iter_mut().enumerate().for_each(|(lane, out)| *out = self.zero(packed, lane));
+        }
+        for (row, out) in (band.start + front.len()..).zip(rest) {
+            *out = self.zero(word(self.zeros, words + row / Self::PER_WORD), row % Self::PER_WORD);
+        }
+    }
+
+    /// Zero `lane` of a word.
+    #[inline(always)]
+    fn zero(&self, packed: u32, lane: usize) -> f32 {
+        ((packed >> (lane * BITS)).wrapping_add(self.matrix.zero_offset) & Self::MASK) as i32 as f32
     }
 }
 
 impl Gptq {
     #[inline(always)]
     fn view<const BITS: usize>(&self) -> View<'_, BITS> {
-        let (zeros, order) = (&*self.zeros, self.order.as_deref());
-        View { matrix: self, zeros, scales: self.scales.view(), order }
+        View { matrix: self, zeros: &self.zeros, scales: self.scales.view() }
     }
 }
 
 impl Tiles for Gptq {
     #[inline(always)]
     fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        match self.bits {
-            4 => self.view::<4>().tile(lookup, rows, columns, out),
-            _ => self.view::<8>().tile(lookup, rows, columns, out),
+        match (self.bits, self.order.as_deref()) {
+            (4, None) => self.view::<4>().tile(lookup, rows, columns, out),
+            (4, Some(order)) => self.view::<4>().tile_by_order(order, rows, columns, out),
+            (_, None) => self.view::<8>().tile(lookup, rows, columns, out),
+            (_, Some(order)) => self.view::<8>().tile_by_order(order, rows, columns, out),
         }
     }
 

@@ -40,9 +40,10 @@ impl View<'_> {
     }
 
     /// So many from a place on.
+    #[inline(always)]
     pub fn read(&self, from: usize, out: &mut [f32]) {
         let size = self.dtype.size();
-        self.dtype.decode(&self.bytes[from * size..(from + out.len()) * size], out);
+        self.dtype.decode_here(&self.bytes[from * size..(from + out.len()) * size], out);
     }
 }
 

@@ -185,8 +185,10 @@ def trl():
         wheels = a.wheels or a.bundle / "wheels"
         if not wheels.is_dir():
             raise Refused("its packages are not here, and neither the bundle nor --wheels has them")
-        run([python, "-m", "pip", "install", "-q", "--no-index", "--find-links", wheels, "--target", work / "peers", "trl", "peft", "bitsandbytes", "transformers", "datasets"], 90)
-        env = {**plain, "PYTHONPATH": str(work / "peers")}
+        # a folder of this name: what dill finds elsewhere it takes apart, and that fails
+        packages = work / "site-packages"
+        run([python, "-m", "pip", "install", "-q", "--no-index", "--find-links", wheels, "--target", packages, "trl", "peft", "bitsandbytes", "transformers", "datasets"], 180)
+        env = {**plain, "PYTHONPATH": str(packages)}
     tokens = 64 if a.tiny else 1024
     rows(work / "trl.jsonl", 6, tokens)
     said = run([python, here / "trl_peer.py", base(large), work / "trl.jsonl", tokens, 6, a.device], 120, env)

@@ -169,18 +169,13 @@ pub fn products(m: usize, lefts: &[Left], rights: Vec<Right>, terms: Terms) {
 struct Block {
     left: usize,
     k: Range<usize>,
-    registers: usize,
 }
 
 /// Nearly equal blocks of whole registers.
 fn blocks(left: usize, k: usize, terms: Terms) -> impl Iterator<Item = Block> {
-    let depth = terms.depth();
-    let registers = k.div_ceil(depth);
-    let step = registers.div_ceil(registers.div_ceil(block(terms))) * depth;
-    (0..k).step_by(step).map(move |start| {
-        let k = start..k.min(start + step);
-        Block { left, registers: k.len().div_ceil(depth), k }
-    })
+    let registers = k.div_ceil(terms.depth());
+    let step = registers.div_ceil(registers.div_ceil(block(terms))) * terms.depth();
+    (0..k).step_by(step).map(move |start| Block { left, k: start..k.min(start + step) })
 }
 
 /// Blocks that are packed together, of all rows of the left-hand sides.
@@ -197,9 +192,14 @@ impl Sweep<'_> {
         (self.m - panel * SIDE).div_ceil(SIDE / 2).min(2)
     }
 
+    /// Registers of k in a block.
+    fn registers(&self, block: &Block) -> usize {
+        block.k.len().div_ceil(self.terms.depth())
+    }
+
     /// Words of a block of a panel of so many halves.
     fn block(&self, block: &Block, halves: usize) -> usize {
-        panel(self.terms, block.registers, self.terms.left(), halves)
+        panel(self.terms, self.registers(block), self.terms.left(), halves)
     }
 
     /// Words of all blocks of a panel of so many halves.
@@ -222,8 +222,9 @@ impl Sweep<'_> {
                 let (words, rest) = out.split_at_mut(self.block(block, self.halves(panel)));
                 let from = Rows { data: &x[rows.start * stride + block.k.start..], stride, width: block.k.len() };
                 match self.terms {
+                    Terms::One => pack::along::<1>(from, rows.len(), words),
+                    Terms::Three => pack::along::<3>(from, rows.len(), words),
                     Terms::Eight => digits::along(from, rows.len(), words),
-                    terms => pack::along(from, rows.len(), terms, words),
                 }
                 out = rest;
             }
@@ -267,7 +268,7 @@ impl Sweep<'_> {
                 let left = &packed[panel * self.panel(2) + before..][..self.block(block, halves)];
                 let rows = SIDE.min(self.m - panel * SIDE);
                 for (column, side) in columns.clone().step_by(SIDE).zip(side.chunks_exact(size)) {
-                    multiply(&unit, self.terms, halves, block.registers, left, side, &mut sums);
+                    multiply(&unit, self.terms, halves, self.registers(block), left, side, &mut sums);
                     let tile = Tile { at: [panel * SIDE, column], rows, width: SIDE.min(right.n - column), add };
                     // SAFETY: `check` saw that the result holds m rows of n floats; this tile is this task's alone.
                     unsafe {
@@ -422,7 +423,7 @@ mod tests {
         let mut x = numbers(32, 5);
         x[..4].copy_from_slice(&[0.0, -3.3e38, 1e-30, 16_777_215.0]);
         let mut words = vec![0u32; 3 * REGISTER];
-        pack::along(Rows { data: &x, stride: 32, width: 32 }, 1, Terms::Three, &mut words);
+        pack::along::<3>(Rows { data: &x, stride: 32, width: 32 }, 1, &mut words);
         for (i, x) in x.iter().enumerate() {
             let part = |part: usize| {
                 let word = words[part * REGISTER + i / 2];

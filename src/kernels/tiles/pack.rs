@@ -114,17 +114,12 @@ unsafe fn widen(numbers: __m256i) -> __m512 {
 ///
 /// # Panics
 /// Where the sizes do not fit, and where the processor has no tiles; so for the others.
-pub fn along(from: Rows<f32>, rows: usize, terms: Terms, out: &mut [u32]) {
+pub fn along<const PARTS: usize>(from: Rows<f32>, rows: usize, out: &mut [u32]) {
     let (depth, halves) = (from.width.div_ceil(DEPTH), rows.div_ceil(SIDE / 2));
     assert!(amx::available() && from.hold(rows) && halves <= 2, "{rows} rows");
-    assert_eq!(out.len(), depth * terms.left() * halves * REGISTER, "a panel of {rows} rows");
+    assert_eq!(out.len(), depth * PARTS * halves * REGISTER, "a panel of {rows} rows");
     // SAFETY: the processor has tiles, and what they need for packing; the sizes are checked.
-    unsafe {
-        match terms {
-            Terms::One => along_in::<1>(from, rows, out.as_mut_ptr()),
-            _ => along_in::<3>(from, rows, out.as_mut_ptr()),
-        }
-    }
+    unsafe { along_in::<PARTS>(from, rows, out.as_mut_ptr()) }
 }
 
 /// Packs up to 32 rows, k running along them, for the right: `[register of k][2][pair][row]`.

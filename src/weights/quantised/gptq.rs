@@ -16,8 +16,12 @@ use crate::weights::stored::StoredTensor;
 /// Rows whose words are turned at once.
 pub(super) const BAND: usize = 32;
 
-/// Groups that are at hand where they are in no order.
-const SLOTS: usize = 64;
+/// Columns that are decoded along and turned at once where groups are in no order: with the tile that they go to they stay
+/// in the first-level cache.
+const COLUMNS: usize = 16;
+
+/// Groups that are at hand meanwhile.
+const SLOTS: usize = 32;
 
 /// Most groups in a part of a row whose words are turned at once.
 const GROUPS: usize = LINES * 8 / RUN;
@@ -193,37 +197,50 @@ impl<const BITS: usize> View<'_, BITS> {
     #[inline(always)]
     fn tile_by_order(&self, order: &[u8], rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let (width, stride) = (columns.len(), self.matrix.outputs);
-        let (mut decoded, mut turned) = ([[[0; 4]; BAND]; LINES], [0; LINES * BAND]);
-        let (mut words, mut groups) = ([0; BAND], [Group::default(); SLOTS]);
+        let (mut words, mut groups) = ([[0; BAND]; LINES], [Group::default(); SLOTS]);
+        let (mut decoded, mut turned) = ([[[0; 4]; BAND]; COLUMNS], [0; COLUMNS * BAND]);
         for first in rows.clone().step_by(BAND) {
             let band = first..rows.end.min(first + BAND);
             let mut at_hand = [None; SLOTS];
-            for part in columns.clone().step_by(LINES) {
-                let part = part..columns.end.min(part + LINES);
-                for (column, decoded) in part.clone().zip(&mut decoded) {
-                    if column == part.start || column % Self::PER_WORD == 0 {
-                        let line = column / Self::PER_WORD * stride;
-                        let stored = self.matrix.words[4 * (line + band.start)..4 * (line + band.end)].as_chunks().0;
-                        words.iter_mut().zip(stored).for_each(|(out, word)| *out = u32::from_le_bytes(*word));
+            for start in columns.clone().step_by(COLUMNS) {
+                let part = start..columns.end.min(start + COLUMNS);
+                let (line, within) = (start / Self::PER_WORD, (start - columns.start) % (LINES * Self::PER_WORD));
+                if within == 0 {
+                    // many lines at once: they lie far apart, so that each is waited for
+                    for (line, words) in (line..columns.end.div_ceil(Self::PER_WORD)).zip(&mut words) {
+                        let stored =
+                            &self.matrix.words[4 * (line * stride + band.start)..4 * (line * stride + band.end)];
+                        words
+                            .iter_mut()
+                            .zip(stored.as_chunks().0)
+                            .for_each(|(out, word)| *out = u32::from_le_bytes(*word));
                         // the rows below, which most often come next
-                        fetch(&self.matrix.words, 4 * (line + band.end)..4 * (line + band.end + band.len()));
+                        let below = line * stride + band.end;
+                        fetch(&self.matrix.words, 4 * below..4 * (below + band.len()));
                     }
+                }
+                for (column, decoded) in part.clone().zip(&mut decoded) {
                     let number = word(order, column) as usize;
                     let (group, at_hand) = (&mut groups[number % SLOTS], &mut at_hand[number % SLOTS]);
                     if at_hand.replace(number) != Some(number) {
                         self.read(group, number, band.clone());
                     }
+                    let words = &words[(within + column - start) / Self::PER_WORD];
                     let shift = column % Self::PER_WORD * BITS;
-                    for (i, decoded) in decoded.iter_mut().enumerate() {
+                    for (i, (decoded, word)) in decoded.iter_mut().zip(words).enumerate() {
                         let (scale, zero) = group.of(i);
-                        *decoded = (scale * ((words[i] >> shift & Self::MASK) as i32 as f32 - zero)).to_le_bytes();
+                        *decoded = (scale * ((word >> shift & Self::MASK) as i32 as f32 - zero)).to_le_bytes();
                     }
                 }
                 let decoded = decoded.as_flattened().as_flattened();
                 let turned = turn(decoded, BAND, 0..part.len(), 0..band.len(), &mut turned);
                 for (row, turned) in band.clone().zip(turned) {
-                    let out = &mut out[(row - rows.start) * width + part.start - columns.start..][..part.len()];
-                    out.iter_mut().zip(turned).for_each(|(out, bits)| *out = f32::from_bits(*bits));
+                    let out = &mut out[(row - rows.start) * width + start - columns.start..][..part.len()];
+                    // mostly of a length that is known, which saves a call
+                    match (out.as_chunks_mut::<COLUMNS>(), turned.as_chunks::<COLUMNS>()) {
+                        (([out], []), ([turned], [])) => *out = turned.map(f32::from_bits),
+                        _ => out.iter_mut().zip(turned).for_each(|(out, bits)| *out = f32::from_bits(*bits)),
+                    }
                 }
             }
         }

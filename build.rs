@@ -5,14 +5,16 @@
 use std::{env, fs, path::PathBuf, process::Command};
 
 /// The files in the order of their compilation, as `src/kernels/cuda/mod.rs` has them.
-const FILES: [&str; 10] = [
+const FILES: [&str; 12] = [
     "common",
+    "matrix",
     "norm",
     "layer_norm",
     "rope",
     "activation",
     "attention",
     "attention_backward",
+    "attention_bf16",
     "head",
     "optimizer",
     "dequantise",

@@ -95,7 +95,7 @@ fn heads(c: &mut Criterion) {
         let (prompt, answer) = (tokens / 2, tokens / 4);
         let spans = [(0..prompt, 0..0), (prompt..prompt + answer, 0..prompt), (prompt + answer..tokens, 0..prompt)]
             .map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
-        let shape = Heads { n, kv, dim: 64, scale: 0.125, window: None, cap: None };
+        let shape = Heads { n, kv, dim: 64, scale: 0.125, window: None, cap: None, compute: Compute::F32 };
         let (q, k, v) = (random(tokens, n * 64), random(tokens, kv * 64), random(tokens, kv * 64));
         let seen: usize = spans.iter().map(|s| s.own.len() * (s.prefix.len() + s.own.len().div_ceil(2))).sum();
         group.throughput(Throughput::Elements((4 * seen * n * 64) as u64));

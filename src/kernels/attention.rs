@@ -13,6 +13,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
+    compute::Compute,
     gate::exp,
     gemm::{Dense, Lhs, Out, Threads, gemm},
     host::{dot, floats, matrix},
@@ -50,6 +51,8 @@ pub struct Heads {
     pub window: Option<usize>,
     /// What scaled scores stay below, softly; none: they are not capped.
     pub cap: Option<f64>,
+    /// What the products' sides are where a device multiplies them on its matrix unit; the CPU's are f32.
+    pub compute: Compute,
 }
 
 impl Span {

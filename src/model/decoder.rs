@@ -185,7 +185,7 @@ impl Opener<'_> {
                 .zip(query_norm("self_attn.k_norm", kv)?)
                 .map(|(queries, keys)| [queries, keys]),
             rope: rope.zip(family.rope).map(|(set, traits)| (set, Turn { dim, pairing: traits.pairing })),
-            heads: Heads { n, kv, dim, scale: score_scale, window, cap: self.config.score_cap },
+            heads: Heads { n, kv, dim, scale: score_scale, window, cap: self.config.score_cap, compute: self.compute },
             output: linear()?,
             join: Join { norm: norm(family.norms.after_attention)?, scale },
         };

@@ -17,7 +17,7 @@ fn kernel_equals_plain_tensors_forward_and_backward() {
         .map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
     let groups = [0..3, 3..5];
     for (n, kv, window, cap) in [(4, 2, None, None), (3, 3, Some(5), None), (6, 1, Some(64), Some(1.5))] {
-        let heads = Heads { n, kv, dim: 8, scale: 0.35, window, cap };
+        let heads = Heads { n, kv, dim: 8, scale: 0.35, window, cap, compute: Compute::F32 };
         let random = |width: usize| Tensor::randn(0f32, 1.0, (135, width), &Device::Cpu).unwrap();
         let (q, k, v, d) = (random(n * 8), random(kv * 8), random(kv * 8), random(n * 8));
         let ours = attention(&q, &k, &v, &spans, heads).unwrap();
@@ -38,7 +38,7 @@ fn kernel_equals_plain_tensors_forward_and_backward() {
 fn heads_side_by_side_touch_their_own_numbers_alone() {
     let spans =
         [(0..3, 0..0), (3..5, 0..3), (5..6, 0..3)].map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
-    let heads = Heads { n: 2, kv: 2, dim: 3, scale: 0.5, window: None, cap: None };
+    let heads = Heads { n: 2, kv: 2, dim: 3, scale: 0.5, window: None, cap: None, compute: Compute::F32 };
     let [q, k, v, values, d_values] =
         [1, 2, 3, 4, 5].map(|seed| -> Vec<f32> { random((6, 6), seed).flatten_all().unwrap().to_vec1().unwrap() });
     let lse = [0.5f32; 12];
@@ -82,7 +82,7 @@ fn heads_side_by_side_touch_their_own_numbers_alone() {
 fn a_few_heads_through_the_pool() {
     let spans =
         [(0..2, 0..0), (2..4, 0..2), (4..5, 0..0)].map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
-    let heads = Heads { n: 4, kv: 2, dim: 3, scale: 0.5, window: None, cap: None };
+    let heads = Heads { n: 4, kv: 2, dim: 3, scale: 0.5, window: None, cap: None, compute: Compute::F32 };
     let (q, k, v, dy) = (random((5, 12), 1), random((5, 6), 2), random((5, 6), 3), random((5, 12), 4));
     let ours = attention(&q, &k, &v, &spans, heads).unwrap();
     let theirs = plain::attention(&q, &k, &v, &spans, heads).unwrap();
@@ -102,7 +102,7 @@ fn backward_holds() {
         .map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
     let position = [0, 1, 2, 3, 4, 5, 6, 7, 8, 5, 0, 1, 2, 3usize];
     for (n, kv, window, cap) in [(4, 2, None, None), (2, 2, Some(3), None), (4, 2, Some(3), Some(0.4))] {
-        let heads = Heads { n, kv, dim: 4, scale: 0.5, window, cap };
+        let heads = Heads { n, kv, dim: 4, scale: 0.5, window, cap, compute: Compute::F32 };
         let hidden = |(i, j): (usize, usize)| {
             let span = spans.iter().find(|span| span.own.contains(&i)).unwrap();
             let seen = span.prefix.contains(&j) || (span.own.contains(&j) && j <= i);

@@ -6,14 +6,16 @@ pub mod device;
 
 /// The kernels in the order of their compilation, as one file: what `build.rs` compiles, for tests on the CPU.
 #[cfg(test)]
-pub const SOURCES: [&str; 10] = [
+pub const SOURCES: [&str; 12] = [
     include_str!("common.cu"),
+    include_str!("matrix.cu"),
     include_str!("norm.cu"),
     include_str!("layer_norm.cu"),
     include_str!("rope.cu"),
     include_str!("activation.cu"),
     include_str!("attention.cu"),
     include_str!("attention_backward.cu"),
+    include_str!("attention_bf16.cu"),
     include_str!("head.cu"),
     include_str!("optimizer.cu"),
     include_str!("dequantise.cu"),

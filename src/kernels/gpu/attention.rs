@@ -3,33 +3,74 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::launch::{Launch, run};
 use crate::kernels::{
     attention::{Attended, Heads, Span},
+    compute::Compute,
     profile::{Part, Timed},
 };
 
 /// Simdgroups of a threadgroup.
 const SIMDS: usize = 8;
 
-/// The kernels for a head's size: their names' end, and rows that a threadgroup takes at once.
+/// The kernels for a head's size.
 struct Size {
-    forward: &'static str,
-    dq: &'static str,
-    dkv: &'static str,
+    /// Coordinates at most.
+    dim: usize,
+    /// A kernel, and threadgroups that share the columns of its result.
+    forward: (&'static str, usize),
+    dq: (&'static str, usize),
+    dkv: (&'static str, usize),
+    /// Rows that a threadgroup takes at once.
     rows: usize,
+    /// What the kernels read q, k, v and the values' gradient in.
+    dtype: DType,
 }
 
-const SIZES: [(usize, Size); 3] = [
-    (64, Size { forward: "attention_64", dq: "attention_dq_64", dkv: "attention_dkv_64", rows: 4 * SIMDS }),
-    (128, Size { forward: "attention_128", dq: "attention_dq_128", dkv: "attention_dkv_128", rows: 4 * SIMDS }),
-    (256, Size { forward: "attention_256", dq: "attention_dq_256", dkv: "attention_dkv_256", rows: 2 * SIMDS }),
+const fn plain(dim: usize, [forward, dq, dkv]: [&'static str; 3], rows: usize) -> Size {
+    Size { dim, forward: (forward, 1), dq: (dq, 1), dkv: (dkv, 1), rows, dtype: DType::F32 }
+}
+
+const fn on_matrix_unit(dim: usize, [forward, dq, dkv]: [&'static str; 3], [out, key_out]: [usize; 2]) -> Size {
+    let (parts, key_parts) = (dim / out, dim / key_out);
+    Size {
+        dim,
+        forward: (forward, parts),
+        dq: (dq, parts),
+        dkv: (dkv, key_parts),
+        rows: 16 * SIMDS,
+        dtype: DType::BF16,
+    }
+}
+
+const PLAIN: [Size; 3] = [
+    plain(64, ["attention_64", "attention_dq_64", "attention_dkv_64"], 4 * SIMDS),
+    plain(128, ["attention_128", "attention_dq_128", "attention_dkv_128"], 4 * SIMDS),
+    plain(256, ["attention_256", "attention_dq_256", "attention_dkv_256"], 2 * SIMDS),
+];
+
+/// With the columns that a threadgroup gives, as `cuda/attention_bf16.cu` has them.
+const ON_MATRIX_UNIT: [Size; 3] = [
+    on_matrix_unit(64, ["attention_bf16_64", "attention_dq_bf16_64", "attention_dkv_bf16_64"], [64, 64]),
+    on_matrix_unit(128, ["attention_bf16_128", "attention_dq_bf16_128", "attention_dkv_bf16_128"], [128, 128]),
+    on_matrix_unit(256, ["attention_bf16_256", "attention_dq_bf16_256", "attention_dkv_bf16_256"], [128, 64]),
 ];
 
 fn size(heads: Heads) -> Option<&'static Size> {
-    SIZES.iter().find(|(dim, _)| heads.dim <= *dim).map(|(_, size)| size)
+    // rows of heads are read in pieces of eight numbers
+    let on_matrix_unit = heads.compute == Compute::Bf16 && heads.dim % 8 == 0 && has_matrix_unit();
+    let sizes = if on_matrix_unit { &ON_MATRIX_UNIT } else { &PLAIN };
+    sizes.iter().find(|size| heads.dim <= size.dim)
+}
+
+/// Whether the kernels on the matrix unit are there: CUDA's are.
+fn has_matrix_unit() -> bool {
+    #[cfg(test)]
+    return super::host::knows_bf16();
+    #[cfg(not(test))]
+    return cfg!(feature = "cuda");
 }
 
 /// Whether there is a kernel for heads of this size.
@@ -45,9 +86,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Head
     let blocks = query_blocks(spans, size.rows);
     let values = Tensor::zeros((q.dim(0)?, heads.n * heads.dim), q.dtype(), q.device())?;
     let lse = Tensor::zeros((q.dim(0)?, heads.n), q.dtype(), q.device())?;
-    let groups = [blocks.len() / QUERY_BLOCK, heads.n, 1];
-    let launch = Launch { kernel: size.forward, groups, words: &words(heads, q)? };
-    run(&launch, &[q, k, v, &table(blocks, q)?], &[&values, &lse])?;
+    let (kernel, parts) = size.forward;
+    let groups = [blocks.len() / QUERY_BLOCK, heads.n, parts];
+    let launch = Launch { kernel, groups, words: &words(heads, q)? };
+    let (q, k, v) = (q.to_dtype(size.dtype)?, k.to_dtype(size.dtype)?, v.to_dtype(size.dtype)?);
+    run(&launch, &[&q, &k, &v, &table(blocks, &q)?], &[&values, &lse])?;
     Ok(Attended { values, lse })
 }
 
@@ -69,16 +112,21 @@ pub fn attention_backward(
     let groups = [(queries * heads.n).div_ceil(SIMDS), 1, 1];
     run(&Launch { kernel: "attention_delta", groups, words: &words }, &[&out.values, d_values], &[&delta])?;
 
-    let inputs = [q, k, v, d_values, &out.lse, &delta];
+    let sides = [q, k, v, d_values].map(|side| side.to_dtype(size.dtype));
+    let [q, k, v, d_values] = sides;
+    let (q, k, v, d_values) = (q?, k?, v?, d_values?);
+    let inputs = [&q, &k, &v, &d_values, &out.lse, &delta];
     let blocks = query_blocks(spans, size.rows);
-    let groups = [blocks.len() / QUERY_BLOCK, heads.n, 1];
-    let blocks = table(blocks, q)?;
-    run(&Launch { kernel: size.dq, groups, words: &words }, &[&inputs[..], &[&blocks]].concat(), &[&dq])?;
+    let (kernel, parts) = size.dq;
+    let groups = [blocks.len() / QUERY_BLOCK, heads.n, parts];
+    let blocks = table(blocks, &q)?;
+    run(&Launch { kernel, groups, words: &words }, &[&inputs[..], &[&blocks]].concat(), &[&dq])?;
 
     let (blocks, meetings) = key_blocks(spans, keys, size.rows, heads.window);
-    let groups = [blocks.len() / KEY_BLOCK, heads.kv, 1];
-    let (blocks, meetings) = (table(blocks, q)?, table(meetings, q)?);
-    let launch = Launch { kernel: size.dkv, groups, words: &words };
+    let (kernel, parts) = size.dkv;
+    let groups = [blocks.len() / KEY_BLOCK, heads.kv, parts];
+    let (blocks, meetings) = (table(blocks, &q)?, table(meetings, &q)?);
+    let launch = Launch { kernel, groups, words: &words };
     run(&launch, &[&inputs[..], &[&blocks, &meetings]].concat(), &[&dk, &dv])?;
     Ok([dq, dk, dv])
 }
@@ -171,6 +219,8 @@ fn meeting(span: &Span, at: Range<usize>, window: Option<usize>) -> Option<[u32;
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::{super::host::on, *};
     use crate::kernels::{
         attention as cpu,
@@ -214,7 +264,7 @@ mod tests {
             (2, 1, 256, None, None),
         ] {
             let scale = 1.0 / (dim as f64).sqrt();
-            holds(&spans, &[0..3, 3..5], 135, Heads { n, kv, dim, scale, window, cap })?;
+            holds(&spans, &[0..3, 3..5], 135, Heads { n, kv, dim, scale, window, cap, compute: Compute::F32 })?;
         }
         Ok(())
     }
@@ -225,7 +275,7 @@ mod tests {
             let (a, b) = (prompt + chosen, prompt + chosen + rejected);
             let spans = spans([(0..prompt, 0..0), (prompt..a, 0..prompt), (a..b, 0..prompt)]);
             for window in [None, Some(31), Some(32), Some(1000)] {
-                let heads = Heads { n: 2, kv: 1, dim: 16, scale: 0.3, window, cap: None };
+                let heads = Heads { n: 2, kv: 1, dim: 16, scale: 0.3, window, cap: None, compute: Compute::F32 };
                 holds(&spans, std::slice::from_ref(&(0..3)), b, heads)?;
             }
         }
@@ -237,7 +287,7 @@ mod tests {
         // generation: the last queries of what was seen; rows 0..2 are nobody's queries, 40..43 nobody's keys
         let spans =
             vec![Span { queries: 2..5, prefix: 0..0, own: 0..40 }, Span { queries: 5..6, prefix: 3..9, own: 43..44 }];
-        let heads = Heads { n: 4, kv: 2, dim: 12, scale: 0.3, window: Some(20), cap: None };
+        let heads = Heads { n: 4, kv: 2, dim: 12, scale: 0.3, window: Some(20), cap: None, compute: Compute::F32 };
         let [q, k, v, d] =
             [(6, 48, 1), (44, 24, 2), (44, 24, 3), (6, 48, 4)].map(|(rows, width, seed)| random((rows, width), seed));
         on([&q, &k, &v, &d], |[q_there, k_there, v_there, d_there]| {
@@ -253,6 +303,48 @@ mod tests {
             }
             Ok(())
         })
+    }
+
+    /// How far apart two are, relative to the second's size.
+    fn apart(ours: &Tensor, theirs: &Tensor) -> Result<f64> {
+        let norm = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>().map(|sum| f64::from(sum).sqrt());
+        Ok(norm(&(ours.to_device(&Device::Cpu)? - theirs)?)? / norm(theirs)?)
+    }
+
+    #[test]
+    fn on_the_matrix_unit_equals_the_cpus_to_a_rounding_of_the_weights() -> Result<()> {
+        // blocks of queries and of keys that are full, and others
+        let spans =
+            spans([(0..140, 0..0), (140..210, 0..140), (210..213, 0..140), (213..214, 0..0), (214..215, 213..214)]);
+        for (n, kv, dim, window, cap) in [
+            (4, 2, 64, None, None),
+            (3, 3, 8, Some(5), None),
+            (2, 1, 72, Some(64), Some(1.5)),
+            (6, 2, 128, None, Some(2.0)),
+            (2, 1, 128, Some(2), None),
+            (2, 1, 136, Some(33), None),
+            (2, 2, 256, None, None),
+        ] {
+            let heads = Heads { n, kv, dim, scale: 1.0 / (dim as f64).sqrt(), window, cap, compute: Compute::Bf16 };
+            let rounded = |(n, seed)| (random((215, n * dim), seed) * 2.0)?.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+            let [q, k, v, d] = [(n, 1), (kv, 2), (kv, 3), (n, 4)].map(|side| rounded(side).unwrap());
+            on([&q, &k, &v, &d], |[q_there, k_there, v_there, d_there]| {
+                let ours = attention(q_there, k_there, v_there, &spans, heads)?;
+                let theirs = cpu::attention(&q, &k, &v, &spans, heads)?;
+                let lse = worst(&ours.lse, &theirs.lse);
+                assert!(lse < 5e-6, "{heads:?}: {lse}");
+                let values = apart(&ours.values, &theirs.values)?;
+                assert!(values < 3e-3, "{heads:?}: {values}");
+                let ours = attention_backward([q_there, k_there, v_there], &ours, d_there, &spans, heads)?;
+                let theirs = cpu::attention_backward([&q, &k, &v], &theirs, &d, &spans, &[0..3, 3..5], heads)?;
+                for (i, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+                    let gradient = apart(ours, theirs)?;
+                    assert!(gradient < 5e-3, "gradient {i} of {heads:?}: {gradient}");
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::{
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{
-    KERNELS,
+    KERNELS, MATRIX_KERNELS,
     launch::{Launch, THREADS},
 };
 use crate::kernels::{cuda, metal};
@@ -65,8 +65,8 @@ pub fn on<const N: usize>(tensors: [&Tensor; N], check: impl Fn([&Tensor; N]) ->
     Ok(())
 }
 
-/// Whether the kernels that `on` runs just now decode to bf16: CUDA's do.
-pub fn gives_bf16() -> bool {
+/// Whether the kernels that `on` runs just now are CUDA's, which know bf16.
+pub fn knows_bf16() -> bool {
     LANGUAGE.get() == Language::Cuda && cfg!(not(feature = "metal"))
 }
 
@@ -165,6 +165,13 @@ fn entry(language: Language) -> Option<(Entry, &'static Mutex<()>)> {
     ENTRIES[i].get_or_init(|| build(language)).map(|entry| (entry, &TURNS[i]))
 }
 
+fn kernels(language: Language) -> Vec<&'static str> {
+    match language {
+        Language::Cuda => [&KERNELS[..], &MATRIX_KERNELS].concat(),
+        Language::Metal => KERNELS.to_vec(),
+    }
+}
+
 fn sources(language: Language) -> String {
     match language {
         Language::Cuda => ["#include \"cuda.hpp\"\n", &cuda::SOURCES.concat()].concat(),
@@ -180,7 +187,7 @@ fn build(language: Language) -> Option<Entry> {
     write("cuda.hpp", include_str!("../cuda/host/cuda.hpp"));
     write("metal_stdlib", include_str!("../metal/host/metal_stdlib"));
     write("fibers.hpp", include_str!("host/fibers.hpp"));
-    let names: Vec<String> = KERNELS.iter().map(|kernel| format!("NAME({kernel})")).collect();
+    let names: Vec<String> = kernels(language).iter().map(|kernel| format!("NAME({kernel})")).collect();
     let names = format!("\n#define NAMES {}\n", names.join(" "));
     let launch = match language {
         Language::Cuda => include_str!("../cuda/host/launch.hpp"),
@@ -228,14 +235,16 @@ fn is_listed(language: Language) {
     let text = sources(language);
     let plain = text.split("\nKERNEL ").skip(1).map(|rest| rest.split('(').next().unwrap_or_default().to_string());
     let made = text.split("\nATTENTION").skip(1).flat_map(|rest| {
-        let name = rest.split(['(', ',']).nth(1).unwrap_or_default();
-        match rest.starts_with("_BACKWARD") {
-            true => vec![format!("attention_dq_{name}"), format!("attention_dkv_{name}")],
-            false => vec![name.to_string()],
+        let mut words = rest.split(['(', ',']);
+        let (which, name) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        match which {
+            "_BACKWARD" => vec![format!("attention_dq_{name}"), format!("attention_dkv_{name}")],
+            "_BF16" => ["", "dq_", "dkv_"].map(|part| format!("attention_{part}bf16_{name}")).to_vec(),
+            _ => vec![name.to_string()],
         }
     });
     let mut found: Vec<String> = plain.chain(made).collect();
-    let mut listed = KERNELS.map(String::from).to_vec();
+    let mut listed: Vec<String> = kernels(language).into_iter().map(String::from).collect();
     found.sort();
     listed.sort();
     assert_eq!(found, listed, "{language:?}");

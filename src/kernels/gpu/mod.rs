@@ -23,7 +23,21 @@ pub use host::on;
 #[cfg(any(feature = "cuda", feature = "metal"))]
 pub use launch::serves;
 
-/// Every kernel's name.
+/// The kernels that CUDA alone has: those on the matrix unit.
+#[cfg(test)]
+pub const MATRIX_KERNELS: [&str; 9] = [
+    "attention_bf16_64",
+    "attention_bf16_128",
+    "attention_bf16_256",
+    "attention_dq_bf16_64",
+    "attention_dq_bf16_128",
+    "attention_dq_bf16_256",
+    "attention_dkv_bf16_64",
+    "attention_dkv_bf16_128",
+    "attention_dkv_bf16_256",
+];
+
+/// Every other kernel's name.
 #[cfg(any(test, feature = "metal"))]
 pub const KERNELS: [&str; 30] = [
     "rms_norm",

@@ -1,6 +1,4 @@
 // Runs a kernel by name over a grid of blocks; follows the kernels in the file that is compiled.
-extern char __start_shared_memory[], __stop_shared_memory[];
-
 template <class T>
 struct Argument {
   static T of(void* buffer) { return *static_cast<T*>(buffer); }
@@ -46,6 +44,7 @@ extern "C" const char* launch(const char* name, const uint32_t* groups, uint32_t
   for (blockIdx.z = 0; blockIdx.z < groups[2]; blockIdx.z++)
     for (blockIdx.y = 0; blockIdx.y < groups[1]; blockIdx.y++)
       for (blockIdx.x = 0; blockIdx.x < groups[0]; blockIdx.x++) {
+        for (auto& groups : on_their_way) groups.clear();
         std::memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
         auto thread = [](int, void* context) {
           const Work& work = *static_cast<Work*>(context);

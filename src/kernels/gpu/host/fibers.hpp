@@ -12,6 +12,8 @@
 namespace fibers {
 enum Scope { NONE, SIMD, GROUP };
 enum { THREADS_MAX = 1024, STACK = 64 << 10 };
+// operations of a simdgroup beside shuffles, which are the distance they reach
+enum { MULTIPLY = 64, LOAD };
 
 // What the threads of a simdgroup give each other.
 struct Slots {

@@ -144,7 +144,7 @@ pub fn apply(form: &Form, x: &Tensor, compute: Compute) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         let dtype = numbers(compute);
-        let y = Tensor::zeros((x.dim(0)?, form.rows), DType::F32, x.device())?;
+        let y = super::gpu::launch::room((x.dim(0)?, form.rows), x)?;
         super::cuda::cublas::product(&y, 1.0, &x.to_dtype(dtype)?, &dequantise(form, dtype)?.t()?, 0.0)?;
         return Ok(y);
     }

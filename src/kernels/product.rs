@@ -29,7 +29,7 @@ pub fn product(alpha: f64, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let _timed = Timed::start(Part::Lora);
     #[cfg(feature = "cuda")]
     if a.device().is_cuda() {
-        let c = Tensor::zeros((a.dim(0)?, b.dim(1)?), a.dtype(), a.device())?;
+        let c = super::gpu::launch::room((a.dim(0)?, b.dim(1)?), a)?;
         super::cuda::cublas::product(&c, alpha as f32, a, b, 0.0)?;
         return Ok(c);
     }

@@ -1,6 +1,7 @@
-// Quantised matrices as f32 or bf16, a thread a number, in f32 with the bits of the CPU's decoders
-// (src/weights/gguf/blocks.rs and src/weights/quantised/bitsandbytes.rs): no product may be joined with the sum after it,
-// which the _rn functions see to.
+// Quantised matrices as f32 or bf16, in f32 with the bits of the CPU's decoders (src/weights/gguf/blocks.rs and
+// src/weights/quantised/bitsandbytes.rs): no product may be joined with the sum after it, which the _rn functions see to. A
+// thread decodes a run of numbers, neighbours under one scale.
+#define RUN 8u
 
 struct BlocksShape {
   uint n;
@@ -61,18 +62,29 @@ DEVICE float rounded_to_bfloat(float x) {
   return __uint_as_float((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
 }
 
-// Puts a result, rounded to the nearest bf16 where that is asked for.
-DEVICE void store(void* out, uint at, float value, uint narrow) {
-  if (narrow) {
-    ((unsigned short*)out)[at] = (unsigned short)(__float_as_uint(rounded_to_bfloat(value)) >> 16);
+// 16 bytes, which move at once.
+struct __align__(16) Four {
+  uint words[4];
+};
+
+DEVICE uint bfloat_bits(float x) { return __float_as_uint(rounded_to_bfloat(x)) >> 16; }
+
+// Puts the `count` numbers of a run, rounded to the nearest bf16 where that is asked for.
+DEVICE void store(void* out, uint at, const float (&run)[RUN], uint count, uint narrow) {
+  if (narrow && count == RUN) {
+    Four four;
+    for (uint i = 0; i < 4; i++) four.words[i] = bfloat_bits(run[2 * i]) | bfloat_bits(run[2 * i + 1]) << 16;
+    *(Four*)((unsigned short*)out + at) = four;
+  } else if (narrow) {
+    for (uint i = 0; i < count; i++) ((unsigned short*)out)[at + i] = (unsigned short)bfloat_bits(run[i]);
   } else {
-    ((float*)out)[at] = value;
+    for (uint i = 0; i < count; i++) ((float*)out)[at + i] = run[i];
   }
 }
 
 KERNEL dequantise_blocks(const uchar* bytes, void* out, const BlocksShape shape) {
   PLACE;
-  uint at = blockIdx.x * THREADS + index;
+  uint at = (blockIdx.x * THREADS + index) * RUN;
   if (at >= shape.n) return;
   uint row = at / shape.columns, column = at % shape.columns;
   if (shape.halves > 0) {
@@ -80,19 +92,22 @@ KERNEL dequantise_blocks(const uchar* bytes, void* out, const BlocksShape shape)
     row = row - place + place % half_rows * 2 + place / half_rows;
   }
   const uchar* of_row = bytes + row * shape.row_bytes;
-  float value;
-  switch (shape.kind) {
-    case 0: value = q4_0(of_row + column / 32 * 18, column % 32); break;
-    case 1: value = q8_0(of_row + column / 32 * 34, column % 32); break;
-    case 2: value = q4_k(of_row + column / 256 * 144, column % 256); break;
-    default: value = q6_k(of_row + column / 256 * 210, column % 256);
+  float run[RUN];
+#pragma unroll
+  for (uint i = 0; i < RUN; i++) {
+    switch (shape.kind) {
+      case 0: run[i] = q4_0(of_row + column / 32 * 18, column % 32 + i); break;
+      case 1: run[i] = q8_0(of_row + column / 32 * 34, column % 32 + i); break;
+      case 2: run[i] = q4_k(of_row + column / 256 * 144, column % 256 + i); break;
+      default: run[i] = q6_k(of_row + column / 256 * 210, column % 256 + i);
+    }
   }
-  store(out, at, value, shape.narrow);
+  store(out, at, run, RUN, shape.narrow);
 }
 
 struct FourBitShape {
   uint n;
-  // numbers in a block
+  // numbers in a block, whole runs
   uint block;
   // blocks under one scale of the scales; 0: the scales are plain
   uint nested;
@@ -118,9 +133,9 @@ KERNEL dequantise_four_bit(const uchar* bytes, const float* codes, const float* 
                            const uchar* absmax_bytes, const float* map, void* out,
                            const FourBitShape shape) {
   PLACE;
-  uint at = blockIdx.x * THREADS + index;
+  uint at = (blockIdx.x * THREADS + index) * RUN;
   if (at >= shape.n) return;
-  uint byte = bytes[at / 2], block = at / shape.block;
+  uint block = at / shape.block, count = min(shape.n - at, RUN);
   float scale;
   if (shape.nested > 0) {
     float inner = __fmul_rn(map[absmax_bytes[block]], absmax[block / shape.nested]);
@@ -128,8 +143,19 @@ KERNEL dequantise_four_bit(const uchar* bytes, const float* codes, const float* 
   } else {
     scale = absmax[block];
   }
-  float value = codes[at % 2 ? byte & 15u : byte >> 4] * scale;
-  if (shape.round == 1) value = rounded_to_half(value);
-  if (shape.round == 2) value = rounded_to_bfloat(value);
-  store(out, at, value, shape.narrow);
+  uint packed = 0;
+  if (count == RUN) {
+    packed = *(const uint*)(bytes + at / 2);
+  } else {
+    for (uint i = 0; i < count; i += 2) packed |= uint(bytes[(at + i) / 2]) << i * 4;
+  }
+  float run[RUN];
+#pragma unroll
+  for (uint i = 0; i < RUN; i++) {
+    float value = codes[packed >> (i ^ 1u) * 4 & 15u] * scale;
+    if (shape.round == 1) value = rounded_to_half(value);
+    if (shape.round == 2) value = rounded_to_bfloat(value);
+    run[i] = value;
+  }
+  store(out, at, run, count, shape.narrow);
 }

@@ -5,12 +5,16 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::launch::{Launch, a_thread_each, room_for, run};
 use crate::kernels::dequantise::{Absmax, Block, Form, FourBit, Numbers};
 
+/// Numbers that a thread decodes, as `dequantise.cu` and `dequantise.metal` have it: they share a scale.
+const RUN: usize = 8;
+
 /// Whether there is a kernel for this matrix, where it lies.
 #[cfg(any(feature = "cuda", feature = "metal"))]
 pub fn serves(form: &Form) -> bool {
     let bytes = match &form.numbers {
         Numbers::Plain(_) => return false,
         Numbers::Blocks(blocks) => &blocks.bytes,
+        Numbers::FourBit(four_bit) if four_bit.block % RUN != 0 => return false,
         Numbers::FourBit(four_bit) => &four_bit.bytes,
     };
     // the kernels count numbers in 32 bits
@@ -32,7 +36,7 @@ pub fn dequantise(form: &Form, dtype: DType) -> Result<Tensor> {
         other => bail!("no kernel decodes to {other:?}"),
     };
     let (n, columns) = (form.rows * form.columns, form.columns);
-    let groups = a_thread_each(n);
+    let groups = a_thread_each(n.div_ceil(RUN));
     match &form.numbers {
         Numbers::Plain(_) => bail!("a plain matrix has nothing to decode"),
         Numbers::Blocks(blocks) => {
@@ -65,6 +69,9 @@ pub fn dequantise(form: &Form, dtype: DType) -> Result<Tensor> {
                 Absmax::Nested { bytes, map, absmax, block, offset } => (absmax, bytes, map, *block, *offset),
             };
             let scales = if nested > 0 { absmax_bytes.elem_count() } else { absmax.elem_count() };
+            if block % RUN != 0 {
+                bail!("a block of {block} numbers in 4 bits is not whole runs of {RUN}");
+            }
             if bytes.elem_count() < n.div_ceil(2) || scales < n.div_ceil(*block) {
                 bail!("{} bytes and {scales} scales for {n} numbers in 4 bits", bytes.elem_count());
             }
@@ -146,7 +153,7 @@ mod tests {
 
     #[test]
     fn four_bit_codes_have_the_bits_of_the_plain_form() -> Result<()> {
-        for (rows, columns, block, inner) in [(1, 1, 64, 256), (3, 5, 4, 2), (7, 100, 64, 4), (16, 64, 64, 256)] {
+        for (rows, columns, block, inner) in [(1, 1, 64, 256), (3, 5, 8, 2), (7, 100, 64, 4), (16, 64, 64, 256)] {
             let n: usize = rows * columns;
             let (blocks, of_u8) = (n.div_ceil(block), |n, seed| {
                 let bytes = bytes(n, seed);

@@ -1,6 +1,8 @@
-// Quantised matrices as f32, a thread a number, with the bits of the CPU's decoders (src/weights/gguf/blocks.rs and
-// src/weights/quantised/bitsandbytes.rs): no product may be joined with the sum after it.
+// Quantised matrices as f32, with the bits of the CPU's decoders (src/weights/gguf/blocks.rs and
+// src/weights/quantised/bitsandbytes.rs): no product may be joined with the sum after it. A thread decodes a run of numbers,
+// neighbours under one scale.
 #pragma METAL fp contract(off)
+#define RUN 8u
 
 struct BlocksShape {
   uint n;
@@ -54,7 +56,7 @@ inline float q6_k(device const uchar* block, uint i) {
 }
 
 KERNEL dequantise_blocks(device const uchar* bytes, device float* out, constant BlocksShape& shape, WHERE) {
-  uint at = group.x * THREADS + index;
+  uint at = (group.x * THREADS + index) * RUN;
   if (at >= shape.n) return;
   uint row = at / shape.columns, column = at % shape.columns;
   if (shape.halves > 0) {
@@ -62,17 +64,19 @@ KERNEL dequantise_blocks(device const uchar* bytes, device float* out, constant 
     row = row - place + place % half_rows * 2 + place / half_rows;
   }
   device const uchar* of_row = bytes + row * shape.row_bytes;
-  switch (shape.kind) {
-    case 0: out[at] = q4_0(of_row + column / 32 * 18, column % 32); break;
-    case 1: out[at] = q8_0(of_row + column / 32 * 34, column % 32); break;
-    case 2: out[at] = q4_k(of_row + column / 256 * 144, column % 256); break;
-    default: out[at] = q6_k(of_row + column / 256 * 210, column % 256);
+  for (uint i = 0; i < RUN; i++) {
+    switch (shape.kind) {
+      case 0: out[at + i] = q4_0(of_row + column / 32 * 18, column % 32 + i); break;
+      case 1: out[at + i] = q8_0(of_row + column / 32 * 34, column % 32 + i); break;
+      case 2: out[at + i] = q4_k(of_row + column / 256 * 144, column % 256 + i); break;
+      default: out[at + i] = q6_k(of_row + column / 256 * 210, column % 256 + i);
+    }
   }
 }
 
 struct FourBitShape {
   uint n;
-  // numbers in a block
+  // numbers in a block, whole runs
   uint block;
   // blocks under one scale of the scales; 0: the scales are plain
   uint nested;
@@ -100,9 +104,9 @@ inline float rounded_to_bfloat(float x) {
 KERNEL dequantise_four_bit(device const uchar* bytes, device const float* codes, device const float* absmax,
                            device const uchar* absmax_bytes, device const float* map, device float* out,
                            constant FourBitShape& shape, WHERE) {
-  uint at = group.x * THREADS + index;
+  uint at = (group.x * THREADS + index) * RUN;
   if (at >= shape.n) return;
-  uint byte = bytes[at / 2], block = at / shape.block;
+  uint block = at / shape.block, end = min(at + RUN, shape.n);
   float scale;
   if (shape.nested > 0) {
     float inner = map[absmax_bytes[block]] * absmax[block / shape.nested];
@@ -110,6 +114,9 @@ KERNEL dequantise_four_bit(device const uchar* bytes, device const float* codes,
   } else {
     scale = absmax[block];
   }
-  float value = codes[at % 2 ? byte & 15u : byte >> 4] * scale;
-  out[at] = shape.round == 0 ? value : shape.round == 1 ? rounded_to_half(value) : rounded_to_bfloat(value);
+  for (; at < end; at++) {
+    uint byte = bytes[at / 2];
+    float value = codes[at % 2 ? byte & 15u : byte >> 4] * scale;
+    out[at] = shape.round == 0 ? value : shape.round == 1 ? rounded_to_half(value) : rounded_to_bfloat(value);
+  }
 }

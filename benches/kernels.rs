@@ -77,13 +77,13 @@ fn lora(c: &mut Criterion) {
     let (x, a, thin, y) = (random(TOKENS, 576), random(8, 576), random(TOKENS, 8), random(TOKENS, 1536));
     let b_matrix = random(1536, 8);
     group.throughput(Throughput::Elements((2 * TOKENS * 576 * 8) as u64));
-    group.bench_function("thin", |b| b.iter(|| product(1.0, &x, &a.t().expect("a")).expect("thin")));
+    group.bench_function("thin", |b| b.iter(|| product(1.0, &x, &a.t().expect("a"), Compute::F32).expect("thin")));
     group.throughput(Throughput::Elements((2 * TOKENS * 1536 * 8) as u64));
     group.bench_function("update", |b| {
-        b.iter(|| add_product(&y, 1.0, &thin, &b_matrix.t().expect("b")).expect("update"))
+        b.iter(|| add_product(&y, 1.0, &thin, &b_matrix.t().expect("b"), Compute::F32).expect("update"))
     });
     group.bench_function("gradient", |b| {
-        b.iter(|| add_product(&b_matrix, 1.0, &y.t().expect("dy"), &thin).expect("gradient"))
+        b.iter(|| add_product(&b_matrix, 1.0, &y.t().expect("dy"), &thin, Compute::F32).expect("gradient"))
     });
     group.finish();
 }

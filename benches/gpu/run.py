@@ -142,9 +142,11 @@ def same_twice():
     return {"adapters": "equal to the byte"}
 
 
-def timed(name, tokens, steps, limit, settings=None, goal=None):
+def timed(name, tokens, steps, limit, budget=None, goal=None):
+    """`budget`: of the device's memory, in bytes, or a function that says so when the time has come."""
     def part():
-        result, _ = train(name, tokens, steps, limit, settings)
+        most = budget() if callable(budget) else budget
+        result, _ = train(name, tokens, steps, limit, {"memory.budget": f"{most}B"} if most else None)
         result.pop("peaks")
         peak = result["peak_bytes"]
         if goal and peak:
@@ -204,7 +206,7 @@ def card():
 
 def share(results):
     """The share of the measured matrix peak that the 8B step reaches: what its frozen products do, over the time."""
-    step, peak = results.get("8B NF4", {}), results.get("matrix peak", {})
+    step, peak = results.get("8B NF4, all memory", {}), results.get("matrix peak", {})
     if "seconds_a_pair" not in step or "tflops" not in peak:
         return {"refused": "needs both the 8B step and the matrix peak"}
     from bases import SHAPES
@@ -218,20 +220,30 @@ def share(results):
 
 def main():
     tokens = 64 if a.tiny else 1024
+    results = {}
+
+    def half_of_trl():
+        peak = results.get("TRL", {}).get("peak_bytes")
+        if not peak:
+            raise Refused("needs TRL's peak")
+        return peak // 2
+
     parts = {
         "parity": parity,
         "two runs": same_twice,
-        "8B NF4": timed(large, tokens, 5, 100, goal=int(6.5 * GIB)),
+        "8B NF4": timed(large, tokens, 6, 100, int(6.5 * GIB), int(6.5 * GIB)),
         "matrix peak": matrix_peak,
-        "where the time goes": by_part(large, tokens, 3, 60),
+        "where the time goes": by_part(large, tokens, 3, 60, {"memory.budget": "6.5GiB"}),
         "TRL": trl,
-        "8B streamed": timed(large, tokens, 3, 90, {"memory.budget": "3GiB"}, goal=3 * GIB),
+        "8B NF4, half of TRL's memory": timed(large, tokens, 6, 60, half_of_trl),
+        "8B NF4, all memory": timed(large, tokens, 6, 60),
+        "where the time goes, all memory": by_part(large, tokens, 3, 60),
+        "8B streamed": timed(large, tokens, 4, 90, 3 * GIB, 3 * GIB),
         "where the time goes, streamed": by_part(large, tokens, 3, 60, {"memory.budget": "3GiB"}),
         "1B bf16": timed(one, tokens, 6, 50),
         "3B bf16": timed(three, tokens, 5, 70),
         "growth": growth,
     }
-    results = {}
     for name, part in parts.items():
         if a.only and name not in a.only:
             continue
@@ -245,11 +257,14 @@ def main():
             results[name] = {"refused": f"{type(why).__name__}: {why}"}
         results[name]["part_seconds"] = round(time.monotonic() - at, 1)
     results["share of the peak"] = share(results)
-    ours, theirs = results.get("8B NF4", {}), results.get("TRL", {})
-    if "seconds_a_pair" in ours and "seconds_a_pair" in theirs:
-        results["beside TRL"] = {"pairs_a_second_ratio": round(theirs["seconds_a_pair"] / ours["seconds_a_pair"], 3)}
-        if ours["peak_bytes"] and theirs.get("peak_bytes"):
-            results["beside TRL"]["peak_ratio"] = round(ours["peak_bytes"] / theirs["peak_bytes"], 3)
+    theirs = results.get("TRL", {})
+    for name in ("8B NF4", "8B NF4, half of TRL's memory", "8B NF4, all memory", "8B streamed"):
+        ours = results.get(name, {})
+        if "seconds_a_pair" in ours and "seconds_a_pair" in theirs:
+            beside = {"pairs_a_second_ratio": round(theirs["seconds_a_pair"] / ours["seconds_a_pair"], 3)}
+            if ours["peak_bytes"] and theirs.get("peak_bytes"):
+                beside["peak_ratio"] = round(ours["peak_bytes"] / theirs["peak_bytes"], 3)
+            results[f"{name}, beside TRL"] = beside
     told = {"date": time.strftime("%Y-%m-%d"), "device": a.device, "card": card(), "machine": platform.platform(), "rehearsal": a.tiny,
             "seconds": round(time.monotonic() - began, 1), "parts": results}
     a.out.mkdir(parents=True, exist_ok=True)

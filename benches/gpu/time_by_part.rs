@@ -6,7 +6,8 @@
 //! ```
 //!
 //! One JSON object: seconds a step, and of them each part's and what lies between. The waits make a step slower than it is
-//! in a run; the parts' shares are what this is for.
+//! in a run; the parts' shares are what this is for. Beside them the plan's prediction, part by part, and what the card's pool
+//! of memory came to.
 
 use std::{path::Path, process::ExitCode, time::Instant};
 
@@ -100,7 +101,10 @@ fn measure(path: &Path, set: &[String]) -> Result<serde_json::Value, Box<dyn std
         "steps": count,
         "pairs": pairs_seen,
         "seconds_a_step": each(seconds),
-        "streams": schedule.stream,
+        "schedule": schedule,
+        "predicted": planned.plan.highest(),
+        "predicted_bytes": planned.plan.peak(),
+        "most_used_and_held_bytes": device::most_used(&on),
         "seconds": parts.iter().map(|(name, time)| (name.clone(), each(*time).into())).collect::<serde_json::Map<_, _>>(),
         "shares": parts.iter().map(|(name, time)| (name.clone(), share(*time).into())).collect::<serde_json::Map<_, _>>(),
     }))

@@ -142,12 +142,11 @@ fn words(plan: &Plan, layers: usize) -> String {
     if schedule.scratch {
         words += ", layers' inputs in a file";
     }
-    if schedule.stream {
-        words += if plan.from_disk {
-            ", the base read from the disk layer by layer"
-        } else {
-            ", the base's pages let go of"
-        };
+    match schedule.resident {
+        _ if !schedule.stream => {}
+        0 if plan.from_disk => words += ", the base read from the disk layer by layer",
+        0 => words += ", the base's pages let go of",
+        resident => words += &format!(", {} of {layers} layers read from the disk each time", layers - resident),
     }
     words
 }
@@ -171,12 +170,14 @@ mod tests {
 
     #[test]
     fn a_schedule_is_told_in_words() {
-        let full = Schedule { sweep: 768, micro: 768, keep: 30, head_chunk: 128, scratch: false, stream: false };
+        let full =
+            Schedule { sweep: 768, micro: 768, keep: 30, head_chunk: 128, scratch: false, stream: false, resident: 0 };
         assert_eq!(
             words(&plan(full.clone(), false), 30),
             "up to 768 tokens at once, nothing computed twice, 128 positions at the head"
         );
-        let tight = Schedule { sweep: 900, micro: 1, keep: 0, head_chunk: 16, scratch: true, stream: true };
+        let tight =
+            Schedule { sweep: 900, micro: 1, keep: 0, head_chunk: 16, scratch: true, stream: true, resident: 0 };
         assert_eq!(
             words(&plan(tight, true), 30),
             "one pair at once, up to 900 tokens a sweep, every layer computed again on the way back, 16 positions at the \

@@ -85,12 +85,14 @@ pub struct DeviceWeights {
     pub head: usize,
     /// The largest matrix as a product decodes it.
     pub scratch: usize,
+    /// Bytes of a number of a product's rounded operand, which is made for it; 0 where none is.
+    pub operand: usize,
 }
 
 impl DeviceWeights {
-    /// There at once: all, or a layer at work and the next one on its way, and the head.
-    fn held(&self, streams: bool) -> usize {
-        if streams { self.all.min(2 * self.layer + self.head) } else { self.all }
+    /// There at once: all, or the layers that stay, a layer at work and the next one on its way, and the head.
+    fn held(&self, schedule: &Schedule) -> usize {
+        if schedule.stream { self.all.min((schedule.resident + 2) * self.layer + self.head) } else { self.all }
     }
 }
 
@@ -163,10 +165,9 @@ impl Demand {
     /// Every phase of a run under `schedule`, whose cut gives these loads, `at_once` samples being drawn together.
     pub fn phases(&self, schedule: &Schedule, training: &Load, evaluation: &Load, at_once: usize) -> Vec<Phase> {
         let mut phases = vec![Phase::new("loading", [("program, tokenizer, rows", self.loading as usize)])];
-        let streams = schedule.stream;
         phases.extend(self.training(schedule, training));
         phases.extend((evaluation.sweeps > 0).then(|| self.evaluation(schedule, evaluation)));
-        phases.push(self.saving(streams));
+        phases.push(self.saving(schedule));
         phases.extend(self.samples.map(|samples| self.sampling(samples, at_once)));
         // what loading took is measured, not predicted
         for phase in phases.iter_mut().skip(1) {
@@ -180,10 +181,10 @@ impl Demand {
     }
 
     /// What is held from the first step to the last.
-    fn always(&self, streams: bool) -> [(&'static str, usize); 6] {
+    fn always(&self, schedule: &Schedule) -> [(&'static str, usize); 6] {
         let vector = self.learning * F32;
         [
-            ("weights", self.device.map_or(0, |weights| weights.held(streams))),
+            ("weights", self.device.map_or(0, |weights| weights.held(schedule))),
             ("a decoded matrix", self.device.map_or(0, |weights| weights.scratch)),
             ("program, tokenizer, rows", self.start as usize),
             ("adapter and its gradients", 2 * vector),
@@ -195,8 +196,8 @@ impl Demand {
     /// Buffers that threads keep for products, and scores of attention while they exist. `head_rows`: of the head at once,
     /// where gradients are made.
     fn buffers(&self, load: &Load, head_rows: Option<usize>) -> (&'static str, usize) {
-        if self.device.is_some() {
-            return ("threads' buffers", 0);
+        if let Some(weights) = self.device {
+            return ("a product's operand", load.tokens * self.widest * weights.operand);
         }
         let backward = head_rows.map(|rows| [rows, self.head.vocabulary()]);
         let products = Products { tokens: load.tokens, widest: self.widest, rank: self.rank, backward };
@@ -225,7 +226,7 @@ impl Demand {
                 // what the first step's backward pass left
                 self.buffers(load, Some(schedule.head_chunk.min(load.rows))),
             ];
-            Phase::new(name, self.always(schedule.stream).into_iter().chain(parts))
+            Phase::new(name, self.always(schedule).into_iter().chain(parts))
         };
         let logits = self.head.score(load.rows, schedule.head_chunk, true);
         let gradients = self.head.kept(load.sweep_rows);
@@ -249,18 +250,18 @@ impl Demand {
             if layer.1 > head.1 { layer } else { head },
             self.buffers(load, None),
         ];
-        Phase::new("evaluation", self.always(schedule.stream).into_iter().chain(parts))
+        Phase::new("evaluation", self.always(schedule).into_iter().chain(parts))
     }
 
     /// A checkpoint: the adapter's numbers as a vector and as matrices, then the moments as bytes. Reading one holds
     /// them as a file, as tensors and as the optimizer's own.
-    fn saving(&self, streams: bool) -> Phase {
+    fn saving(&self, schedule: &Schedule) -> Phase {
         let vector = self.learning * F32;
         let writing = (2 * vector).max(self.moments * vector);
         let reading = if self.resumes { 2 * self.moments * vector } else { 0 };
         Phase::new(
             "saving",
-            self.always(streams).into_iter().chain([("a checkpoint on its way", writing.max(reading))]),
+            self.always(schedule).into_iter().chain([("a checkpoint on its way", writing.max(reading))]),
         )
     }
 
@@ -283,7 +284,7 @@ impl Demand {
         let load = Load { tokens, rows: n * samples.new, keys, ..Load::default() };
         let parts = [(work.0, work.1 * F32), self.buffers(&load, None)];
         // samples are drawn with all weights there
-        Phase::new("samples", self.always(false).into_iter().chain(parts))
+        Phase::new("samples", self.always(&schedule).into_iter().chain(parts))
     }
 
     /// Angles, ids, positions and places of a sweep's tokens.

@@ -190,12 +190,13 @@ impl Engine<'_> {
     fn enter(&self, layer: usize, direction: Direction) -> &Block {
         let blocks = &self.model.blocks;
         if self.schedule.stream {
+            let goes = |layer: &usize| self.schedule.lets_go(*layer, blocks.len());
             let next = match direction {
-                Direction::Forward => layer + 1,
-                Direction::Backward => layer.wrapping_sub(1),
+                Direction::Forward => (layer + 1..blocks.len()).find(goes),
+                Direction::Backward => (0..layer).rev().find(goes),
             };
-            match blocks.get(next) {
-                Some(next) => next.linears().for_each(|linear| linear.weight.will_need()),
+            match next {
+                Some(next) => blocks[next].linears().for_each(|linear| linear.weight.will_need()),
                 None if direction == Direction::Forward => self.model.head.weight.will_need(),
                 None => {}
             }
@@ -205,7 +206,7 @@ impl Engine<'_> {
 
     /// A layer that is done with.
     fn leave(&self, layer: usize) {
-        if self.schedule.stream {
+        if self.schedule.lets_go(layer, self.model.blocks.len()) {
             self.model.blocks[layer].linears().for_each(|linear| linear.weight.done_with());
         }
     }

@@ -32,6 +32,9 @@ const HEAD_PACKING: f64 = 16.0;
 const AGAIN: f64 = 0.75;
 /// Bytes a second from a disk.
 const DISK: f64 = 1e9;
+/// Operations a second of a device in bf16, and bytes a second to it.
+const DEVICE_RATE: f64 = 1e14;
+const LINK: f64 = 2e10;
 
 /// The pairs of a run under every cut that is tried.
 #[derive(Debug, Clone)]
@@ -192,31 +195,58 @@ fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<
     let at_once = fitting.unwrap_or(1);
     loads.cuts.iter().flat_map(move |cut| {
         HEAD.into_iter().flat_map(move |head_chunk| {
-            // weights of a device count, so that whether they stream is tried like the rest
-            let ways = [(false, false), (true, false), (false, true), (true, true)];
-            let ways = ways.into_iter().filter(|(_, stream)| !stream || demand.device.is_some());
-            ways.map(move |(scratch, stream)| {
-                let plan = |keep: usize| {
+            let ways = [false, true].into_iter().flat_map(|scratch| ways(demand).map(move |way| (scratch, way)));
+            ways.map(move |(scratch, way)| {
+                let plan = |keep: usize, resident: usize| {
                     // what a step has at most is as good a number as any larger one
                     let sweep = cut.sweep.min(cut.training.sweep_tokens.max(cut.micro));
-                    let schedule = Schedule { sweep, micro: cut.micro, keep, head_chunk, scratch, stream };
+                    let stream = way != Weights::Stay;
+                    let schedule = Schedule { sweep, micro: cut.micro, keep, head_chunk, scratch, stream, resident };
                     let phases = demand.phases(&schedule, &cut.training, &cut.evaluation, at_once);
                     Plan { schedule, at_once, from_disk: false, phases, cost: 0.0 }
                 };
-                let fits = (1..=demand.layers).rev().map(plan).find(|plan| plan.peak() <= limits.budget);
-                let mut chosen = fits.unwrap_or_else(|| plan(0));
+                let most = |plan: &dyn Fn(usize) -> Plan| {
+                    (1..=demand.layers).rev().find(|n| plan(*n).peak() <= limits.budget).unwrap_or(0)
+                };
+                let (keep, resident) = match way {
+                    Weights::Stay => (most(&|keep| plan(keep, 0)), 0),
+                    Weights::BeforeKept => {
+                        let resident = most(&|resident| plan(0, resident));
+                        (most(&|keep| plan(keep, resident)), resident)
+                    }
+                    Weights::AfterKept => {
+                        let keep = most(&|keep| plan(keep, 0));
+                        (keep, most(&|resident| plan(keep, resident)))
+                    }
+                };
+                let mut chosen = plan(keep, resident);
                 if demand.device.is_none() {
                     let with_base = chosen.peak().saturating_add(limits.weights);
                     chosen.schedule.stream = with_base > limits.with_base;
                     chosen.from_disk = with_base > limits.machine;
                 } else {
-                    chosen.from_disk = stream;
+                    chosen.from_disk = way != Weights::Stay;
                 }
                 chosen.cost = cost(demand, loads, limits, &chosen, &cut.training);
                 chosen
             })
         })
     })
+}
+
+/// What becomes of a device's weights: all stay, or as many layers as fit besides what kept layers hold, chosen before or
+/// after it.
+#[derive(Clone, Copy, PartialEq)]
+enum Weights {
+    Stay,
+    BeforeKept,
+    AfterKept,
+}
+
+/// The ways that are tried: a host's pages are the system's.
+fn ways(demand: &Demand) -> impl Iterator<Item = Weights> + use<> {
+    let ways = [Weights::Stay, Weights::BeforeKept, Weights::AfterKept];
+    ways.into_iter().take(if demand.device.is_some() { 3 } else { 1 })
 }
 
 /// Seconds of a step, as guessed: products, packing for each micro-batch, the head, the disk.
@@ -228,13 +258,17 @@ fn cost(demand: &Demand, loads: &Loads, limits: &Limits, plan: &Plan, load: &Loa
     let again = AGAIN * (1.0 - keep.min(demand.layers) as f64 / demand.layers.max(1) as f64);
     // the reference, forward, backward
     let passes = 3.0 + again;
-    let rate = RATE * demand.threads as f64;
+    let rate = if demand.device.is_some() { DEVICE_RATE } else { RATE * demand.threads as f64 };
     let layers = 2.0 * limits.matrices as f64 * passes * (tokens + PACKING * micros);
     let hidden = demand.widths.hidden as f64;
     let head = 4.0 * rows * hidden * demand.head.vocabulary() as f64 * (1.0 + HEAD_PACKING / head_chunk as f64);
     let saved = if scratch { 2.0 * tokens * hidden * 4.0 * demand.layers as f64 } else { 0.0 };
-    let read = if plan.from_disk { 2.0 * sweeps * limits.weights as f64 } else { 0.0 };
-    (layers + head) / rate + (saved + read) / DISK
+    let read = match demand.device {
+        _ if !plan.from_disk => 0.0,
+        None => limits.weights as f64 / DISK,
+        Some(weights) => weights.all.saturating_sub(plan.schedule.resident * weights.layer) as f64 / LINK,
+    };
+    (layers + head) / rate + saved / DISK + 2.0 * sweeps * read
 }
 
 /// A size in MiB.

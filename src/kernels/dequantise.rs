@@ -133,6 +133,17 @@ pub fn dequantise(form: &Form, dtype: DType) -> Result<Tensor> {
     }
 }
 
+/// What [`apply`] takes of `x` when it multiplies in `compute`: made once for several matrices.
+///
+/// # Errors
+/// Where the device has no room.
+pub fn side(x: &Tensor, compute: Compute) -> Result<Tensor> {
+    match compute {
+        Compute::F32 => Ok(x.clone()),
+        Compute::Bf16 => x.to_dtype(DType::BF16),
+    }
+}
+
 /// `x[tokens, inputs] · Wᵀ`: f32, `[tokens, outputs]`. With bf16 both sides are rounded to it; sums are f32.
 ///
 /// # Errors
@@ -145,7 +156,7 @@ pub fn apply(form: &Form, x: &Tensor, compute: Compute) -> Result<Tensor> {
     if x.device().is_cuda() {
         let dtype = numbers(compute);
         let y = super::gpu::launch::room((x.dim(0)?, form.rows), x)?;
-        super::cuda::cublas::product(&y, 1.0, &x.to_dtype(dtype)?, &dequantise(form, dtype)?.t()?, 0.0)?;
+        super::cuda::cublas::product(&y, 1.0, &x.to_dtype(dtype)?, &dequantise(form, dtype)?.t()?, 0.0, compute)?;
         return Ok(y);
     }
     operand(x, compute)?.matmul(&weight(form, compute)?.t()?)
@@ -162,7 +173,7 @@ pub fn add_backward(form: &Form, dx: &Tensor, dy: &Tensor, compute: Compute) -> 
     #[cfg(feature = "cuda")]
     if dx.device().is_cuda() {
         let dtype = numbers(compute);
-        return super::cuda::cublas::product(dx, 1.0, &dy.to_dtype(dtype)?, &dequantise(form, dtype)?, 1.0);
+        return super::cuda::cublas::product(dx, 1.0, &dy.to_dtype(dtype)?, &dequantise(form, dtype)?, 1.0, compute);
     }
     dx.slice_set(&(dx + operand(dy, compute)?.matmul(&weight(form, compute)?)?)?, 0, 0)
 }

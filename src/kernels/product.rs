@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
 
 use super::{
+    compute::Compute,
     gemm::{Dense, Lhs, Out, Rhs, SERIAL, Threads, gemm},
     host::operand_mut,
     profile::{Part, Timed},
@@ -12,25 +13,28 @@ use super::{
 };
 
 /// `c[m, n] += alpha · a[m, k] · b[k, n]` in place; `c` is contiguous and may be a view, `a` and `b` may be transposed.
-pub fn add_product(c: &Tensor, alpha: f64, a: &Tensor, b: &Tensor) -> Result<()> {
+/// Everywhere in f32, but on CUDA in a run that multiplies in bf16.
+#[cfg_attr(not(feature = "cuda"), allow(unused_variables))] // other devices know one arithmetic
+pub fn add_product(c: &Tensor, alpha: f64, a: &Tensor, b: &Tensor, compute: Compute) -> Result<()> {
     let _timed = Timed::start(Part::Lora);
     if c.device().is_cpu() {
         return c.inplace_op3(a, b, &Product { alpha: alpha as f32, add: true });
     }
     #[cfg(feature = "cuda")]
     if c.device().is_cuda() {
-        return super::cuda::cublas::product(c, alpha as f32, a, b, 1.0);
+        return super::cuda::cublas::product(c, alpha as f32, a, b, 1.0, compute);
     }
     c.slice_set(&(c + plain(alpha, a, b)?)?, 0, 0)
 }
 
-/// `alpha · a[m, k] · b[k, n]`.
-pub fn product(alpha: f64, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+/// `alpha · a[m, k] · b[k, n]`, in the same arithmetic.
+#[cfg_attr(not(feature = "cuda"), allow(unused_variables))] // other devices know one arithmetic
+pub fn product(alpha: f64, a: &Tensor, b: &Tensor, compute: Compute) -> Result<Tensor> {
     let _timed = Timed::start(Part::Lora);
     #[cfg(feature = "cuda")]
     if a.device().is_cuda() {
         let c = super::gpu::launch::room((a.dim(0)?, b.dim(1)?), a)?;
-        super::cuda::cublas::product(&c, alpha as f32, a, b, 0.0)?;
+        super::cuda::cublas::product(&c, alpha as f32, a, b, 0.0, compute)?;
         return Ok(c);
     }
     if !a.device().is_cpu() {
@@ -144,11 +148,11 @@ mod tests {
             for (a_turned, b_turned) in [(false, false), (true, false), (false, true), (true, true)] {
                 let (a, b) = (sides(a_turned, m, k, 1)?, sides(b_turned, k, n, 2)?);
                 let tolerance = 1e-6 * k as f64;
-                assert!(worst(&product(0.5, &a, &b)?, &plain(0.5, &a, &b)?) < tolerance);
+                assert!(worst(&product(0.5, &a, &b, Compute::F32)?, &plain(0.5, &a, &b)?) < tolerance);
                 // a view in the middle of a larger tensor, whose neighbours stay as they are
                 let whole = random((m + 2, n), 3);
                 let (before, view) = (whole.copy()?, whole.narrow(0, 1, m)?);
-                add_product(&view, -2.0, &a, &b)?;
+                add_product(&view, -2.0, &a, &b, Compute::F32)?;
                 assert!(worst(&view, &(before.narrow(0, 1, m)? + plain(-2.0, &a, &b)?)?) < 4.0 * tolerance);
                 for edge in [0, m + 1] {
                     assert_eq!(worst(&whole.narrow(0, edge, 1)?, &before.narrow(0, edge, 1)?), 0.0);
@@ -161,9 +165,9 @@ mod tests {
     #[test]
     fn a_row_of_a_thin_product_does_not_depend_on_its_batch() -> Result<()> {
         let (x, thin) = (random((50, 700), 1), random((8, 700), 2));
-        let all = product(1.5, &x, &thin.t()?)?;
+        let all = product(1.5, &x, &thin.t()?, Compute::F32)?;
         for row in [0, 1, 2, 31, 49] {
-            let one = product(1.5, &x.narrow(0, row, 1)?, &thin.t()?)?;
+            let one = product(1.5, &x.narrow(0, row, 1)?, &thin.t()?, Compute::F32)?;
             assert_eq!(worst(&one, &all.narrow(0, row, 1)?), 0.0);
         }
         Ok(())
@@ -172,7 +176,7 @@ mod tests {
     #[test]
     fn shapes_that_do_not_fit_are_refused() {
         let (a, b) = (random((3, 4), 1), random((5, 6), 2));
-        assert!(product(1.0, &a, &b).is_err());
-        assert!(add_product(&random((3, 5), 3), 1.0, &a, &random((4, 6), 4)).is_err());
+        assert!(product(1.0, &a, &b, Compute::F32).is_err());
+        assert!(add_product(&random((3, 5), 3), 1.0, &a, &random((4, 6), 4), Compute::F32).is_err());
     }
 }

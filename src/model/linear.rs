@@ -49,10 +49,10 @@ impl Linear {
     /// `A · dropout(x)`: `[tokens, r]`, where this layer is adapted.
     pub fn thin(&self, x: &Tensor, through: Through) -> Result<Option<Tensor>> {
         let Some(lora) = through.adapter.and_then(|adapter| adapter.layer(self.id)) else { return Ok(None) };
-        let a = lora.a.t()?;
+        let (a, compute) = (lora.a.t()?, self.weight.compute());
         match through.dropout {
-            Some(dropout) => product(1.0, &dropout.apply(x, self.id)?, &a),
-            None => product(1.0, x, &a),
+            Some(dropout) => product(1.0, &dropout.apply(x, self.id)?, &a, compute),
+            None => product(1.0, x, &a, compute),
         }
         .map(Some)
     }
@@ -75,7 +75,7 @@ impl Linear {
             y = y.broadcast_add(bias)?;
         }
         if let (Some(thin), Some(lora)) = (thin, through.adapter.and_then(|adapter| adapter.layer(self.id))) {
-            add_product(&y, lora.scale, thin, &lora.b.t()?)?;
+            add_product(&y, lora.scale, thin, &lora.b.t()?, self.weight.compute())?;
         }
         Ok(y)
     }
@@ -115,27 +115,28 @@ impl Linear {
         let Some((thin, lora)) = thin.zip(through.adapter.and_then(|adapter| adapter.layer(self.id))) else {
             return Ok(());
         };
-        let d_thin = product(lora.scale, dy, &lora.b)?;
+        let compute = self.weight.compute();
+        let d_thin = product(lora.scale, dy, &lora.b, compute)?;
         let whole = 0..x.dim(0)?;
         let runs = through.runs.unwrap_or(std::slice::from_ref(&whole));
         // each run's sum is a product of its own
         let add_runs = |sum: &Tensor, scale: f64, left: &Tensor, right: &Tensor| {
             runs.iter().try_for_each(|run| {
                 let rows = |x: &Tensor| x.narrow(0, run.start, run.len());
-                add_product(sum, scale, &rows(left)?.t()?, &rows(right)?)
+                add_product(sum, scale, &rows(left)?.t()?, &rows(right)?, compute)
             })
         };
         add_runs(&lora.db, lora.scale, dy, thin)?;
         match through.dropout {
             Some(dropout) => {
                 add_runs(&lora.da, 1.0, &d_thin, &dropout.apply(x, self.id)?)?;
-                let through_mask = dropout.apply(&product(1.0, &d_thin, &lora.a)?, self.id)?;
+                let through_mask = dropout.apply(&product(1.0, &d_thin, &lora.a, compute)?, self.id)?;
                 let sum = (dx + through_mask)?;
                 dx.slice_set(&sum, 0, 0)
             }
             None => {
                 add_runs(&lora.da, 1.0, &d_thin, x)?;
-                add_product(dx, 1.0, &d_thin, &lora.a)
+                add_product(dx, 1.0, &d_thin, &lora.a, compute)
             }
         }
     }

@@ -225,13 +225,18 @@ fn device_weights(base: &Base) -> DeviceWeights {
     let layers = base.model.blocks.iter().map(|block| block.linears().map(|linear| bytes(&linear.weight)).sum());
     let layers: Vec<usize> = layers.collect();
     let head = &base.model.head.weight;
+    let on_card = base.model.device.is_cuda();
+    let scratch = |weight: &FrozenMatrix| match on_card {
+        true => weight.device_scratch(base.compute),
+        false => scratch(weight.inputs * weight.outputs, base.compute),
+    };
     let matrices = base.model.linears().map(|linear| &linear.weight).chain([head]);
-    let largest = matrices.map(|weight| weight.inputs * weight.outputs).max().unwrap_or(0);
     DeviceWeights {
         all: layers.iter().sum::<usize>() + bytes(head),
         layer: layers.iter().copied().max().unwrap_or(0),
         head: bytes(head),
-        scratch: scratch(largest, base.compute),
+        scratch: matrices.map(scratch).max().unwrap_or(0),
+        operand: if base.compute == Compute::Bf16 { Compute::Bf16.size() } else { 0 },
     }
 }
 

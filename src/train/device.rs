@@ -85,6 +85,15 @@ pub fn free(device: &Device) -> Option<u64> {
     }
 }
 
+/// The most bytes of a device's memory that tensors used at once, and that were held for them; none where it does not say.
+pub fn most_used(device: &Device) -> Option<[u64; 2]> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(card) => crate::kernels::cuda::device::most_used(card),
+        _ => None,
+    }
+}
+
 /// A meter of the memory that a run is planned for, the host's or the device's, and what the device has free as it
 /// starts.
 pub fn meter(device: &Device) -> (MemoryMeter, Option<u64>) {

@@ -103,6 +103,11 @@ pub trait StoredMatrix: fmt::Debug + Send + Sync {
     fn device_bytes(&self, numbers: usize, compute: Compute) -> usize {
         numbers * compute.size()
     }
+
+    /// Whether the numbers of the matrix lie there as a product in `compute` takes them.
+    fn is_plain_on_device(&self, numbers: usize, compute: Compute) -> bool {
+        self.device_bytes(numbers, compute) == numbers * compute.size()
+    }
 }
 
 /// A tensor of plain numbers where it lies in its file. A clone is another view of the same bytes.
@@ -166,5 +171,13 @@ impl StoredMatrix for MappedTensor {
 
     fn device_bytes(&self, _: usize, _: Compute) -> usize {
         self.bytes.len()
+    }
+
+    fn is_plain_on_device(&self, _: usize, compute: Compute) -> bool {
+        self.dtype
+            == match compute {
+                Compute::F32 => DType::F32,
+                Compute::Bf16 => DType::BF16,
+            }
     }
 }

@@ -63,6 +63,14 @@ impl FrozenMatrix {
         Self { place: Place::Device(Arc::new(resident)), outputs, inputs }
     }
 
+    /// The type in which it multiplies.
+    pub fn compute(&self) -> Compute {
+        match &self.place {
+            Place::Mapped(_, compute) => *compute,
+            Place::Device(resident) => resident.uploader.compute,
+        }
+    }
+
     /// Asks the system to read the matrix ahead; for a device, begins to upload it.
     pub fn will_need(&self) {
         match &self.place {
@@ -81,11 +89,24 @@ impl FrozenMatrix {
 
     /// Bytes that the matrix takes on a device, multiplying in `compute` there.
     pub fn device_bytes(&self, compute: Compute) -> usize {
-        let stored = match &self.place {
-            Place::Mapped(stored, _) => stored,
-            Place::Device(resident) => &resident.stored,
-        };
-        stored.device_bytes(self.outputs * self.inputs, compute)
+        self.stored().device_bytes(self.outputs * self.inputs, compute)
+    }
+
+    /// Bytes that a product in `compute` on a card decodes it to: none where its numbers lie there as the product takes
+    /// them.
+    pub fn device_scratch(&self, compute: Compute) -> usize {
+        let numbers = self.outputs * self.inputs;
+        match self.stored().is_plain_on_device(numbers, compute) {
+            true => 0,
+            false => numbers * compute.size(),
+        }
+    }
+
+    fn stored(&self) -> &dyn StoredMatrix {
+        match &self.place {
+            Place::Mapped(stored, _) => &**stored,
+            Place::Device(resident) => &*resident.stored,
+        }
     }
 
     /// `x[tokens, inputs] · Wᵀ`: `[tokens, outputs]`.
@@ -100,7 +121,11 @@ impl FrozenMatrix {
         if let Some(terms) = tiled::terms(matrices) {
             return tiled::apply_all(matrices, x, terms);
         }
-        matrices.iter().map(|matrix| matrix.apply_alone(x)).collect()
+        let side = match matrices {
+            [Self { place: Place::Device(w), .. }, _, ..] => Some(dequantise::side(x, w.uploader.compute)?),
+            _ => None,
+        };
+        matrices.iter().map(|matrix| matrix.apply_alone(side.as_ref().unwrap_or(x))).collect()
     }
 
     fn apply_alone(&self, x: &Tensor) -> candle_core::Result<Tensor> {

@@ -88,4 +88,8 @@ impl StoredMatrix for StoredTensor {
     fn device_bytes(&self, numbers: usize, compute: Compute) -> usize {
         self.matrix.device_bytes(numbers, compute)
     }
+
+    fn is_plain_on_device(&self, numbers: usize, compute: Compute) -> bool {
+        self.matrix.is_plain_on_device(numbers, compute)
+    }
 }

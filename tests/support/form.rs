@@ -39,7 +39,7 @@ impl Learning {
     pub fn of(adapter: &Adapter) -> Self {
         let scale = adapter.shapes[0].scale;
         assert!(adapter.shapes.iter().all(|shape| shape.scale == scale));
-        let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
+        let wide = |x: &Tensor| x.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
         let matrices = adapter.shapes.iter().map(|shape| {
             let lora = adapter.layer(shape.linear).unwrap();
             (shape.module.clone(), [wide(&lora.a), wide(&lora.b)])

@@ -244,7 +244,8 @@ DEVICE void attention_dq_bf16(const bfloat* q, const bfloat* k, const bfloat* v,
   put<OUT>(sums, two.in[0] ? dq + at[0] : nullptr, two.in[1] ? dq + at[1] : nullptr, 1.0f, 1.0f, shape.dim, lane);
 }
 
-// Rows are keys here, and what they meet are queries.
+// Rows are keys here, and what they meet are the queries of one head; lse and delta are [head, query]. Heads that share keys
+// have shares of dk and dv of their own, [key, head, dim].
 template <uint DIM, uint OUT, uint ROWS, uint PART>
 DEVICE void attention_dkv_bf16(const bfloat* q, const bfloat* k, const bfloat* v, const bfloat* d_values, const float* lse,
                                const float* delta, const uint* blocks, const uint* all_meetings, float* dk, float* dv,
@@ -252,61 +253,88 @@ DEVICE void attention_dkv_bf16(const bfloat* q, const bfloat* k, const bfloat* v
   const uint TILE = ROWS * Pitch<DIM>::WORDS;
   const KeyBlock& block = ((const KeyBlock*)blocks)[blockIdx.x];
   const Meeting* meetings = (const Meeting*)all_meetings;
-  uint kv_head = blockIdx.y, width = shape.heads * shape.dim, kv_width = shape.kv * shape.dim;
-  uint served = shape.heads / shape.kv;
+  uint head = blockIdx.y, width = shape.heads * shape.dim, kv_width = shape.kv * shape.dim;
+  uint kv_column = head / (shape.heads / shape.kv) * shape.dim, rows = shape.queries / shape.heads;
+  k += kv_column, v += kv_column, q += head * shape.dim, d_values += head * shape.dim;
+  dk += head * shape.dim, dv += head * shape.dim, lse += head * rows, delta += head * rows;
   TwoRows two = two_rows(block.count, lane, warp);
-  uint at[2];
-  for (uint i = 0; i < 2; i++) at[i] = (block.first + two.row[i]) * kv_width + kv_head * shape.dim;
+  uint key[2];
   float k_sums[OUT / 8][4], v_sums[OUT / 8][4];
+  for (uint i = 0; i < 2; i++) key[i] = block.first + two.row[i];
   for (uint n = 0; n < OUT / 8; n++) {
     for (uint i = 0; i < 4; i++) k_sums[n][i] = v_sums[n][i] = 0.0f;
   }
   uint k_left[DIM / 16][4], v_left[DIM / 16][4];
-  load_left<DIM>(k_left, k + at[0], k + at[1], shape.dim, lane);
-  load_left<DIM>(v_left, v + at[0], v + at[1], shape.dim, lane);
+  load_left<DIM>(k_left, k + key[0] * kv_width, k + key[1] * kv_width, shape.dim, lane);
+  load_left<DIM>(v_left, v + key[0] * kv_width, v + key[1] * kv_width, shape.dim, lane);
   for (uint m = block.meetings; m < block.meetings_end; m++) {
     const Meeting& meeting = meetings[m];
     Rows queries = {meeting.first, meeting.count, 0u};
-    for (uint head = kv_head * served; head < (kv_head + 1) * served; head++) {
-      const bfloat *head_q = q + head * shape.dim, *head_d = d_values + head * shape.dim;
-      uint turn = 0;
-      send_tile<DIM, ROWS>(query_tiles, head_q, queries, 0, meeting.count, width, shape.dim, index);
-      send_tile<DIM, ROWS>(d_tiles, head_d, queries, 0, meeting.count, width, shape.dim, index);
-      close_group();
-      for (uint first = 0; first < meeting.count; first += ROWS, turn ^= 1) {
-        if (first + ROWS < meeting.count) {
-          uint other = (turn ^ 1) * TILE;
-          send_tile<DIM, ROWS>(query_tiles + other, head_q, queries, first + ROWS, meeting.count, width, shape.dim, index);
-          send_tile<DIM, ROWS>(d_tiles + other, head_d, queries, first + ROWS, meeting.count, width, shape.dim, index);
-        }
-        close_group();
-        await_all_but_last();
-        __syncthreads();
-        for (uint part = 0; part < ROWS; part += PART) {
-          float weights[PART / 8][4], d_scores[PART / 8][4];
-          dots<DIM, PART>(weights, k_left, query_tiles + turn * TILE, part, lane);
-          dots<DIM, PART>(d_scores, v_left, d_tiles + turn * TILE, part, lane);
-#pragma unroll
-          for (uint n = 0; n < PART / 8; n++) {
-#pragma unroll
-            for (uint i = 0; i < 4; i++) {
-              uint query = first + part + n * 8 + lane % 4 * 2 + i % 2;
-              uint row = (meeting.first + min(query, meeting.count - 1)) * shape.heads + head;
-              bool seen = query < meeting.count && sees(meeting.end + query, meeting.key + two.row[i / 2], shape);
-              Weighted it = weighted(weights[n][i], d_scores[n][i], lse[row], delta[row], seen, shape);
-              weights[n][i] = it.weight;
-              d_scores[n][i] = it.d_score;
-            }
-          }
-          mix<DIM, OUT, PART>(v_sums, weights, d_tiles + turn * TILE, part, lane);
-          mix<DIM, OUT, PART>(k_sums, d_scores, query_tiles + turn * TILE, part, lane);
-        }
-        __syncthreads();
+    uint turn = 0;
+    send_tile<DIM, ROWS>(query_tiles, q, queries, 0, meeting.count, width, shape.dim, index);
+    send_tile<DIM, ROWS>(d_tiles, d_values, queries, 0, meeting.count, width, shape.dim, index);
+    close_group();
+    for (uint first = 0; first < meeting.count; first += ROWS, turn ^= 1) {
+      if (first + ROWS < meeting.count) {
+        uint other = (turn ^ 1) * TILE;
+        send_tile<DIM, ROWS>(query_tiles + other, q, queries, first + ROWS, meeting.count, width, shape.dim, index);
+        send_tile<DIM, ROWS>(d_tiles + other, d_values, queries, first + ROWS, meeting.count, width, shape.dim, index);
       }
+      close_group();
+      await_all_but_last();
+      __syncthreads();
+      for (uint part = 0; part < ROWS; part += PART) {
+        float weights[PART / 8][4], d_scores[PART / 8][4];
+        dots<DIM, PART>(weights, k_left, query_tiles + turn * TILE, part, lane);
+        dots<DIM, PART>(d_scores, v_left, d_tiles + turn * TILE, part, lane);
+#pragma unroll
+        for (uint n = 0; n < PART / 8; n++) {
+#pragma unroll
+          for (uint i = 0; i < 4; i++) {
+            uint query = first + part + n * 8 + lane % 4 * 2 + i % 2;
+            uint row = meeting.first + min(query, meeting.count - 1);
+            bool seen = query < meeting.count && sees(meeting.end + query, meeting.key + two.row[i / 2], shape);
+            Weighted it = weighted(weights[n][i], d_scores[n][i], lse[row], delta[row], seen, shape);
+            weights[n][i] = it.weight;
+            d_scores[n][i] = it.d_score;
+          }
+        }
+        mix<DIM, OUT, PART>(v_sums, weights, d_tiles + turn * TILE, part, lane);
+        mix<DIM, OUT, PART>(k_sums, d_scores, query_tiles + turn * TILE, part, lane);
+      }
+      __syncthreads();
     }
   }
-  put<OUT>(k_sums, two.in[0] ? dk + at[0] : nullptr, two.in[1] ? dk + at[1] : nullptr, 1.0f, 1.0f, shape.dim, lane);
-  put<OUT>(v_sums, two.in[0] ? dv + at[0] : nullptr, two.in[1] ? dv + at[1] : nullptr, 1.0f, 1.0f, shape.dim, lane);
+  float *k_to[2], *v_to[2];
+  for (uint i = 0; i < 2; i++) {
+    k_to[i] = two.in[i] ? dk + key[i] * width : nullptr;
+    v_to[i] = two.in[i] ? dv + key[i] * width : nullptr;
+  }
+  put<OUT>(k_sums, k_to[0], k_to[1], 1.0f, 1.0f, shape.dim, lane);
+  put<OUT>(v_sums, v_to[0], v_to[1], 1.0f, 1.0f, shape.dim, lane);
+}
+
+struct SharesShape {
+  // numbers of a sum
+  uint n;
+  // heads that share keys
+  uint served;
+  uint dim;
+};
+
+// The sums of the shares: a thread a number
+KERNEL attention_shares(const float* k_shares, const float* v_shares, float* dk, float* dv, const SharesShape shape) {
+  PLACE;
+  uint at = blockIdx.x * THREADS + index;
+  if (at >= shape.n) return;
+  uint first = at / shape.dim * shape.served * shape.dim + at % shape.dim;
+  float k = 0.0f, v = 0.0f;
+  for (uint i = 0; i < shape.served; i++) {
+    k += k_shares[first + i * shape.dim];
+    v += v_shares[first + i * shape.dim];
+  }
+  dk[at] = k;
+  dv[at] = v;
 }
 
 // Two tiles of either side.

@@ -48,7 +48,7 @@ mod on_card {
         cuda_backend::cudarc::cublas::{
             result::gemm_ex,
             sys::{
-                cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                cublasComputeType_t::{CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32},
                 cublasGemmAlgo_t::CUBLAS_GEMM_DFALT,
                 cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T},
                 cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F},
@@ -57,13 +57,15 @@ mod on_card {
     };
 
     use super::super::device::pointer;
+    use crate::kernels::compute::Compute;
 
     /// `c = alpha · a · b + beta · c`, in place, sums in f32: `c` f32 and contiguous, perhaps a view; `a` and `b` both f32 or
-    /// both bf16, perhaps turned. With a `beta` of 0 what `c` held is not read.
+    /// both bf16, perhaps turned. With a `beta` of 0 what `c` held is not read. A run that multiplies in bf16 multiplies f32
+    /// in TF32: the matrix unit takes 10 bits of it, more than of bf16.
     ///
     /// # Errors
     /// Where shapes, types or places do not fit, or cuBLAS refuses.
-    pub fn product(c: &Tensor, alpha: f32, a: &Tensor, b: &Tensor, beta: f32) -> Result<()> {
+    pub fn product(c: &Tensor, alpha: f32, a: &Tensor, b: &Tensor, beta: f32, compute: Compute) -> Result<()> {
         let Device::Cuda(device) = c.device() else { bail!("product: not on a CUDA card") };
         let operand = match (a.dtype(), b.dtype()) {
             (DType::F32, DType::F32) => CUDA_R_32F,
@@ -73,6 +75,10 @@ mod on_card {
         if c.dtype() != DType::F32 || !c.is_contiguous() {
             bail!("product: a result {:?} in {:?}", c.shape(), c.dtype());
         }
+        let way = match (operand, compute) {
+            (CUDA_R_32F, Compute::Bf16) => CUBLAS_COMPUTE_32F_FAST_TF32,
+            _ => CUBLAS_COMPUTE_32F,
+        };
         let call = super::call(c.shape(), (a.shape(), a.stride()), (b.shape(), b.stride()))?;
         if c.elem_count() == 0 {
             return Ok(());
@@ -108,7 +114,7 @@ mod on_card {
                 pointers[2].0 as *mut c_void,
                 CUDA_R_32F,
                 ldc,
-                CUBLAS_COMPUTE_32F,
+                way,
                 CUBLAS_GEMM_DFALT,
             )
         };

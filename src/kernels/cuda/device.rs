@@ -4,7 +4,13 @@ use candle_core::{
     CudaDevice, CudaStorage, Device, Layout, Result, Storage, Tensor, bail,
     cuda_backend::{
         CudaStorageSlice, WrapErr,
-        cudarc::driver::{CudaContext, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop},
+        cudarc::driver::{
+            CudaContext, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
+            sys::{
+                CUmemPool_attribute, CUmemoryPool, CUresult, cuDeviceGetDefaultMemPool, cuMemPoolGetAttribute,
+                cuMemPoolSetAttribute,
+            },
+        },
     },
 };
 
@@ -41,11 +47,47 @@ pub fn is_there() -> std::result::Result<(), String> {
 pub fn open(number: usize) -> Result<Device> {
     let device = Device::new_cuda_with_stream(number)?;
     if let Device::Cuda(card) = &device {
+        keep_freed(card);
         // SAFETY: nothing is allocated yet. All work on tensors goes to the one stream, whose order holds for their memory
         // too; the stream that copies weights is ordered behind and before it by the conveyor's own events.
         unsafe { card.disable_event_tracking() };
     }
     Ok(device)
+}
+
+/// The pool that the card's memory is taken from; none where the driver is too old for one.
+fn pool(card: &CudaDevice) -> Option<CUmemoryPool> {
+    let context = card.cuda_stream().context().clone();
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: the place outlives the call.
+    let got = unsafe { cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()) };
+    (context.has_async_alloc() && got == CUresult::CUDA_SUCCESS).then_some(pool)
+}
+
+/// Has the pool keep what is freed for the next tensors. By itself it gives all of it back whenever the host waits for the
+/// card, several times a step, and must map it anew.
+fn keep_freed(card: &CudaDevice) {
+    if let Some(pool) = pool(card) {
+        let mut all = u64::MAX;
+        // a refusal costs time alone
+        // SAFETY: this attribute is a u64, which outlives the call.
+        unsafe {
+            cuMemPoolSetAttribute(pool, CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, (&raw mut all).cast());
+        }
+    }
+}
+
+/// The most bytes that tensors used at once, and that the pool held for them.
+pub fn most_used(card: &CudaDevice) -> Option<[u64; 2]> {
+    let pool = pool(card)?;
+    let most = |attribute| {
+        let mut bytes = 0u64;
+        // SAFETY: both attributes are a u64, which outlives the call.
+        let got = unsafe { cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()) };
+        (got == CUresult::CUDA_SUCCESS).then_some(bytes)
+    };
+    let used = most(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
+    Some([used, most(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?])
 }
 
 /// See [`crate::kernels::gpu::launch::run`].

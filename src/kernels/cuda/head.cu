@@ -12,6 +12,8 @@ KERNEL head_scores(const float* logits, const uint* targets, float* scores,
   logits += blockIdx.x * shape.vocabulary;
   float top = -3e38f;
   uint place = shape.vocabulary;
+  // many loads under way at once
+#pragma unroll 8
   for (uint i = index; i < shape.vocabulary; i += THREADS) {
     if (logits[i] > top) top = logits[i], place = i;
   }
@@ -25,6 +27,7 @@ KERNEL head_scores(const float* logits, const uint* targets, float* scores,
     if (room[i] > highest || (room[i] == highest && places[i] < first)) highest = room[i], first = places[i];
   }
   float sum = 0.0f, products = 0.0f, plain = 0.0f;
+#pragma unroll 8
   for (uint i = index; i < shape.vocabulary; i += THREADS) {
     float e = expf(logits[i] - highest);
     sum += e;

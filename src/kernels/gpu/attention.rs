@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor};
 
-use super::launch::{Launch, run};
+use super::launch::{Launch, a_thread_each, room, run};
 use crate::kernels::{
     attention::{Attended, Heads, Span},
     compute::Compute,
@@ -123,11 +123,28 @@ pub fn attention_backward(
     run(&Launch { kernel, groups, words: &words }, &[&inputs[..], &[&blocks]].concat(), &[&dq])?;
 
     let (blocks, meetings) = key_blocks(spans, keys, size.rows, heads.window);
-    let (kernel, parts) = size.dkv;
-    let groups = [blocks.len() / KEY_BLOCK, heads.kv, parts];
+    let n = blocks.len() / KEY_BLOCK;
     let (blocks, meetings) = (table(blocks, &q)?, table(meetings, &q)?);
-    let launch = Launch { kernel, groups, words: &words };
-    run(&launch, &[&inputs[..], &[&blocks, &meetings]].concat(), &[&dk, &dv])?;
+    let (kernel, parts) = size.dkv;
+    if size.dtype == DType::F32 {
+        let launch = Launch { kernel, groups: [n, heads.kv, parts], words: &words };
+        run(&launch, &[&inputs[..], &[&blocks, &meetings]].concat(), &[&dk, &dv])?;
+        return Ok([dq, dk, dv]);
+    }
+    // on the matrix unit every query head is a task of its own, so that there are enough of them
+    let (lse, delta) = (out.lse.t()?.contiguous()?, delta.t()?.contiguous()?);
+    let launch = Launch { kernel, groups: [n, heads.n, parts], words: &words };
+    let inputs = [&q, &k, &v, &d_values, &lse, &delta, &blocks, &meetings];
+    if heads.n == heads.kv {
+        run(&launch, &inputs, &[&dk, &dv])?;
+        return Ok([dq, dk, dv]);
+    }
+    let shares = || room((keys, heads.n * heads.dim), &dk);
+    let (k_shares, v_shares) = (shares()?, shares()?);
+    run(&launch, &inputs, &[&k_shares, &v_shares])?;
+    let words = [dk.elem_count() as u32, (heads.n / heads.kv) as u32, heads.dim as u32];
+    let launch = Launch { kernel: "attention_shares", groups: a_thread_each(dk.elem_count()), words: &words };
+    run(&launch, &[&k_shares, &v_shares], &[&dk, &dv])?;
     Ok([dq, dk, dv])
 }
 

@@ -25,7 +25,7 @@ pub use launch::serves;
 
 /// The kernels that CUDA alone has: those on the matrix unit.
 #[cfg(test)]
-pub const MATRIX_KERNELS: [&str; 9] = [
+pub const MATRIX_KERNELS: [&str; 10] = [
     "attention_bf16_64",
     "attention_bf16_128",
     "attention_bf16_256",
@@ -35,6 +35,7 @@ pub const MATRIX_KERNELS: [&str; 9] = [
     "attention_dkv_bf16_64",
     "attention_dkv_bf16_128",
     "attention_dkv_bf16_256",
+    "attention_shares",
 ];
 
 /// Every other kernel's name.

@@ -100,7 +100,7 @@ fn weights_of_a_device_stay_where_they_fit_and_stream_where_they_do_not() {
     let (mut demand, loads, limits) = demand();
     (demand.start, demand.loading, demand.samples) = (0, 0, None);
     let [all, layer, head, scratch] = [4_000, 90, 300, 60].map(|mib: usize| mib << 20);
-    demand.device = Some(DeviceWeights { all, layer, head, scratch, operand: 2 });
+    demand.device = Some(DeviceWeights { all, layer, head, scratch, operand: 2, card: false });
     let run = (demand, loads, Limits { weights: 4_000 * MIB, ..limits });
     let roomy = at(&run, u64::MAX).unwrap();
     assert!(!roomy.schedule.stream && roomy.peak() >= 4_060 * MIB);

@@ -75,7 +75,7 @@ fn told(planned: &Planned, pace: Option<f64>) -> Told<'_> {
     let rung = |plan: Plan| Rung {
         budget: Mib::up(plan.peak()).0,
         seconds_a_step: pace.map(|pace| plan.cost * pace),
-        schedule: words(&plan, planned.layers()),
+        schedule: words(&plan, planned.layers(), planned.on_device()),
     };
     Told {
         budget: planned.limits.budget,
@@ -100,7 +100,7 @@ fn text(name: &str, planned: &Planned, pace: Option<f64>) -> String {
     line(format!("{name}: {} of weights, {counted}\n", Mib(planned.limits.weights)));
     line(format!("memory.budget   {}", planned.budget));
     line(format!("predicted peak  {}, in the {} phase", Mib(plan.peak()), plan.highest().name));
-    line(format!("schedule        {}", words(plan, planned.layers())));
+    line(format!("schedule        {}", words(plan, planned.layers(), planned.on_device())));
     let time = |cost: f64| pace.map_or("not known".into(), |pace| duration(cost * pace));
     line(format!("time a step     {}", time(plan.cost)));
     line(format!("\n{:<40}{:>10}", format!("Held then ({})", plan.highest().name), "MiB"));
@@ -116,14 +116,18 @@ fn text(name: &str, planned: &Planned, pace: Option<f64>) -> String {
     line(format!("\n{:<18}{:>14}   {}", "With a budget of", "time a step", "schedule"));
     for rung in planned.ladder() {
         let budget = Mib::up(rung.peak()).to_string();
-        line(format!("  {budget:<16}{:>14}   {}", time(rung.cost), words(&rung, planned.layers())));
+        line(format!(
+            "  {budget:<16}{:>14}   {}",
+            time(rung.cost),
+            words(&rung, planned.layers(), planned.on_device())
+        ));
     }
     line("Less than the first does not work; more than the last makes nothing faster.".to_string());
     out
 }
 
 /// A schedule in words.
-fn words(plan: &Plan, layers: usize) -> String {
+fn words(plan: &Plan, layers: usize, on_device: bool) -> String {
     let schedule = &plan.schedule;
     let tokens = |tokens: usize| match tokens {
         0..=1 => "one pair".to_string(),
@@ -140,7 +144,7 @@ fn words(plan: &Plan, layers: usize) -> String {
     };
     words += &format!(", {} positions at the head", schedule.head_chunk);
     if schedule.scratch {
-        words += ", layers' inputs in a file";
+        words += if on_device { ", layers' inputs in the host's memory" } else { ", layers' inputs in a file" };
     }
     match schedule.resident {
         _ if !schedule.stream => {}
@@ -173,16 +177,19 @@ mod tests {
         let full =
             Schedule { sweep: 768, micro: 768, keep: 30, head_chunk: 128, scratch: false, stream: false, resident: 0 };
         assert_eq!(
-            words(&plan(full.clone(), false), 30),
+            words(&plan(full.clone(), false), 30, false),
             "up to 768 tokens at once, nothing computed twice, 128 positions at the head"
         );
         let tight =
             Schedule { sweep: 900, micro: 1, keep: 0, head_chunk: 16, scratch: true, stream: true, resident: 0 };
         assert_eq!(
-            words(&plan(tight, true), 30),
+            words(&plan(tight, true), 30, false),
             "one pair at once, up to 900 tokens a sweep, every layer computed again on the way back, 16 positions at the \
              head, layers' inputs in a file, the base read from the disk layer by layer"
         );
-        assert!(words(&plan(Schedule { keep: 3, ..full }, false), 30).contains(", 3 of 30 layers not computed twice"));
+        assert!(
+            words(&plan(Schedule { keep: 3, ..full }, false), 30, false)
+                .contains(", 3 of 30 layers not computed twice")
+        );
     }
 }

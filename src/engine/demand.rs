@@ -87,12 +87,18 @@ pub struct DeviceWeights {
     pub scratch: usize,
     /// Bytes of a number of a product's rounded operand, which is made for it; 0 where none is.
     pub operand: usize,
+    /// Whether it is a CUDA card, whose pool of memory has gaps and whose libraries take some of it.
+    pub card: bool,
 }
 
 impl DeviceWeights {
-    /// There at once: all, or the layers that stay, a layer at work and the next one on its way, and the head.
-    fn held(&self, schedule: &Schedule) -> usize {
-        if schedule.stream { self.all.min((schedule.resident + 2) * self.layer + self.head) } else { self.all }
+    /// There at once: all, or the layers that stay, a layer at work and the next one on its way, and on the way to scores
+    /// the head.
+    fn held(&self, schedule: &Schedule, scoring: bool) -> usize {
+        if !schedule.stream {
+            return self.all;
+        }
+        (self.all - self.head).min((schedule.resident + 2) * self.layer) + if scoring { self.head } else { 0 }
     }
 }
 
@@ -176,15 +182,19 @@ impl Demand {
             let total = phase.total();
             let bytes = total / 64 + (1 << 19) + (total / 16).min(3 << 19);
             phase.parts.push(Part { what: "small things", bytes });
+            if self.device.is_some_and(|device| device.card) {
+                // measured on an H200 (docs/performance.md): a tenth, and what CUDA's libraries load
+                phase.parts.push(Part { what: "gaps, CUDA's libraries", bytes: total / 10 + (192 << 20) });
+            }
         }
         phases
     }
 
-    /// What is held from the first step to the last.
-    fn always(&self, schedule: &Schedule) -> [(&'static str, usize); 6] {
+    /// What is held from the first step to the last. `scoring`: where the head is about to be used.
+    fn always(&self, schedule: &Schedule, scoring: bool) -> [(&'static str, usize); 6] {
         let vector = self.learning * F32;
         [
-            ("weights", self.device.map_or(0, |weights| weights.held(schedule))),
+            ("weights", self.device.map_or(0, |weights| weights.held(schedule, scoring))),
             ("a decoded matrix", self.device.map_or(0, |weights| weights.scratch)),
             ("program, tokenizer, rows", self.start as usize),
             ("adapter and its gradients", 2 * vector),
@@ -226,7 +236,7 @@ impl Demand {
                 // what the first step's backward pass left
                 self.buffers(load, Some(schedule.head_chunk.min(load.rows))),
             ];
-            Phase::new(name, self.always(schedule).into_iter().chain(parts))
+            Phase::new(name, self.always(schedule, name != "backward").into_iter().chain(parts))
         };
         let logits = self.head.score(load.rows, schedule.head_chunk, true);
         let gradients = self.head.kept(load.sweep_rows);
@@ -250,7 +260,7 @@ impl Demand {
             if layer.1 > head.1 { layer } else { head },
             self.buffers(load, None),
         ];
-        Phase::new("evaluation", self.always(schedule).into_iter().chain(parts))
+        Phase::new("evaluation", self.always(schedule, true).into_iter().chain(parts))
     }
 
     /// A checkpoint: the adapter's numbers as a vector and as matrices, then the moments as bytes. Reading one holds
@@ -261,7 +271,7 @@ impl Demand {
         let reading = if self.resumes { 2 * self.moments * vector } else { 0 };
         Phase::new(
             "saving",
-            self.always(schedule).into_iter().chain([("a checkpoint on its way", writing.max(reading))]),
+            self.always(schedule, true).into_iter().chain([("a checkpoint on its way", writing.max(reading))]),
         )
     }
 
@@ -284,7 +294,7 @@ impl Demand {
         let load = Load { tokens, rows: n * samples.new, keys, ..Load::default() };
         let parts = [(work.0, work.1 * F32), self.buffers(&load, None)];
         // samples are drawn with all weights there
-        Phase::new("samples", self.always(&schedule).into_iter().chain(parts))
+        Phase::new("samples", self.always(&schedule, true).into_iter().chain(parts))
     }
 
     /// Angles, ids, positions and places of a sweep's tokens.

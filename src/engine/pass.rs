@@ -91,7 +91,8 @@ impl Engine<'_> {
         let layers = self.model.blocks.len();
         let (mut xs, mut reference_xs) = (self.embed(policy)?, self.embed(reference)?);
         let mut inputs = match self.schedule.scratch {
-            true => Inputs::in_file(self.scratch)?,
+            true if self.model.device.is_cpu() => Inputs::in_file(self.scratch)?,
+            true => Inputs::on_host(&self.model.device),
             false => Inputs::in_memory(),
         };
         let mut kept = Vec::new();

@@ -32,9 +32,10 @@ const HEAD_PACKING: f64 = 16.0;
 const AGAIN: f64 = 0.75;
 /// Bytes a second from a disk.
 const DISK: f64 = 1e9;
-/// Operations a second of a device in bf16, and bytes a second to it.
+/// Operations a second of a device in bf16, and bytes a second to it: of weights beside its work, of what it waits for.
 const DEVICE_RATE: f64 = 1e14;
 const LINK: f64 = 2e10;
+const WAITED_FOR: f64 = 5e9;
 
 /// The pairs of a run under every cut that is tried.
 #[derive(Debug, Clone)]
@@ -268,7 +269,8 @@ fn cost(demand: &Demand, loads: &Loads, limits: &Limits, plan: &Plan, load: &Loa
         None => limits.weights as f64 / DISK,
         Some(weights) => weights.all.saturating_sub(plan.schedule.resident * weights.layer) as f64 / LINK,
     };
-    (layers + head) / rate + saved / DISK + 2.0 * sweeps * read
+    let saved = saved / if demand.device.is_some() { WAITED_FOR } else { DISK };
+    (layers + head) / rate + saved + 2.0 * sweeps * read
 }
 
 /// A size in MiB.

@@ -1,4 +1,5 @@
-//! The layers' inputs between the forward and the backward pass: in memory, or in a file that vanishes with its handle.
+//! The layers' inputs between the forward and the backward pass: in memory, a device's in the host's, or in a file that vanishes
+//! with its handle.
 
 use std::{
     fs::File,
@@ -18,6 +19,8 @@ pub struct Inputs(Place);
 
 enum Place {
     Memory(Vec<Option<Tensor>>),
+    /// On the host, for this device.
+    Host(Vec<Option<Tensor>>, Device),
     File(Scratch),
 }
 
@@ -25,6 +28,11 @@ impl Inputs {
     /// Keeps tensors in memory.
     pub fn in_memory() -> Self {
         Self(Place::Memory(Vec::new()))
+    }
+
+    /// Keeps a device's tensors in the host's memory.
+    pub fn on_host(device: &Device) -> Self {
+        Self(Place::Host(Vec::new(), device.clone()))
     }
 
     /// Keeps tensors in a file of their own in `folder`.
@@ -39,6 +47,7 @@ impl Inputs {
     pub fn put(&mut self, tensor: Tensor) -> Result<()> {
         match &mut self.0 {
             Place::Memory(all) => all.push(Some(tensor)),
+            Place::Host(all, _) => all.push(Some(tensor.to_device(&Device::Cpu)?)),
             Place::File(scratch) => scratch.append(&tensor)?,
         }
         Ok(())
@@ -51,6 +60,7 @@ impl Inputs {
     pub fn take(&mut self, index: usize) -> Result<Tensor> {
         match &mut self.0 {
             Place::Memory(all) => Ok(all[index].take().expect("an input is taken once")),
+            Place::Host(all, device) => Ok(all[index].take().expect("an input is taken once").to_device(device)?),
             Place::File(scratch) => scratch.read(index),
         }
     }
@@ -67,7 +77,6 @@ struct Scratch {
 struct Entry {
     at: u64,
     shape: (usize, usize),
-    device: Device,
 }
 
 impl Scratch {
@@ -77,26 +86,25 @@ impl Scratch {
     }
 
     fn append(&mut self, tensor: &Tensor) -> Result<()> {
-        let host = tensor.to_device(&Device::Cpu)?;
-        let written = bytes(&host, |bytes| {
+        let written = bytes(tensor, |bytes| {
             self.file.seek(SeekFrom::Start(self.end))?;
             self.file.write_all(bytes)?;
             Ok(bytes.len())
         })?;
         let written = written.map_err(|error: std::io::Error| Error::writing(&self.folder, error))?;
-        self.entries.push(Entry { at: self.end, shape: tensor.dims2()?, device: tensor.device().clone() });
+        self.entries.push(Entry { at: self.end, shape: tensor.dims2()? });
         self.end += written as u64;
         Ok(())
     }
 
     fn read(&mut self, index: usize) -> Result<Tensor> {
-        let Entry { at, shape, device } = &self.entries[index];
+        let Entry { at, shape } = &self.entries[index];
         let read = floats_from(shape.0 * shape.1, |bytes| {
             self.file.seek(SeekFrom::Start(*at))?;
             self.file.read_exact(bytes)
         });
         let values = read.map_err(|error| Error::reading(&self.folder, error))?;
-        Ok(Tensor::from_vec(values, *shape, device)?)
+        Ok(Tensor::from_vec(values, *shape, &Device::Cpu)?)
     }
 }
 
@@ -109,7 +117,8 @@ mod tests {
     fn what_is_put_comes_back_in_any_order() {
         let folder = tempfile::tempdir().unwrap();
         let tensors = [random((3, 5), 1), random((1, 7), 2), random((4, 2), 3)];
-        for mut inputs in [Inputs::in_memory(), Inputs::in_file(folder.path()).unwrap()] {
+        let places = [Inputs::in_memory(), Inputs::on_host(&Device::Cpu), Inputs::in_file(folder.path()).unwrap()];
+        for mut inputs in places {
             tensors.iter().for_each(|tensor| inputs.put(tensor.clone()).unwrap());
             for index in [1, 0, 2] {
                 assert_eq!(worst(&inputs.take(index).unwrap(), &tensors[index]), 0.0);

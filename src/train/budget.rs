@@ -237,6 +237,7 @@ fn device_weights(base: &Base) -> DeviceWeights {
         head: bytes(head),
         scratch: matrices.map(scratch).max().unwrap_or(0),
         operand: if base.compute == Compute::Bf16 { Compute::Bf16.size() } else { 0 },
+        card: on_card,
     }
 }
 

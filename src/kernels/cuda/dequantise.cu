@@ -107,7 +107,7 @@ KERNEL dequantise_blocks(const uchar* bytes, void* out, const BlocksShape shape)
 
 struct FourBitShape {
   uint n;
-  // numbers in a block, whole runs
+  // a block has 2^block numbers, whole runs
   uint block;
   // blocks under one scale of the scales; 0: the scales are plain
   uint nested;
@@ -135,7 +135,7 @@ KERNEL dequantise_four_bit(const uchar* bytes, const float* codes, const float* 
   PLACE;
   uint at = (blockIdx.x * THREADS + index) * RUN;
   if (at >= shape.n) return;
-  uint block = at / shape.block, count = min(shape.n - at, RUN);
+  uint block = at >> shape.block, count = min(shape.n - at, RUN);
   float scale;
   if (shape.nested > 0) {
     float inner = __fmul_rn(map[absmax_bytes[block]], absmax[block / shape.nested]);

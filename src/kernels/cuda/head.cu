@@ -3,6 +3,13 @@ struct HeadShape {
   uint vocabulary;
 };
 
+// Loads that a thread has under way at once: a row is long, and there are few of them.
+#define AT_ONCE 16u
+
+DEVICE void load_some(float (&some)[AT_ONCE], const float* row, uint start, uint end) {
+  for (uint j = 0; j < AT_ONCE; j++) some[j] = start + j * THREADS < end ? row[start + j * THREADS] : -3e38f;
+}
+
 // scores[position] = log-prob, entropy, mean logit, 1 where the target is the likeliest, logarithm of the sum
 KERNEL head_scores(const float* logits, const uint* targets, float* scores,
                    const HeadShape shape) {
@@ -12,10 +19,12 @@ KERNEL head_scores(const float* logits, const uint* targets, float* scores,
   logits += blockIdx.x * shape.vocabulary;
   float top = -3e38f;
   uint place = shape.vocabulary;
-  // many loads under way at once
-#pragma unroll 8
-  for (uint i = index; i < shape.vocabulary; i += THREADS) {
-    if (logits[i] > top) top = logits[i], place = i;
+  for (uint start = index; start < shape.vocabulary; start += AT_ONCE * THREADS) {
+    float some[AT_ONCE];
+    load_some(some, logits, start, shape.vocabulary);
+    for (uint j = 0; j < AT_ONCE; j++) {
+      if (some[j] > top) top = some[j], place = start + j * THREADS;
+    }
   }
   // the first of the largest
   float highest = warp_max(top);
@@ -27,13 +36,17 @@ KERNEL head_scores(const float* logits, const uint* targets, float* scores,
     if (room[i] > highest || (room[i] == highest && places[i] < first)) highest = room[i], first = places[i];
   }
   float sum = 0.0f, products = 0.0f, plain = 0.0f;
-#pragma unroll 8
-  for (uint i = index; i < shape.vocabulary; i += THREADS) {
-    float e = expf(logits[i] - highest);
-    sum += e;
-    // of the distance to the largest: the entropy is then a sum of small numbers
-    products += e * (logits[i] - highest);
-    plain += logits[i];
+  for (uint start = index; start < shape.vocabulary; start += AT_ONCE * THREADS) {
+    float some[AT_ONCE];
+    load_some(some, logits, start, shape.vocabulary);
+    for (uint j = 0; j < AT_ONCE; j++) {
+      if (start + j * THREADS >= shape.vocabulary) continue;
+      float e = expf(some[j] - highest);
+      sum += e;
+      // of the distance to the largest: the entropy is then a sum of small numbers
+      products += e * (some[j] - highest);
+      plain += some[j];
+    }
   }
   sum = group_sum(sum, room, lane, warp);
   products = group_sum(products, room, lane, warp);

@@ -8,13 +8,18 @@ use crate::kernels::dequantise::{Absmax, Block, Form, FourBit, Numbers};
 /// Numbers that a thread decodes, as `dequantise.cu` and `dequantise.metal` have it: they share a scale.
 const RUN: usize = 8;
 
+/// Whether there is a kernel for blocks of so many numbers in four bits.
+fn takes(block: usize) -> bool {
+    block.is_power_of_two() && block >= RUN
+}
+
 /// Whether there is a kernel for this matrix, where it lies.
 #[cfg(any(feature = "cuda", feature = "metal"))]
 pub fn serves(form: &Form) -> bool {
     let bytes = match &form.numbers {
         Numbers::Plain(_) => return false,
         Numbers::Blocks(blocks) => &blocks.bytes,
-        Numbers::FourBit(four_bit) if four_bit.block % RUN != 0 => return false,
+        Numbers::FourBit(four_bit) if !takes(four_bit.block) => return false,
         Numbers::FourBit(four_bit) => &four_bit.bytes,
     };
     // the kernels count numbers in 32 bits
@@ -69,14 +74,14 @@ pub fn dequantise(form: &Form, dtype: DType) -> Result<Tensor> {
                 Absmax::Nested { bytes, map, absmax, block, offset } => (absmax, bytes, map, *block, *offset),
             };
             let scales = if nested > 0 { absmax_bytes.elem_count() } else { absmax.elem_count() };
-            if block % RUN != 0 {
-                bail!("a block of {block} numbers in 4 bits is not whole runs of {RUN}");
+            if !takes(*block) {
+                bail!("blocks of {block} numbers in 4 bits");
             }
             if bytes.elem_count() < n.div_ceil(2) || scales < n.div_ceil(*block) {
                 bail!("{} bytes and {scales} scales for {n} numbers in 4 bits", bytes.elem_count());
             }
             let out = room_for((form.rows, columns), dtype, bytes)?;
-            let words = [n as u32, *block as u32, nested as u32, offset.to_bits(), round, narrow];
+            let words = [n as u32, block.trailing_zeros(), nested as u32, offset.to_bits(), round, narrow];
             let launch = Launch { kernel: "dequantise_four_bit", groups, words: &words };
             run(&launch, &[bytes, codes, absmax, absmax_bytes, map], &[&out])?;
             Ok(out)

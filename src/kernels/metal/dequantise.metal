@@ -76,7 +76,7 @@ KERNEL dequantise_blocks(device const uchar* bytes, device float* out, constant 
 
 struct FourBitShape {
   uint n;
-  // numbers in a block, whole runs
+  // a block has 2^block numbers, whole runs
   uint block;
   // blocks under one scale of the scales; 0: the scales are plain
   uint nested;
@@ -106,7 +106,7 @@ KERNEL dequantise_four_bit(device const uchar* bytes, device const float* codes,
                            constant FourBitShape& shape, WHERE) {
   uint at = (group.x * THREADS + index) * RUN;
   if (at >= shape.n) return;
-  uint block = at / shape.block, end = min(at + RUN, shape.n);
+  uint block = at >> shape.block, end = min(at + RUN, shape.n);
   float scale;
   if (shape.nested > 0) {
     float inner = map[absmax_bytes[block]] * absmax[block / shape.nested];

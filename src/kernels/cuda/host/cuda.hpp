@@ -56,9 +56,8 @@ inline unsigned int bf16_pair(float low, float high) { return bf16_bits(low) | b
 inline float bf16_half(unsigned int pair, int half) { return bf16_number(half ? pair >> 16 : pair & 0xffffu); }
 
 inline void multiply(float (&sums)[4], const unsigned int (&a)[4], unsigned int b_low, unsigned int b_high) {
-  fibers::Slots left[4], right[2];
-  for (int i = 0; i < 4; i++) left[i] = fibers::exchange(a[i], fibers::MULTIPLY);
-  right[0] = fibers::exchange(b_low, fibers::MULTIPLY), right[1] = fibers::exchange(b_high, fibers::MULTIPLY);
+  const unsigned int given[6] = {a[0], a[1], a[2], a[3], b_low, b_high};
+  const fibers::Slots *left = fibers::exchange_all(given, 6, fibers::MULTIPLY), *right = left + 4;
   int lane = fibers::current % 32;
   for (int i = 0; i < 4; i++) {
     int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;

@@ -37,7 +37,9 @@ struct Fiber {
 };
 
 static Fiber all[THREADS_MAX];
-static Slots rooms[THREADS_MAX / 32][2];
+// what a product on the matrix unit takes of a thread
+enum { WORDS_MAX = 6 };
+static Slots rooms[THREADS_MAX / 32][2][WORDS_MAX];
 static char* stacks;
 static int current;
 static jmp_buf scheduler;
@@ -56,13 +58,18 @@ inline void wait(Scope scope, int operation) {
   leave();
 }
 
-template <class T>
-inline Slots& exchange(T value, int operation) {
-  Slots& room = rooms[current / 32][all[current].turn];
-  std::memcpy(&room.bits[current % 32], &value, 4);
+// Gives `n` words of 4 bytes; what all threads gave, word by word.
+inline Slots* exchange_all(const void* words, int n, int operation) {
+  Slots* room = rooms[current / 32][all[current].turn];
+  for (int i = 0; i < n; i++) std::memcpy(&room[i].bits[current % 32], (const char*)words + 4 * i, 4);
   all[current].turn ^= 1;
   wait(SIMD, operation);
   return room;
+}
+
+template <class T>
+inline Slots& exchange(T value, int operation) {
+  return *exchange_all(&value, 1, operation);
 }
 
 inline void enter() {

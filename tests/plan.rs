@@ -111,6 +111,10 @@ fn weights_of_a_device_stay_where_they_fit_and_stream_where_they_do_not() {
     let resident = tight.schedule.resident as u64;
     assert_eq!(held.bytes, ((resident + 2) * 90 + 300) * MIB);
     assert!(resident > 0 && tight.peak() > 1_410 * MIB, "{resident} stay, {} MiB", tight.peak() / MIB);
+    // the head is not held on the way back
+    let backward = tight.phases.iter().find(|phase| phase.name == "backward").unwrap();
+    let held = backward.parts.iter().find(|part| part.what == "weights").unwrap();
+    assert_eq!(held.bytes, (resident + 2) * 90 * MIB);
     // two layers and the head are the least
     assert!(at(&run, 400 * MIB).unwrap_err().to_string().contains("weights 480 MiB"));
 }

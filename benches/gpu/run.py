@@ -83,29 +83,31 @@ def base(name):
     return folder
 
 
-def rows(path, count, tokens):
-    """Pairs whose two sequences are cut to `tokens` tokens: a prompt that is too long loses its beginning."""
+def rows(path, count, tokens, same=False):
+    """Pairs whose two sequences are cut to `tokens` tokens: a prompt that is too long loses its beginning. `same`: all of one
+    length."""
     draw = random.Random(1)
     with open(path, "w") as out:
         for i in range(count):
+            draw = random.Random(1) if same else draw
             words = lambda n: " ".join(draw.choice(WORDS) for _ in range(n))
             answers = [" " + words(tokens // 6) for _ in range(2)]
             out.write(json.dumps({"prompt": f"{i} {words(tokens * 2)}", "chosen": answers[0] + " yes", "rejected": answers[1] + " no"}) + "\n")
 
 
-def recipe(name, tokens, steps, settings=None):
+def recipe(name, tokens, steps, settings=None, same=False):
     """A folder with a recipe for steps of one pair, and what is set beside it."""
     folder, at = base(name), pathlib.Path(tempfile.mkdtemp(dir=work))
-    rows(at / "rows.jsonl", steps, tokens)
+    rows(at / "rows.jsonl", steps, tokens, same)
     (at / "recipe.toml").write_text(f"[model]\nbase = {json.dumps(str(folder))}\n[data]\ntrain = [\"rows.jsonl\"]\n")
     wanted = {"adapter.r": 16, "adapter.lora_alpha": 32, "data.max_length": tokens, "data.truncation": "prompt_start", "train.batch_size": 1,
               "train.max_steps": steps, "run.device": a.device, "run.output": str(at / "run"), **(settings or {})}
     return at, [f"{key}={json.dumps(value)}" for key, value in wanted.items()]
 
 
-def train(name, tokens, steps, limit, settings=None):
+def train(name, tokens, steps, limit, settings=None, same=False):
     """Steps of one pair; seconds a pair after the first two, peaks, the adapter's bytes."""
-    at, sets = recipe(name, tokens, steps, settings)
+    at, sets = recipe(name, tokens, steps, settings, same)
     sets = [part for setting in sets for part in ("--set", setting)]
     with DeviceMemory() as memory:
         run([binary, "train", "recipe.toml", *sets, "--json"], limit, cwd=at)
@@ -158,8 +160,8 @@ def timed(name, tokens, steps, limit, budget=None, goal=None):
 
 
 def growth():
-    """Memory after 50 steps, when CUDA's libraries have loaded what they need, and 200 steps later."""
-    result, _ = train(small, 32 if a.tiny else 256, 250, 60)
+    """Memory after 50 steps on pairs of one length, when CUDA's libraries have loaded what they need, and 200 steps later."""
+    result, _ = train(small, 32 if a.tiny else 256, 250, 60, same=True)
     peaks = [peak for peak in result["peaks"] if peak]
     if not peaks:
         return {"growth": "not measured here"}

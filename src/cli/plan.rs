@@ -61,7 +61,8 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let rows = Rows::load(&recipe, &base)?;
     let held = Held::measure(&meter);
     let (_, adapter) = adapters::start(&recipe, &base)?;
-    let memory = if accelerator { Memory::Device { free } } else { Memory::Host(held) };
+    let card = device::is_card(&recipe.run.device);
+    let memory = if accelerator { Memory::Device { free, card } } else { Memory::Host(held) };
     let planned = budget::plan(&recipe, &base, &rows, &adapter.shapes, false, memory)?;
     let pace = budget::pace(&planned, &base)?;
     match args.json {

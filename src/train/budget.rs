@@ -56,6 +56,8 @@ pub enum Memory {
     Device {
         /// In bytes.
         free: Option<u64>,
+        /// Whether it is a CUDA card.
+        card: bool,
     },
 }
 
@@ -107,7 +109,7 @@ pub fn plan(
     let weights = base.folder.total_bytes();
     let (limits, budget) = match memory {
         Memory::Host(held) => limits(recipe.memory.budget, held, weights, matrices),
-        Memory::Device { free } => device_limits(recipe.memory.budget, free, weights, matrices),
+        Memory::Device { free, .. } => device_limits(recipe.memory.budget, free, weights, matrices),
     };
     let plan = plan::choose(&demand, &loads, &limits)?;
     Ok(Planned { plan, limits, budget, demand, loads })
@@ -120,7 +122,7 @@ fn demand(recipe: &Recipe, base: &Base, shapes: &[Shape], resumes: bool, memory:
     let held_to = recipe.objective.reference == Reference::Start && recipe.adapter.start_from.is_some();
     let (held, device) = match memory {
         Memory::Host(held) => (held, None),
-        Memory::Device { .. } => (Held { now: 0, most: 0 }, Some(device_weights(base))),
+        Memory::Device { card, .. } => (Held { now: 0, most: 0 }, Some(device_weights(base, card))),
     };
     Ok(Demand {
         start: held.now,
@@ -220,13 +222,12 @@ fn device_limits(budget: Budget, free: Option<u64>, weights: u64, matrices: usiz
     (Limits { budget: bytes, with_base: u64::MAX, machine: u64::MAX, weights, matrices }, said)
 }
 
-fn device_weights(base: &Base) -> DeviceWeights {
+fn device_weights(base: &Base, card: bool) -> DeviceWeights {
     let bytes = |weight: &FrozenMatrix| weight.device_bytes(base.compute);
     let layers = base.model.blocks.iter().map(|block| block.linears().map(|linear| bytes(&linear.weight)).sum());
     let layers: Vec<usize> = layers.collect();
     let head = &base.model.head.weight;
-    let on_card = base.model.device.is_cuda();
-    let scratch = |weight: &FrozenMatrix| match on_card {
+    let scratch = |weight: &FrozenMatrix| match card {
         true => weight.device_scratch(base.compute),
         false => scratch(weight.inputs * weight.outputs, base.compute),
     };
@@ -237,7 +238,7 @@ fn device_weights(base: &Base) -> DeviceWeights {
         head: bytes(head),
         scratch: matrices.map(scratch).max().unwrap_or(0),
         operand: if base.compute == Compute::Bf16 { Compute::Bf16.size() } else { 0 },
-        card: on_card,
+        card,
     }
 }
 

@@ -43,6 +43,14 @@ pub fn is_accelerator(name: &str) -> bool {
     }
 }
 
+/// Whether a name means a CUDA card, be it there or not.
+pub fn is_card(name: &str) -> bool {
+    match name.split(':').next() {
+        Some("auto") => cuda_is_there().is_ok(),
+        kind => kind == Some("cuda"),
+    }
+}
+
 /// Nothing, or why no card can be used.
 fn cuda_is_there() -> std::result::Result<(), String> {
     #[cfg(feature = "cuda")]

@@ -2,6 +2,7 @@
 //!
 //! The matrix is stored with its inputs outermost, packed along them; they may be in groups in any order (act-order).
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,21 +11,22 @@ use super::parts::{self, Floats, Parts};
 use super::tiles::{ByTiles, LINES, RUN, Tiles, by_group, turn, word};
 use crate::Result;
 use crate::keys::Keys;
-use crate::weights::mapped::{MappedBytes, fetch};
+use crate::weights::mapped::MappedBytes;
 use crate::weights::stored::StoredTensor;
 
 /// Rows whose words are turned at once.
 pub(super) const BAND: usize = 32;
 
-/// Columns that are decoded along and turned at once where groups are in no order: with the tile that they go to they stay
-/// in the first-level cache.
-const COLUMNS: usize = 16;
-
-/// Groups that are at hand meanwhile.
-const SLOTS: usize = 32;
-
 /// Most groups in a part of a row whose words are turned at once.
 const GROUPS: usize = LINES * 8 / RUN;
+
+/// Most columns in such a part.
+const PART: usize = LINES * 8;
+
+thread_local! {
+    /// Scales and zeros of a band in the groups of a tile, as they are read and by row: room for the next tile.
+    static TABLES: Cell<(Vec<[u8; 4]>, Vec<u32>)> = const { Cell::new((Vec::new(), Vec::new())) };
+}
 
 /// Scales and zeros of a band of rows in one group.
 #[derive(Clone, Copy, Default)]
@@ -192,58 +194,65 @@ impl<const BITS: usize> View<'_, BITS> {
         });
     }
 
-    /// As [`View::tile`], where inputs are in groups by `order`: a column's numbers, scales and zeros lie side by side, so it
-    /// is decoded along them and turned afterwards.
+    /// As [`View::tile`], where inputs are in groups by `order`: scales and zeros are picked column by column out of those
+    /// that the row has.
     #[inline(always)]
-    fn tile_by_order(&self, order: &[u8], rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        let (width, stride) = (columns.len(), self.matrix.outputs);
-        let (mut words, mut groups) = ([[0; BAND]; LINES], [Group::default(); SLOTS]);
-        let (mut decoded, mut turned) = ([[[0; 4]; BAND]; COLUMNS], [0; COLUMNS * BAND]);
+    fn tile_by_order(
+        &self,
+        lookup: impl LookUp,
+        order: &[u8],
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) {
+        let width = columns.len();
+        let numbers = columns.clone().map(|column| word(order, column) as usize);
+        let (least, most) = numbers.fold((usize::MAX, 0), |(least, most), n| (least.min(n), most.max(n)));
+        let count = most + 1 - least;
+        let mut words = [0; LINES * BAND];
+        let (mut places, mut scales, mut zeros) = ([0; PART], [0.0; PART], [0.0; PART]);
+        let (mut read, mut tables) = TABLES.take();
+        read.resize(2 * count * BAND, [0; 4]);
+        tables.resize(2 * count * BAND, 0);
         for first in rows.clone().step_by(BAND) {
             let band = first..rows.end.min(first + BAND);
-            let mut at_hand = [None; SLOTS];
-            for start in columns.clone().step_by(COLUMNS) {
-                let part = start..columns.end.min(start + COLUMNS);
-                let (line, within) = (start / Self::PER_WORD, (start - columns.start) % (LINES * Self::PER_WORD));
-                if within == 0 {
-                    // many lines at once: they lie far apart, so that each is waited for
-                    for (line, words) in (line..columns.end.div_ceil(Self::PER_WORD)).zip(&mut words) {
-                        let stored =
-                            &self.matrix.words[4 * (line * stride + band.start)..4 * (line * stride + band.end)];
-                        words
-                            .iter_mut()
-                            .zip(stored.as_chunks().0)
-                            .for_each(|(out, word)| *out = u32::from_le_bytes(*word));
-                        // the rows below, which most often come next
-                        let below = line * stride + band.end;
-                        fetch(&self.matrix.words, 4 * below..4 * (below + band.len()));
+            let (of_scales, of_zeros) = read.split_at_mut(count * BAND);
+            let groups = of_scales.as_chunks_mut::<BAND>().0.iter_mut().zip(of_zeros.as_chunks_mut::<BAND>().0);
+            for (number, (scales, zeros)) in (least..=most).zip(groups) {
+                let mut group = Group::default();
+                self.read(&mut group, number, band.clone());
+                (*scales, *zeros) = (group.scales.map(f32::to_le_bytes), group.zeros.map(f32::to_le_bytes));
+            }
+            // a row's scales, and behind them its zeros
+            let lines = 0..2 * count;
+            turn(read.as_flattened(), BAND, lines, 0..band.len(), &mut tables).for_each(drop);
+            for start in columns.clone().step_by(LINES * Self::PER_WORD) {
+                let part = start..columns.end.min(start + LINES * Self::PER_WORD);
+                let n = part.len();
+                places
+                    .iter_mut()
+                    .zip(part.clone())
+                    .for_each(|(place, column)| *place = word(order, column) - least as u32);
+                let lines = part.start / Self::PER_WORD..part.end.div_ceil(Self::PER_WORD);
+                let turned = turn(&self.matrix.words, self.matrix.outputs, lines, band.clone(), &mut words);
+                for ((row, words), table) in band.clone().zip(turned).zip(tables.chunks_exact(2 * count)) {
+                    let mut bytes = [[0; 4]; LINES];
+                    bytes.iter_mut().zip(words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
+                    let bytes = bytes.as_flattened();
+                    let out = &mut out[(row - rows.start) * width + start - columns.start..][..n];
+                    lookup.pick(&table[..count], &places[..n], &mut scales[..n]);
+                    lookup.pick(&table[count..], &places[..n], &mut zeros[..n]);
+                    match BITS {
+                        4 => lookup.look_up(&SIXTEEN, Order::LowFirst, bytes, out),
+                        _ => out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = f32::from(*byte)),
                     }
-                }
-                for (column, decoded) in part.clone().zip(&mut decoded) {
-                    let number = word(order, column) as usize;
-                    let (group, at_hand) = (&mut groups[number % SLOTS], &mut at_hand[number % SLOTS]);
-                    if at_hand.replace(number) != Some(number) {
-                        self.read(group, number, band.clone());
-                    }
-                    let words = &words[(within + column - start) / Self::PER_WORD];
-                    let shift = column % Self::PER_WORD * BITS;
-                    for (i, (decoded, word)) in decoded.iter_mut().zip(words).enumerate() {
-                        let (scale, zero) = group.of(i);
-                        *decoded = (scale * ((word >> shift & Self::MASK) as i32 as f32 - zero)).to_le_bytes();
-                    }
-                }
-                let decoded = decoded.as_flattened().as_flattened();
-                let turned = turn(decoded, BAND, 0..part.len(), 0..band.len(), &mut turned);
-                for (row, turned) in band.clone().zip(turned) {
-                    let out = &mut out[(row - rows.start) * width + start - columns.start..][..part.len()];
-                    // mostly of a length that is known, which saves a call
-                    match (out.as_chunks_mut::<COLUMNS>(), turned.as_chunks::<COLUMNS>()) {
-                        (([out], []), ([turned], [])) => *out = turned.map(f32::from_bits),
-                        _ => out.iter_mut().zip(turned).for_each(|(out, bits)| *out = f32::from_bits(*bits)),
+                    for ((out, scale), zero) in out.iter_mut().zip(&scales).zip(&zeros) {
+                        *out = scale * (*out - zero);
                     }
                 }
             }
         }
+        TABLES.set((read, tables));
     }
 
     /// Scales and zeros of a band in a group.
@@ -282,9 +291,9 @@ impl Tiles for Gptq {
     fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         match (self.bits, self.order.as_deref()) {
             (4, None) => self.view::<4>().tile(lookup, rows, columns, out),
-            (4, Some(order)) => self.view::<4>().tile_by_order(order, rows, columns, out),
+            (4, Some(order)) => self.view::<4>().tile_by_order(lookup, order, rows, columns, out),
             (_, None) => self.view::<8>().tile(lookup, rows, columns, out),
-            (_, Some(order)) => self.view::<8>().tile_by_order(order, rows, columns, out),
+            (_, Some(order)) => self.view::<8>().tile_by_order(lookup, order, rows, columns, out),
         }
     }
 

@@ -40,6 +40,17 @@ pub trait LookUp: Copy {
     /// Where `bytes` hold fewer numbers than `out`.
     fn look_up(self, table: &[f32; 16], order: Order, bytes: &[u8], out: &mut [f32]);
 
+    /// `out[i]` has the bits `table[places[i]]`.
+    ///
+    /// # Panics
+    /// Where a place is beyond the table.
+    #[inline(always)]
+    fn pick(self, table: &[u32], places: &[u32], out: &mut [f32]) {
+        for (out, place) in out.iter_mut().zip(places) {
+            *out = f32::from_bits(table[*place as usize]);
+        }
+    }
+
     /// A table rounded to the numbers of a type.
     #[inline(always)]
     fn rounded(self, dtype: DType, mut table: [f32; 16]) -> [f32; 16] {
@@ -111,6 +122,40 @@ impl LookUp for Avx512 {
         // SAFETY: this was made where the processor has the feature.
         unsafe { sixteens(table, order, bytes.as_chunks().0, whole) };
         Plain.look_up(table, order, &bytes[8 * whole.len()..], rest);
+    }
+
+    #[inline(always)]
+    fn pick(self, table: &[u32], places: &[u32], out: &mut [f32]) {
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        fn sixteens(table: &[u32], places: &[[u32; 16]], out: &mut [[f32; 16]]) {
+            let most = _mm512_set1_epi32(i32::try_from(table.len()).expect("a short table"));
+            let mut beyond = 0;
+            for start in (0..table.len()).step_by(32) {
+                let half = |at: usize| {
+                    let mask = (1u32 << table.len().saturating_sub(at).min(16)) - 1;
+                    // SAFETY: what the mask leaves out, which may be beyond the table, is not read.
+                    unsafe { _mm512_maskz_loadu_epi32(mask as u16, table.as_ptr().wrapping_add(at).cast()) }
+                };
+                let (low, high) = (half(start), half(start + 16));
+                for (out, places) in out.iter_mut().zip(places) {
+                    // SAFETY: sixteen numbers.
+                    let places = unsafe { _mm512_loadu_epi32(places.as_ptr().cast()) };
+                    beyond |= _mm512_cmpge_epu32_mask(places, most);
+                    let within = _mm512_sub_epi32(places, _mm512_set1_epi32(start as i32));
+                    let here = _mm512_cmplt_epu32_mask(within, _mm512_set1_epi32(32));
+                    let picked = _mm512_castsi512_ps(_mm512_permutex2var_epi32(low, within, high));
+                    // SAFETY: room for sixteen floats.
+                    unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), here, picked) };
+                }
+            }
+            assert!(beyond == 0, "a place beyond the table");
+        }
+        let (whole, rest) = out.as_chunks_mut();
+        let (places, others) = places.split_at(16 * whole.len());
+        // SAFETY: this was made where the processor has the feature.
+        unsafe { sixteens(table, places.as_chunks().0, whole) };
+        Plain.pick(table, others, rest);
     }
 
     #[inline(always)]
@@ -203,6 +248,32 @@ mod tests {
             let mut out = [0.0; 5];
             Plain.look_up(&table, order, &bytes, &mut out);
             assert_eq!(out, expected, "{order:?}");
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn vectors_pick_what_plain_code_does() {
+        let Some(way) = Avx512::detect() else { return };
+        for size in [1, 2, 15, 16, 17, 32, 33, 64, 100] {
+            let table: Vec<u32> = (0..size).map(|i| (i as f32 * 1.5).to_bits()).collect();
+            let places: Vec<u32> = (0..71).map(|i| i * i * 7 % size).collect();
+            for length in [0, 1, 15, 16, 33, 71] {
+                let (mut ours, mut plain) = (vec![-1.0; length], vec![-1.0; length]);
+                way.pick(&table, &places[..length], &mut ours);
+                Plain.pick(&table, &places[..length], &mut plain);
+                assert_eq!(ours, plain, "{size} {length}");
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    #[should_panic(expected = "beyond")]
+    fn a_place_beyond_the_table_is_refused() {
+        match Avx512::detect() {
+            Some(way) => way.pick(&[0; 40], &[40; 16], &mut [0.0; 16]),
+            None => panic!("beyond this processor"),
         }
     }
 

@@ -60,7 +60,7 @@ const ON_MATRIX_UNIT: [Size; 3] = [
 
 fn size(heads: Heads) -> Option<&'static Size> {
     // rows of heads are read in pieces of eight numbers
-    let on_matrix_unit = heads.compute == Compute::Bf16 && heads.dim % 8 == 0 && has_matrix_unit();
+    let on_matrix_unit = heads.compute == Compute::Bf16 && heads.dim.is_multiple_of(8) && has_matrix_unit();
     let sizes = if on_matrix_unit { &ON_MATRIX_UNIT } else { &PLAIN };
     sizes.iter().find(|size| heads.dim <= size.dim)
 }

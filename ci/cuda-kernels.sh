@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 nvcc=$(ci/cuda-toolchain.sh)/bin/nvcc
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-for source in $(grep -o '[a-z_]*\.cu"' src/kernels/cuda/mod.rs | tr -d '"'); do
+for source in $(grep -o '[a-z0-9_]*\.cu"' src/kernels/cuda/mod.rs | tr -d '"'); do
   cat "src/kernels/cuda/$source"
 done >"$folder/kernels.cu"
 for capability in 80 90; do

@@ -145,13 +145,16 @@ fn words(plan: &Plan, layers: usize, on_device: bool) -> String {
     };
     words += &format!(", {} positions at the head", schedule.head_chunk);
     if schedule.scratch {
-        words += if on_device { ", layers' inputs in the host's memory" } else { ", layers' inputs in a file" };
+        words += if on_device { ", layers' inputs on the host" } else { ", layers' inputs in a file" };
     }
     match schedule.resident {
         _ if !schedule.stream => {}
         0 if plan.from_disk => words += ", the base read from the disk layer by layer",
         0 => words += ", the base's pages let go of",
-        resident => words += &format!(", {} of {layers} layers read from the disk each time", layers - resident),
+        resident if resident >= layers => words += ", the head read from the disk each time",
+        resident => {
+            words += &format!(", the head and {} of {layers} layers read from the disk each time", layers - resident);
+        }
     }
     words
 }

@@ -85,7 +85,7 @@ pub struct DeviceWeights {
     pub head: usize,
     /// The largest matrix as a product decodes it.
     pub scratch: usize,
-    /// Bytes of a number of a product's rounded operand, which is made for it; 0 where none is.
+    /// Bytes of a number of a product's rounded operand, with copies that are made of it; 0 where none is.
     pub operand: usize,
     /// Whether it is a CUDA card, whose pool of memory has gaps and whose libraries take some of it.
     pub card: bool,
@@ -183,7 +183,7 @@ impl Demand {
             let bytes = total / 64 + (1 << 19) + (total / 16).min(3 << 19);
             phase.parts.push(Part { what: "small things", bytes });
             if self.device.is_some_and(|device| device.card) {
-                // measured on an H200 (docs/performance.md): 5 to 21 % beyond what CUDA's libraries load
+                // fitted to an H200, where it was 5 to 21 % beyond what CUDA's libraries load (docs/memory.md)
                 phase.parts.push(Part { what: "gaps, CUDA's libraries", bytes: total / 6 + (192 << 20) });
             }
         }
@@ -207,7 +207,8 @@ impl Demand {
     /// where gradients are made.
     fn buffers(&self, load: &Load, head_rows: Option<usize>) -> (&'static str, usize) {
         if let Some(weights) = self.device {
-            return ("a product's operand", load.tokens * self.widest * weights.operand);
+            let head = head_rows.unwrap_or(0) * self.head.vocabulary();
+            return ("a product's operand", (load.tokens * self.widest).max(head) * weights.operand);
         }
         let backward = head_rows.map(|rows| [rows, self.head.vocabulary()]);
         let products = Products { tokens: load.tokens, widest: self.widest, rank: self.rank, backward };

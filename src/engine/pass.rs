@@ -16,6 +16,9 @@ use crate::{
     objective::logps::{TokenScore, score},
 };
 
+/// Bytes of saved inputs that a card's host may hold; more wait in a file.
+const ON_HOST: usize = 2 << 30;
+
 /// Called between a layer's micro-batches; an error ends the pass there.
 pub type Poll<'a> = &'a dyn Fn() -> Result<()>;
 
@@ -91,8 +94,8 @@ impl Engine<'_> {
         let layers = self.model.blocks.len();
         let (mut xs, mut reference_xs) = (self.embed(policy)?, self.embed(reference)?);
         let mut inputs = match self.schedule.scratch {
-            true if self.model.device.is_cpu() => Inputs::in_file(self.scratch)?,
-            true => Inputs::on_host(&self.model.device),
+            true if self.fits_on_host(&xs) => Inputs::on_host(&self.model.device),
+            true => Inputs::in_file(self.scratch)?,
             false => Inputs::in_memory(),
         };
         let mut kept = Vec::new();
@@ -160,6 +163,12 @@ impl Engine<'_> {
             self.leave(layer);
         }
         Ok(())
+    }
+
+    /// Whether the inputs that all layers save of these wait in a card's host's memory.
+    fn fits_on_host(&self, xs: &[Tensor]) -> bool {
+        let bytes: usize = xs.iter().map(|x| x.elem_count() * x.dtype().size_in_bytes()).sum();
+        self.model.device.is_cuda() && bytes * self.model.blocks.len() <= ON_HOST
     }
 
     fn embed(&self, micros: &[Micro]) -> Result<Vec<Tensor>> {

@@ -264,13 +264,14 @@ fn cost(demand: &Demand, loads: &Loads, limits: &Limits, plan: &Plan, load: &Loa
     let hidden = demand.widths.hidden as f64;
     let head = 4.0 * rows * hidden * demand.head.vocabulary() as f64 * (1.0 + HEAD_PACKING / head_chunk as f64);
     let saved = if scratch { 2.0 * tokens * hidden * 4.0 * demand.layers as f64 } else { 0.0 };
+    let go = 1.0 - plan.schedule.resident as f64 / demand.layers.max(1) as f64;
     let read = match demand.device {
         _ if !plan.from_disk => 0.0,
-        None => limits.weights as f64 / DISK,
-        Some(weights) => weights.all.saturating_sub(plan.schedule.resident * weights.layer) as f64 / LINK,
+        None => 2.0 * limits.weights as f64 / DISK,
+        Some(weights) => (2.0 * go * (weights.all - weights.head) as f64 + weights.head as f64) / LINK,
     };
     let saved = saved / if demand.device.is_some() { WAITED_FOR } else { DISK };
-    (layers + head) / rate + saved + 2.0 * sweeps * read
+    (layers + head) / rate + saved + sweeps * read
 }
 
 /// A size in MiB.

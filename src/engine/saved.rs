@@ -77,6 +77,7 @@ struct Scratch {
 struct Entry {
     at: u64,
     shape: (usize, usize),
+    device: Device,
 }
 
 impl Scratch {
@@ -86,25 +87,26 @@ impl Scratch {
     }
 
     fn append(&mut self, tensor: &Tensor) -> Result<()> {
-        let written = bytes(tensor, |bytes| {
+        let host = tensor.to_device(&Device::Cpu)?;
+        let written = bytes(&host, |bytes| {
             self.file.seek(SeekFrom::Start(self.end))?;
             self.file.write_all(bytes)?;
             Ok(bytes.len())
         })?;
         let written = written.map_err(|error: std::io::Error| Error::writing(&self.folder, error))?;
-        self.entries.push(Entry { at: self.end, shape: tensor.dims2()? });
+        self.entries.push(Entry { at: self.end, shape: tensor.dims2()?, device: tensor.device().clone() });
         self.end += written as u64;
         Ok(())
     }
 
     fn read(&mut self, index: usize) -> Result<Tensor> {
-        let Entry { at, shape } = &self.entries[index];
+        let Entry { at, shape, device } = &self.entries[index];
         let read = floats_from(shape.0 * shape.1, |bytes| {
             self.file.seek(SeekFrom::Start(*at))?;
             self.file.read_exact(bytes)
         });
         let values = read.map_err(|error| Error::reading(&self.folder, error))?;
-        Ok(Tensor::from_vec(values, *shape, &Device::Cpu)?)
+        Ok(Tensor::from_vec(values, *shape, device)?)
     }
 }
 

@@ -14,7 +14,7 @@ pub struct Schedule {
     pub keep: usize,
     /// Positions whose logits exist at once.
     pub head_chunk: usize,
-    /// Whether the layers' inputs wait in a file instead of in memory; a device's in the host's memory.
+    /// Whether the layers' inputs wait in a file instead of in memory; a card's in the host's memory up to 2 GiB.
     pub scratch: bool,
     /// Whether a layer's pages are dropped after use, and those of the next are read ahead.
     pub stream: bool,

@@ -237,7 +237,12 @@ fn device_weights(base: &Base, card: bool) -> DeviceWeights {
         layer: layers.iter().copied().max().unwrap_or(0),
         head: bytes(head),
         scratch: matrices.map(scratch).max().unwrap_or(0),
-        operand: if base.compute == Compute::Bf16 { Compute::Bf16.size() } else { 0 },
+        operand: match (base.compute, card) {
+            (Compute::F32, _) => 0,
+            (Compute::Bf16, true) => 2,
+            // widened again
+            (Compute::Bf16, false) => 2 + 4,
+        },
         card,
     }
 }

@@ -19,7 +19,7 @@ const SIMDS: usize = 8;
 struct Size {
     /// Coordinates at most.
     dim: usize,
-    /// A kernel, and threadgroups that share the columns of its result.
+    /// A kernel, and the columns of its result that a threadgroup gives.
     forward: (&'static str, usize),
     dq: (&'static str, usize),
     dkv: (&'static str, usize),
@@ -30,19 +30,11 @@ struct Size {
 }
 
 const fn plain(dim: usize, [forward, dq, dkv]: [&'static str; 3], rows: usize) -> Size {
-    Size { dim, forward: (forward, 1), dq: (dq, 1), dkv: (dkv, 1), rows, dtype: DType::F32 }
+    Size { dim, forward: (forward, dim), dq: (dq, dim), dkv: (dkv, dim), rows, dtype: DType::F32 }
 }
 
 const fn on_matrix_unit(dim: usize, [forward, dq, dkv]: [&'static str; 3], [out, key_out]: [usize; 2]) -> Size {
-    let (parts, key_parts) = (dim / out, dim / key_out);
-    Size {
-        dim,
-        forward: (forward, parts),
-        dq: (dq, parts),
-        dkv: (dkv, key_parts),
-        rows: 16 * SIMDS,
-        dtype: DType::BF16,
-    }
+    Size { dim, forward: (forward, out), dq: (dq, out), dkv: (dkv, key_out), rows: 16 * SIMDS, dtype: DType::BF16 }
 }
 
 const PLAIN: [Size; 3] = [
@@ -86,8 +78,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Head
     let blocks = query_blocks(spans, size.rows);
     let values = Tensor::zeros((q.dim(0)?, heads.n * heads.dim), q.dtype(), q.device())?;
     let lse = Tensor::zeros((q.dim(0)?, heads.n), q.dtype(), q.device())?;
-    let (kernel, parts) = size.forward;
-    let groups = [blocks.len() / QUERY_BLOCK, heads.n, parts];
+    let (kernel, columns) = size.forward;
+    let groups = [blocks.len() / QUERY_BLOCK, heads.n, heads.dim.div_ceil(columns)];
     let launch = Launch { kernel, groups, words: &words(heads, q)? };
     let (q, k, v) = (q.to_dtype(size.dtype)?, k.to_dtype(size.dtype)?, v.to_dtype(size.dtype)?);
     run(&launch, &[&q, &k, &v, &table(blocks, &q)?], &[&values, &lse])?;
@@ -117,15 +109,16 @@ pub fn attention_backward(
     let (q, k, v, d_values) = (q?, k?, v?, d_values?);
     let inputs = [&q, &k, &v, &d_values, &out.lse, &delta];
     let blocks = query_blocks(spans, size.rows);
-    let (kernel, parts) = size.dq;
-    let groups = [blocks.len() / QUERY_BLOCK, heads.n, parts];
+    let (kernel, columns) = size.dq;
+    let groups = [blocks.len() / QUERY_BLOCK, heads.n, heads.dim.div_ceil(columns)];
     let blocks = table(blocks, &q)?;
     run(&Launch { kernel, groups, words: &words }, &[&inputs[..], &[&blocks]].concat(), &[&dq])?;
 
     let (blocks, meetings) = key_blocks(spans, keys, size.rows, heads.window);
     let n = blocks.len() / KEY_BLOCK;
     let (blocks, meetings) = (table(blocks, &q)?, table(meetings, &q)?);
-    let (kernel, parts) = size.dkv;
+    let (kernel, columns) = size.dkv;
+    let parts = heads.dim.div_ceil(columns);
     if size.dtype == DType::F32 {
         let launch = Launch { kernel, groups: [n, heads.kv, parts], words: &words };
         run(&launch, &[&inputs[..], &[&blocks, &meetings]].concat(), &[&dk, &dv])?;

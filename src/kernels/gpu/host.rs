@@ -29,7 +29,8 @@ enum Language {
 
 thread_local! {
     /// Whose kernels this thread's launches on the CPU run.
-    static LANGUAGE: Cell<Language> = const { Cell::new(Language::Cuda) };
+    static LANGUAGE: Cell<Language> =
+        const { Cell::new(if cfg!(feature = "metal") { Language::Metal } else { Language::Cuda }) };
 }
 
 /// `launch` of `host/launch.hpp`.
@@ -55,6 +56,8 @@ pub fn on<const N: usize>(tensors: [&Tensor; N], check: impl Fn([&Tensor; N]) ->
     }
     #[cfg(any(feature = "cuda", feature = "metal"))]
     {
+        // whose kernels the device has
+        LANGUAGE.set(if cfg!(feature = "cuda") { Language::Cuda } else { Language::Metal });
         #[cfg(feature = "cuda")]
         let device = crate::kernels::cuda::device::open(0)?;
         #[cfg(not(feature = "cuda"))]
@@ -67,7 +70,7 @@ pub fn on<const N: usize>(tensors: [&Tensor; N], check: impl Fn([&Tensor; N]) ->
 
 /// Whether the kernels that `on` runs just now are CUDA's, which know bf16.
 pub fn knows_bf16() -> bool {
-    LANGUAGE.get() == Language::Cuda && cfg!(not(feature = "metal"))
+    LANGUAGE.get() == Language::Cuda
 }
 
 /// An argument of a kernel: a tensor's bits between margins.
@@ -214,7 +217,7 @@ fn build(language: Language) -> Option<Entry> {
 
 fn load(library: &Path) -> Entry {
     let path = CString::new(library.to_str().expect("a path in UTF-8")).expect("a path");
-    // SAFETY: the library has no constructors; it is never closed, so the entry stays; the symbol has this signature.
+    // SAFETY: the library's constructors make empty vectors; it is never closed, so the entry stays; the symbol has this signature.
     unsafe {
         let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
         assert!(!handle.is_null(), "{}: {}", library.display(), CStr::from_ptr(libc::dlerror()).to_string_lossy());

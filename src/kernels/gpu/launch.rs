@@ -7,7 +7,7 @@ pub const THREADS: usize = 256;
 
 /// Which kernel, and over what.
 pub struct Launch<'a> {
-    /// One of [`super::KERNELS`].
+    /// One of [`super::KERNELS`], or of CUDA's on the matrix unit.
     pub kernel: &'static str,
     /// Threadgroups along x, y and z.
     pub groups: [usize; 3],

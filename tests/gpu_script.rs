@@ -64,5 +64,5 @@ fn trl_takes_the_script_s_base_and_rows() {
     let Some(python) = support::required_env("DPO_LORA_PEERS_PYTHON") else { return };
     let (results, _, said) = rehearse(&["8B NF4", "TRL"], &["--python", python.to_str().unwrap()]);
     assert!(takes_time(&results["parts"]["TRL"]), "{said}");
-    assert!(results["parts"]["beside TRL"]["pairs_a_second_ratio"].as_f64().is_some(), "{said}");
+    assert!(results["parts"]["8B NF4, beside TRL"]["pairs_a_second_ratio"].as_f64().is_some(), "{said}");
 }

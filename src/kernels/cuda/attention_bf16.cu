@@ -23,6 +23,24 @@ DEVICE void send_tile(uint* tile, const bfloat* from, Rows rows, uint first, uin
   }
 }
 
+// Sends the rows `first..` of two sides to a tile each, if there are any, as one group.
+template <uint DIM, uint ROWS>
+DEVICE void send_both(uint* tile, uint* other_tile, const bfloat* from, const bfloat* other, Rows rows, uint first, uint end,
+                      uint width, uint dim, uint index) {
+  if (first < end) {
+    send_tile<DIM, ROWS>(tile, from, rows, first, end, width, dim, index);
+    send_tile<DIM, ROWS>(other_tile, other, rows, first, end, width, dim, index);
+  }
+  close_group();
+}
+
+template <uint OUT>
+DEVICE void clear(float (&sums)[OUT / 8][4]) {
+  for (uint n = 0; n < OUT / 8; n++) {
+    for (uint i = 0; i < 4; i++) sums[n][i] = 0.0f;
+  }
+}
+
 // A warp's 16 rows of one head as the left side of products: this lane's rows are those at `low` and `high`.
 template <uint DIM>
 DEVICE void load_left(uint (&left)[DIM / 16][4], const bfloat* low, const bfloat* high, uint dim, uint lane) {
@@ -128,20 +146,12 @@ DEVICE void attention_bf16(const bfloat* q, const bfloat* k, const bfloat* v, co
   uint left[DIM / 16][4];
   load_left<DIM>(left, q + at[0], q + at[1], shape.dim, lane);
   float top[2] = {-3e38f, -3e38f}, total[2] = {0.0f, 0.0f}, sums[OUT / 8][4];
-  for (uint n = 0; n < OUT / 8; n++) {
-    for (uint i = 0; i < 4; i++) sums[n][i] = 0.0f;
-  }
+  clear<OUT>(sums);
   uint first = first_tile(block.end, shape), turn = 0;
-  send_tile<DIM, ROWS>(key_tiles, k, keys, first, last, kv_width, shape.dim, index);
-  send_tile<DIM, ROWS>(value_tiles, v, keys, first, last, kv_width, shape.dim, index);
-  close_group();
+  send_both<DIM, ROWS>(key_tiles, value_tiles, k, v, keys, first, last, kv_width, shape.dim, index);
   for (; first < last; first += ROWS, turn ^= 1) {
-    if (first + ROWS < last) {
-      uint other = (turn ^ 1) * TILE;
-      send_tile<DIM, ROWS>(key_tiles + other, k, keys, first + ROWS, last, kv_width, shape.dim, index);
-      send_tile<DIM, ROWS>(value_tiles + other, v, keys, first + ROWS, last, kv_width, shape.dim, index);
-    }
-    close_group();
+    uint next = (turn ^ 1) * TILE;
+    send_both<DIM, ROWS>(key_tiles + next, value_tiles + next, k, v, keys, first + ROWS, last, kv_width, shape.dim, index);
     await_all_but_last();
     __syncthreads();
     float weights[ROWS / 8][4], higher[2] = {top[0], top[1]};
@@ -208,23 +218,15 @@ DEVICE void attention_dq_bf16(const bfloat* q, const bfloat* k, const bfloat* v,
     log_sum[i] = lse[row * shape.heads + head];
     mean[i] = delta[row * shape.heads + head];
   }
-  for (uint n = 0; n < OUT / 8; n++) {
-    for (uint i = 0; i < 4; i++) sums[n][i] = 0.0f;
-  }
+  clear<OUT>(sums);
   uint left[DIM / 16][4], d_left[DIM / 16][4];
   load_left<DIM>(left, q + at[0], q + at[1], shape.dim, lane);
   load_left<DIM>(d_left, d_values + at[0], d_values + at[1], shape.dim, lane);
   uint first = first_tile(block.end, shape), turn = 0;
-  send_tile<DIM, ROWS>(key_tiles, k, keys, first, last, kv_width, shape.dim, index);
-  send_tile<DIM, ROWS>(value_tiles, v, keys, first, last, kv_width, shape.dim, index);
-  close_group();
+  send_both<DIM, ROWS>(key_tiles, value_tiles, k, v, keys, first, last, kv_width, shape.dim, index);
   for (; first < last; first += ROWS, turn ^= 1) {
-    if (first + ROWS < last) {
-      uint other = (turn ^ 1) * TILE;
-      send_tile<DIM, ROWS>(key_tiles + other, k, keys, first + ROWS, last, kv_width, shape.dim, index);
-      send_tile<DIM, ROWS>(value_tiles + other, v, keys, first + ROWS, last, kv_width, shape.dim, index);
-    }
-    close_group();
+    uint next = (turn ^ 1) * TILE;
+    send_both<DIM, ROWS>(key_tiles + next, value_tiles + next, k, v, keys, first + ROWS, last, kv_width, shape.dim, index);
     await_all_but_last();
     __syncthreads();
     float scores[ROWS / 8][4], d_weights[ROWS / 8][4];
@@ -261,9 +263,7 @@ DEVICE void attention_dkv_bf16(const bfloat* q, const bfloat* k, const bfloat* v
   uint key[2];
   float k_sums[OUT / 8][4], v_sums[OUT / 8][4];
   for (uint i = 0; i < 2; i++) key[i] = block.first + two.row[i];
-  for (uint n = 0; n < OUT / 8; n++) {
-    for (uint i = 0; i < 4; i++) k_sums[n][i] = v_sums[n][i] = 0.0f;
-  }
+  clear<OUT>(k_sums), clear<OUT>(v_sums);
   uint k_left[DIM / 16][4], v_left[DIM / 16][4];
   load_left<DIM>(k_left, k + key[0] * kv_width, k + key[1] * kv_width, shape.dim, lane);
   load_left<DIM>(v_left, v + key[0] * kv_width, v + key[1] * kv_width, shape.dim, lane);
@@ -271,16 +271,11 @@ DEVICE void attention_dkv_bf16(const bfloat* q, const bfloat* k, const bfloat* v
     const Meeting& meeting = meetings[m];
     Rows queries = {meeting.first, meeting.count, 0u};
     uint turn = 0;
-    send_tile<DIM, ROWS>(query_tiles, q, queries, 0, meeting.count, width, shape.dim, index);
-    send_tile<DIM, ROWS>(d_tiles, d_values, queries, 0, meeting.count, width, shape.dim, index);
-    close_group();
+    send_both<DIM, ROWS>(query_tiles, d_tiles, q, d_values, queries, 0, meeting.count, width, shape.dim, index);
     for (uint first = 0; first < meeting.count; first += ROWS, turn ^= 1) {
-      if (first + ROWS < meeting.count) {
-        uint other = (turn ^ 1) * TILE;
-        send_tile<DIM, ROWS>(query_tiles + other, q, queries, first + ROWS, meeting.count, width, shape.dim, index);
-        send_tile<DIM, ROWS>(d_tiles + other, d_values, queries, first + ROWS, meeting.count, width, shape.dim, index);
-      }
-      close_group();
+      uint next = (turn ^ 1) * TILE;
+      send_both<DIM, ROWS>(query_tiles + next, d_tiles + next, q, d_values, queries, first + ROWS, meeting.count, width, shape.dim,
+                           index);
       await_all_but_last();
       __syncthreads();
       for (uint part = 0; part < ROWS; part += PART) {

@@ -269,11 +269,11 @@ mod tests {
 
     #[cfg(target_arch = "x86_64")]
     #[test]
-    #[should_panic(expected = "beyond")]
+    #[should_panic]
     fn a_place_beyond_the_table_is_refused() {
         match Avx512::detect() {
             Some(way) => way.pick(&[0; 40], &[40; 16], &mut [0.0; 16]),
-            None => panic!("beyond this processor"),
+            None => Plain.pick(&[0; 40], &[40; 16], &mut [0.0; 16]),
         }
     }
 

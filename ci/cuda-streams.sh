@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests of weights' way to a card (src/weights/queues/cuda.rs) on a made-up driver (ci/made_up_driver.c), once with each
+# Runs the tests of weights' way to a card (src/weights/queues/cuda.rs) and of what waits on its host (src/kernels/cuda/pinned.rs) on a made-up driver (ci/made_up_driver.c), once with each
 # of its streams as late as it may be. Builds the library with CUDA (ci/cuda-build.sh).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,12 +13,12 @@ program=$(ci/cuda-build.sh "${CARGO_TARGET_DIR:-target}/cuda" test --release --l
 for line in sys.stdin:
     made = json.loads(line)
     if made.get("executable") and made["profile"]["test"]: print(made["executable"])')
-tests() { # which stream is late, which wait is left out, tests
-  LD_LIBRARY_PATH=$folder MADE_UP_LAZY=$1 MADE_UP_DEAF=$2 DPO_LORA_REQUIRE_ALL=1 "$program" "$3" --test-threads 1
+tests() { # which stream is late, which wait is left out, tests...
+  LD_LIBRARY_PATH=$folder MADE_UP_LAZY=$1 MADE_UP_DEAF=$2 DPO_LORA_REQUIRE_ALL=1 "$program" "${@:3}" --test-threads 1
 }
 for lazy in copying computing none; do
   echo "late: $lazy"
-  tests "$lazy" "" weights::queues::cuda
+  tests "$lazy" "" weights::queues::cuda kernels::cuda::pinned
 done
 for case in "copying host" "copying computes" "computing copies"; do
   # shellcheck disable=SC2086 # two words

@@ -191,11 +191,14 @@ int cuMemFreeHost(char* start) {
   return SUCCESS;
 }
 
-int cuMemcpyHtoDAsync_v2(void* to, const char* from, size_t bytes, struct stream* stream) {
-  int is_pinned = 0;
+static int is_pinned(const char* start, size_t bytes) {
   for (size_t i = 0; i < pinned_made; i++)
-    is_pinned |= pinned[i].start != NULL && from >= pinned[i].start && from + bytes <= pinned[i].start + pinned[i].bytes;
-  if (!is_pinned) {
+    if (pinned[i].start != NULL && start >= pinned[i].start && start + bytes <= pinned[i].start + pinned[i].bytes) return 1;
+  return 0;
+}
+
+int cuMemcpyHtoDAsync_v2(void* to, const char* from, size_t bytes, struct stream* stream) {
+  if (!is_pinned(from, bytes)) {
     // of other memory a driver takes a copy before it returns
     char* copy = malloc(bytes + 1);
     from = memcpy(copy, from, bytes);
@@ -205,10 +208,10 @@ int cuMemcpyHtoDAsync_v2(void* to, const char* from, size_t bytes, struct stream
 int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t bytes, struct stream* stream) {
   return put(stream, (struct work){.kind = COPY, .to = to, .from = from, .bytes = bytes});
 }
-int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, struct stream* stream) {
+int cuMemcpyDtoHAsync_v2(char* to, const void* from, size_t bytes, struct stream* stream) {
   int done = put(stream, (struct work){.kind = COPY, .to = to, .from = from, .bytes = bytes});
   // to other memory than pinned one it returns when that is written
-  return done != SUCCESS ? done : wait_for(stream, stream->count);
+  return done != SUCCESS || is_pinned(to, bytes) ? done : wait_for(stream, stream->count);
 }
 int cuMemsetD8Async(void* to, unsigned char value, size_t bytes, struct stream* stream) {
   return put(stream, (struct work){.kind = FILL, .to = to, .value = value, .bytes = bytes});

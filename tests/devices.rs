@@ -197,7 +197,7 @@ fn weights_that_stream_give_what_weights_that_stay_do() {
         for (at, adapter_at) in models() {
             let stay = Schedule { sweep: 1 << 20, micro: 1, keep: 1, ..Schedule::default() };
             let stream = Schedule { stream: true, ..stay.clone() };
-            let one_stays = Schedule { resident: 1, ..stream.clone() };
+            let one_stays = Schedule { resident: 1, head_stays: true, ..stream.clone() };
             let model = place.open(&at, Compute::F32);
             let [first, second, again] =
                 [&stay, &stream, &one_stays].map(|schedule| compute(&model, &adapter_at, &pairs(), schedule));

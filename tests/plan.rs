@@ -36,6 +36,7 @@ fn demand() -> (Demand, Loads, Limits) {
         resumes: false,
         samples: Some(SampleSize { prompt: 40, per_prompt: 50, new: 60 }),
         threads: 2,
+        rate: 2.0 * plan::RATE,
         compute: Compute::F32,
         rank: 4,
         widest: 128,
@@ -111,10 +112,19 @@ fn weights_of_a_device_stay_where_they_fit_and_stream_where_they_do_not() {
     let resident = tight.schedule.resident as u64;
     assert_eq!(held.bytes, ((resident + 2) * 90 + 300) * MIB);
     assert!(resident > 0 && tight.peak() > 1_410 * MIB, "{resident} stay, {} MiB", tight.peak() / MIB);
-    // the head is not held on the way back
-    let backward = tight.phases.iter().find(|phase| phase.name == "backward").unwrap();
-    let held = backward.parts.iter().find(|part| part.what == "weights").unwrap();
-    assert_eq!(held.bytes, (resident + 2) * 90 * MIB);
+    let on_the_way_back = |plan: &Plan| {
+        let backward = plan.phases.iter().find(|phase| phase.name == "backward").unwrap();
+        backward.parts.iter().find(|part| part.what == "weights").unwrap().bytes / MIB
+    };
+    // where room is tightest on the way to scores, the head may as well stay
+    assert!(tight.schedule.head_stays && on_the_way_back(&tight) == (resident + 2) * 90 + 300);
+    // where it is tightest on the way back, the head goes
+    let mut wide = run.clone();
+    wide.0.widths.hidden = 65_536;
+    wide.0.device = Some(DeviceWeights { all, layer, head: head / 10, scratch, operand: 2, card: false });
+    let least = plan::least(&wide.0, &wide.1, &wide.2);
+    assert!(!least.schedule.head_stays && least.highest().name == "backward", "{least:?}");
+    assert_eq!(on_the_way_back(&least), 2 * 90);
     // two layers and the head are the least
     assert!(at(&run, 400 * MIB).unwrap_err().to_string().contains("weights 480 MiB"));
 }

@@ -59,8 +59,10 @@ fn measure(path: &Path, set: &[String]) -> Result<serde_json::Value, Box<dyn std
     let base = Base::open(&recipe.model.base, &recipe.model.revision, &on, compute)?;
     let rows = Rows::load(&recipe, &base)?;
     let (_, adapter) = adapters::start(&recipe, &base)?;
-    let memory =
-        if on.is_cpu() { Memory::Host(Held::measure(&meter)) } else { Memory::Device { free, card: on.is_cuda() } };
+    let memory = match on.is_cpu() {
+        true => Memory::Host(Held::measure(&meter)),
+        false => Memory::Device { free, card: on.is_cuda(), peak: device::peak(&on) },
+    };
     let planned = budget::plan(&recipe, &base, &rows, &adapter.shapes, false, memory)?;
     let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
     profile::watch(&on);

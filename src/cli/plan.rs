@@ -51,9 +51,9 @@ pub fn run(args: PlanArgs) -> Result<()> {
     // a plan for an accelerator needs none: only shapes are looked at
     let accelerator = device::is_accelerator(&recipe.run.device);
     let compute = device::compute(recipe.memory.compute, accelerator);
-    let free = match device::choose(&recipe.run.device) {
-        Ok(device) => device::free(&device),
-        Err(_) if accelerator && recipe.memory.budget != Budget::Auto => None,
+    let (free, peak) = match device::choose(&recipe.run.device) {
+        Ok(device) => (device::free(&device), device::peak(&device)),
+        Err(_) if accelerator && recipe.memory.budget != Budget::Auto => (None, None),
         Err(error) => return Err(error),
     };
     let base = Base::open(&recipe.model.base, &recipe.model.revision, &Device::Cpu, compute)?;
@@ -62,7 +62,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let held = Held::measure(&meter);
     let (_, adapter) = adapters::start(&recipe, &base)?;
     let card = device::is_card(&recipe.run.device);
-    let memory = if accelerator { Memory::Device { free, card } } else { Memory::Host(held) };
+    let memory = if accelerator { Memory::Device { free, card, peak } } else { Memory::Host(held) };
     let planned = budget::plan(&recipe, &base, &rows, &adapter.shapes, false, memory)?;
     let pace = budget::pace(&planned, &base)?;
     match args.json {
@@ -147,15 +147,17 @@ fn words(plan: &Plan, layers: usize, on_device: bool) -> String {
     if schedule.scratch {
         words += if on_device { ", layers' inputs on the host" } else { ", layers' inputs in a file" };
     }
-    match schedule.resident {
-        _ if !schedule.stream => {}
-        0 if plan.from_disk => words += ", the base read from the disk layer by layer",
-        0 => words += ", the base's pages let go of",
-        resident if resident >= layers => words += ", the head read from the disk each time",
-        resident => {
-            words += &format!(", the head and {} of {layers} layers read from the disk each time", layers - resident);
+    let go = layers - schedule.resident.min(layers);
+    words += &match go {
+        _ if !schedule.stream => String::new(),
+        _ if !plan.from_disk => ", the base's pages let go of".to_string(),
+        0 => ", the head read from the disk each time".to_string(),
+        _ if go == layers && !schedule.head_stays => ", the base read from the disk layer by layer".to_string(),
+        _ => {
+            let head = if schedule.head_stays { "" } else { "the head and " };
+            format!(", {head}{go} of {layers} layers read from the disk each time")
         }
-    }
+    };
     words
 }
 
@@ -178,14 +180,30 @@ mod tests {
 
     #[test]
     fn a_schedule_is_told_in_words() {
-        let full =
-            Schedule { sweep: 768, micro: 768, keep: 30, head_chunk: 128, scratch: false, stream: false, resident: 0 };
+        let full = Schedule {
+            sweep: 768,
+            micro: 768,
+            keep: 30,
+            head_chunk: 128,
+            scratch: false,
+            stream: false,
+            resident: 0,
+            head_stays: false,
+        };
         assert_eq!(
             words(&plan(full.clone(), false), 30, false),
             "up to 768 tokens at once, nothing computed twice, 128 positions at the head"
         );
-        let tight =
-            Schedule { sweep: 900, micro: 1, keep: 0, head_chunk: 16, scratch: true, stream: true, resident: 0 };
+        let tight = Schedule {
+            sweep: 900,
+            micro: 1,
+            keep: 0,
+            head_chunk: 16,
+            scratch: true,
+            stream: true,
+            resident: 0,
+            head_stays: false,
+        };
         assert_eq!(
             words(&plan(tight, true), 30, false),
             "one pair at once, up to 900 tokens a sweep, every layer computed again on the way back, 16 positions at the \

@@ -92,13 +92,14 @@ pub struct DeviceWeights {
 }
 
 impl DeviceWeights {
-    /// There at once: all, or the layers that stay, a layer at work and the next one on its way, and on the way to scores
-    /// the head.
+    /// There at once: all, or the layers that stay, a layer at work and the next one on its way, and the head, which may go
+    /// while it is not on the way to scores.
     fn held(&self, schedule: &Schedule, scoring: bool) -> usize {
         if !schedule.stream {
             return self.all;
         }
-        (self.all - self.head).min((schedule.resident + 2) * self.layer) + if scoring { self.head } else { 0 }
+        (self.all - self.head).min((schedule.resident + 2) * self.layer)
+            + if scoring || schedule.head_stays { self.head } else { 0 }
     }
 }
 
@@ -127,6 +128,8 @@ pub struct Demand {
     pub samples: Option<SampleSize>,
     /// Threads that compute.
     pub threads: usize,
+    /// Operations a second, by which parts of a step are weighed against each other.
+    pub rate: f64,
     /// In which type the matrices multiply.
     pub compute: Compute,
     /// Inputs or outputs of the widest linear layer.
@@ -183,8 +186,8 @@ impl Demand {
             let bytes = total / 64 + (1 << 19) + (total / 16).min(3 << 19);
             phase.parts.push(Part { what: "small things", bytes });
             if self.device.is_some_and(|device| device.card) {
-                // fitted to an H200, where it was 5 to 21 % beyond what CUDA's libraries load (docs/memory.md)
-                phase.parts.push(Part { what: "gaps, CUDA's libraries", bytes: total / 6 + (192 << 20) });
+                // fitted to an H200, as what `training` counts of gaps is (docs/memory.md)
+                phase.parts.push(Part { what: "CUDA's libraries, gaps", bytes: total / 20 + (192 << 20) });
             }
         }
         phases
@@ -227,17 +230,20 @@ impl Demand {
         // a layer that keeps holds what it keeps of its own micro-batch as it works
         let own = if keep > 0 { widths.kept() * load.tokens } else { 0 };
         let working = load.tokens * if keep > 0 { widths.forward_keeping() } else { widths.forward() };
-        let phase = |name, saved: usize, states: usize, kept: usize, working: (&'static str, usize)| {
+        // what waits for the backward pass lies among what is freed, and cuts a card's pool to pieces
+        let gaps = |waiting: usize| if self.device.is_some_and(|device| device.card) { waiting / 3 } else { 0 };
+        let phase = |name, scoring, saved: usize, states: usize, kept: usize, working: (&'static str, usize)| {
             let parts = [
                 ("the sweep's tokens", self.packed(load)),
                 ("saved inputs of layers", saved * F32),
                 ("states between layers", states * F32),
                 ("what kept layers hold", kept * F32),
+                ("gaps between those", gaps(saved + kept) * F32),
                 (working.0, working.1 * F32),
                 // what the first step's backward pass left
                 self.buffers(load, Some(schedule.head_chunk.min(load.rows))),
             ];
-            Phase::new(name, self.always(schedule, name != "backward").into_iter().chain(parts))
+            Phase::new(name, self.always(schedule, scoring).into_iter().chain(parts))
         };
         let logits = self.head.score(load.rows, schedule.head_chunk, true);
         let gradients = self.head.kept(load.sweep_rows);
@@ -245,9 +251,9 @@ impl Demand {
         let layer = ("a layer at work", load.tokens * widths.backward());
         let ends = if layer.1 > turn { layer } else { ("the head's gradient", turn) };
         [
-            phase("forward", saved(self.layers), 2 * state, kept - own, ("a layer at work", working)),
-            phase("head", saved(self.layers), 2 * state, kept, ("logits and their gradient", logits + gradients)),
-            phase("backward", saved(self.layers), state, kept - own, ends),
+            phase("forward", true, saved(self.layers), 2 * state, kept - own, ("a layer at work", working)),
+            phase("head", true, saved(self.layers), 2 * state, kept, ("logits and their gradient", logits + gradients)),
+            phase("backward", false, saved(self.layers), state, kept - own, ends),
         ]
     }
 

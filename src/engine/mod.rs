@@ -4,6 +4,7 @@
 //! back, [`saved`] is what waits between the two, [`generate`] samples. [`plan`] chooses the schedule by what [`demand`] says
 //! that each would hold.
 
+pub mod ahead;
 pub mod demand;
 pub mod generate;
 pub mod pack;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
-use super::{pack::Packed, saved::Inputs, schedule::Schedule};
+use super::{ahead::Ahead, pack::Packed, saved::Inputs, schedule::Schedule};
 use crate::{
     Result,
     model::{
@@ -16,8 +16,8 @@ use crate::{
     objective::logps::{TokenScore, score},
 };
 
-/// Bytes of saved inputs that a card's host may hold; more wait in a file.
-const ON_HOST: usize = 2 << 30;
+/// Saved numbers that a card's host may hold, 2 GiB; more wait in a file.
+const ON_HOST: usize = 512 << 20;
 
 /// Called between a layer's micro-batches; an error ends the pass there.
 pub type Poll<'a> = &'a dyn Fn() -> Result<()>;
@@ -75,11 +75,13 @@ impl Engine<'_> {
     /// Scores of every micro-batch.
     pub fn forward(&self, micros: &[Micro]) -> Result<Scores> {
         let mut xs = self.embed(micros)?;
+        let mut ahead = self.ahead();
         for layer in 0..self.model.blocks.len() {
             let block = self.enter(layer, Direction::Forward);
             for (x, micro) in xs.iter_mut().zip(micros) {
                 (self.poll)()?;
                 *x = block.forward(x, &micro.packed.tokens, micro.through)?;
+                ahead.queued()?;
             }
             self.leave(layer);
         }
@@ -93,17 +95,15 @@ impl Engine<'_> {
     pub fn forward_saving(&self, policy: &[Micro], reference: &[Micro]) -> Result<(Scores, Scores, Saved)> {
         let layers = self.model.blocks.len();
         let (mut xs, mut reference_xs) = (self.embed(policy)?, self.embed(reference)?);
-        let mut inputs = match self.schedule.scratch {
-            true if self.fits_on_host(&xs) => Inputs::on_host(&self.model.device),
-            true => Inputs::in_file(self.scratch)?,
-            false => Inputs::in_memory(),
-        };
+        let mut inputs = self.inputs(&xs)?;
         let mut kept = Vec::new();
+        let mut ahead = self.ahead();
         for layer in 0..layers {
             let block = self.enter(layer, Direction::Forward);
             for (x, micro) in reference_xs.iter_mut().zip(reference) {
                 (self.poll)()?;
                 *x = block.forward(x, &micro.packed.tokens, micro.through)?;
+                ahead.queued()?;
             }
             let keeps = layer + self.schedule.keep >= layers;
             let mut kept_here = Vec::new();
@@ -118,6 +118,7 @@ impl Engine<'_> {
                     block.forward(x, tokens, micro.through)?
                 };
                 inputs.put(std::mem::replace(x, y))?;
+                ahead.queued()?;
             }
             if keeps {
                 kept.push(kept_here);
@@ -144,6 +145,7 @@ impl Engine<'_> {
         for ((micro, head), d_logps) in micros.iter().zip(heads).zip(d_logps) {
             dys.push(self.head_backward(micro, head, d_logps)?);
         }
+        let mut ahead = self.ahead();
         for layer in (0..self.model.blocks.len()).rev() {
             let block = self.enter(layer, Direction::Backward);
             let mut kept_here = kept.pop().map(Vec::into_iter);
@@ -159,16 +161,25 @@ impl Engine<'_> {
                 // the gradient is moved out, so that the block can let go of it as soon as it is used
                 let upstream = std::mem::replace(dy, x.clone());
                 *dy = block.backward(&x, kept, upstream, tokens, through)?;
+                ahead.queued()?;
             }
             self.leave(layer);
         }
         Ok(())
     }
 
-    /// Whether the inputs that all layers save of these wait in a card's host's memory.
-    fn fits_on_host(&self, xs: &[Tensor]) -> bool {
-        let bytes: usize = xs.iter().map(|x| x.elem_count() * x.dtype().size_in_bytes()).sum();
-        self.model.device.is_cuda() && bytes * self.model.blocks.len() <= ON_HOST
+    fn ahead(&self) -> Ahead<'_> {
+        Ahead::of(&self.model.device)
+    }
+
+    /// Where the inputs wait that all layers save of these.
+    fn inputs(&self, xs: &[Tensor]) -> Result<Inputs> {
+        if !self.schedule.scratch {
+            return Ok(Inputs::in_memory());
+        }
+        let numbers = xs.iter().map(Tensor::elem_count).sum::<usize>() * self.model.blocks.len();
+        let on_host = (numbers <= ON_HOST).then(|| Inputs::on_host(&self.model.device, numbers)).flatten();
+        on_host.map_or_else(|| Inputs::in_file(self.scratch), Ok)
     }
 
     fn embed(&self, micros: &[Micro]) -> Result<Vec<Tensor>> {
@@ -217,14 +228,14 @@ impl Engine<'_> {
     /// A layer that is done with.
     fn leave(&self, layer: usize) {
         if self.schedule.lets_go(layer, self.model.blocks.len()) {
-            self.model.blocks[layer].linears().for_each(|linear| linear.weight.done_with());
+            self.model.blocks[layer].linears().for_each(|linear| linear.weight.done_with(true));
         }
     }
 
     /// All micro-batches of a sweep have passed the head.
     fn leave_head(&self) {
-        if self.schedule.stream {
-            self.model.head.weight.done_with();
+        if self.schedule.stream && !self.schedule.head_stays {
+            self.model.head.weight.done_with(false);
         }
     }
 }

@@ -32,10 +32,13 @@ const HEAD_PACKING: f64 = 16.0;
 const AGAIN: f64 = 0.75;
 /// Bytes a second from a disk.
 const DISK: f64 = 1e9;
-/// Operations a second of a device in bf16, and bytes a second to it: of weights beside its work, of what it waits for.
-const DEVICE_RATE: f64 = 1e14;
-const LINK: f64 = 2e10;
-const WAITED_FOR: f64 = 5e9;
+/// Operations a second of a device in bf16 that does not say how fast it is.
+pub const DEVICE_RATE: f64 = 1e14;
+/// Bytes a second of weights from a file to a device beside its work, and of layers' inputs to the host and back (H200).
+const WEIGHTS_COME: f64 = 1.4e10;
+const INPUTS_COME: f64 = 2.5e10;
+/// Share of the shorter of two that it adds where a device computes while layers come to it.
+const NOT_HIDDEN: f64 = 0.2;
 
 /// The pairs of a run under every cut that is tried.
 #[derive(Debug, Clone)]
@@ -201,21 +204,22 @@ fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<
                 let plan = |keep: usize, resident: usize| {
                     // what a step has at most is as good a number as any larger one
                     let sweep = cut.sweep.min(cut.training.sweep_tokens.max(cut.micro));
-                    let stream = way != Weights::Stay;
-                    let schedule = Schedule { sweep, micro: cut.micro, keep, head_chunk, scratch, stream, resident };
+                    let (stream, head_stays) = (way.layers != Layers::Stay, way.head_stays);
+                    let micro = cut.micro;
+                    let schedule = Schedule { sweep, micro, keep, head_chunk, scratch, stream, resident, head_stays };
                     let phases = demand.phases(&schedule, &cut.training, &cut.evaluation, at_once);
                     Plan { schedule, at_once, from_disk: false, phases, cost: 0.0 }
                 };
                 let most = |plan: &dyn Fn(usize) -> Plan| {
                     (1..=demand.layers).rev().find(|n| plan(*n).peak() <= limits.budget).unwrap_or(0)
                 };
-                let (keep, resident) = match way {
-                    Weights::Stay => (most(&|keep| plan(keep, 0)), 0),
-                    Weights::BeforeKept => {
+                let (keep, resident) = match way.layers {
+                    Layers::Stay => (most(&|keep| plan(keep, 0)), 0),
+                    Layers::BeforeKept => {
                         let resident = most(&|resident| plan(0, resident));
                         (most(&|keep| plan(keep, resident)), resident)
                     }
-                    Weights::AfterKept => {
+                    Layers::AfterKept => {
                         let keep = most(&|keep| plan(keep, 0));
                         (keep, most(&|resident| plan(keep, resident)))
                     }
@@ -226,7 +230,7 @@ fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<
                     chosen.schedule.stream = with_base > limits.with_base;
                     chosen.from_disk = with_base > limits.machine;
                 } else {
-                    chosen.from_disk = way != Weights::Stay;
+                    chosen.from_disk = way.layers != Layers::Stay;
                 }
                 chosen.cost = cost(demand, loads, limits, &chosen, &cut.training);
                 chosen
@@ -235,43 +239,58 @@ fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<
     })
 }
 
-/// What becomes of a device's weights: all stay, or as many layers as fit besides what kept layers hold, chosen before or
-/// after it.
+/// What becomes of a device's weights.
+#[derive(Clone, Copy)]
+struct Way {
+    layers: Layers,
+    head_stays: bool,
+}
+
+/// All stay, or as many as fit besides what kept layers hold, chosen before or after it.
 #[derive(Clone, Copy, PartialEq)]
-enum Weights {
+enum Layers {
     Stay,
     BeforeKept,
     AfterKept,
 }
 
 /// The ways that are tried: a host's pages are the system's.
-fn ways(demand: &Demand) -> impl Iterator<Item = Weights> + use<> {
-    let ways = [Weights::Stay, Weights::BeforeKept, Weights::AfterKept];
-    ways.into_iter().take(if demand.device.is_some() { 3 } else { 1 })
+fn ways(demand: &Demand) -> impl Iterator<Item = Way> + use<> {
+    const ALL: [(Layers, bool); 5] = [
+        (Layers::Stay, false),
+        (Layers::BeforeKept, true),
+        (Layers::BeforeKept, false),
+        (Layers::AfterKept, true),
+        (Layers::AfterKept, false),
+    ];
+    let ways = ALL.into_iter().map(|(layers, head_stays)| Way { layers, head_stays });
+    ways.take(if demand.device.is_some() { ALL.len() } else { 1 })
 }
 
 /// Seconds of a step, as guessed: products, packing for each micro-batch, the head, the disk.
 fn cost(demand: &Demand, loads: &Loads, limits: &Limits, plan: &Plan, load: &Load) -> f64 {
-    let Schedule { keep, head_chunk, scratch, .. } = plan.schedule;
+    let Schedule { keep, head_chunk, scratch, resident, head_stays, .. } = plan.schedule;
     let (tokens, rows) = loads.of_a_step();
     let steps = loads.steps.max(1) as f64;
     let (micros, sweeps) = (load.micros as f64 / steps, load.sweeps as f64 / steps);
     let again = AGAIN * (1.0 - keep.min(demand.layers) as f64 / demand.layers.max(1) as f64);
     // the reference, forward, backward
     let passes = 3.0 + again;
-    let rate = if demand.device.is_some() { DEVICE_RATE } else { RATE * demand.threads as f64 };
     let layers = 2.0 * limits.matrices as f64 * passes * (tokens + PACKING * micros);
     let hidden = demand.widths.hidden as f64;
     let head = 4.0 * rows * hidden * demand.head.vocabulary() as f64 * (1.0 + HEAD_PACKING / head_chunk as f64);
     let saved = if scratch { 2.0 * tokens * hidden * 4.0 * demand.layers as f64 } else { 0.0 };
-    let go = 1.0 - plan.schedule.resident as f64 / demand.layers.max(1) as f64;
-    let read = match demand.device {
-        _ if !plan.from_disk => 0.0,
-        None => 2.0 * limits.weights as f64 / DISK,
-        Some(weights) => (2.0 * go * (weights.all - weights.head) as f64 + weights.head as f64) / LINK,
+    let computing = (layers + head) / demand.rate;
+    let Some(weights) = demand.device else {
+        let read = if plan.from_disk { 2.0 * limits.weights as f64 / DISK } else { 0.0 };
+        return computing + saved / DISK + sweeps * read;
     };
-    let saved = saved / if demand.device.is_some() { WAITED_FOR } else { DISK };
-    (layers + head) / rate + saved + sweeps * read
+    let go = 1.0 - resident as f64 / demand.layers.max(1) as f64;
+    let read = |bytes: f64| if plan.from_disk { sweeps * bytes / WEIGHTS_COME } else { 0.0 };
+    let layers_come = read(2.0 * go * (weights.all - weights.head) as f64);
+    // its copy begins behind the last layer's, and is waited for
+    let head_comes = if head_stays { 0.0 } else { read(weights.head as f64) };
+    computing.max(layers_come) + NOT_HIDDEN * computing.min(layers_come) + head_comes + saved / INPUTS_COME
 }
 
 /// A size in MiB.

@@ -1,4 +1,4 @@
-//! The layers' inputs between the forward and the backward pass: in memory, a device's in the host's, or in a file that vanishes
+//! The layers' inputs between the forward and the backward pass: in memory, a card's in the host's, or in a file that vanishes
 //! with its handle.
 
 use std::{
@@ -8,6 +8,9 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
+
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::pinned::Pinned;
 
 use crate::{
     Error, Result,
@@ -19,8 +22,8 @@ pub struct Inputs(Place);
 
 enum Place {
     Memory(Vec<Option<Tensor>>),
-    /// On the host, for this device.
-    Host(Vec<Option<Tensor>>, Device),
+    #[cfg(feature = "cuda")]
+    Pinned(Pinned),
     File(Scratch),
 }
 
@@ -30,9 +33,15 @@ impl Inputs {
         Self(Place::Memory(Vec::new()))
     }
 
-    /// Keeps a device's tensors in the host's memory.
-    pub fn on_host(device: &Device) -> Self {
-        Self(Place::Host(Vec::new(), device.clone()))
+    /// Keeps so many numbers of a card in the host's memory. None for another device, and where the host has no room that the
+    /// card can reach.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+    pub fn on_host(device: &Device, numbers: usize) -> Option<Self> {
+        match device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(card) => Pinned::new(card, numbers).ok().map(|pinned| Self(Place::Pinned(pinned))),
+            _ => None,
+        }
     }
 
     /// Keeps tensors in a file of their own in `folder`.
@@ -47,7 +56,8 @@ impl Inputs {
     pub fn put(&mut self, tensor: Tensor) -> Result<()> {
         match &mut self.0 {
             Place::Memory(all) => all.push(Some(tensor)),
-            Place::Host(all, _) => all.push(Some(tensor.to_device(&Device::Cpu)?)),
+            #[cfg(feature = "cuda")]
+            Place::Pinned(pinned) => pinned.put(&tensor)?,
             Place::File(scratch) => scratch.append(&tensor)?,
         }
         Ok(())
@@ -60,7 +70,8 @@ impl Inputs {
     pub fn take(&mut self, index: usize) -> Result<Tensor> {
         match &mut self.0 {
             Place::Memory(all) => Ok(all[index].take().expect("an input is taken once")),
-            Place::Host(all, device) => Ok(all[index].take().expect("an input is taken once").to_device(device)?),
+            #[cfg(feature = "cuda")]
+            Place::Pinned(pinned) => Ok(pinned.get(index)?),
             Place::File(scratch) => scratch.read(index),
         }
     }
@@ -119,7 +130,7 @@ mod tests {
     fn what_is_put_comes_back_in_any_order() {
         let folder = tempfile::tempdir().unwrap();
         let tensors = [random((3, 5), 1), random((1, 7), 2), random((4, 2), 3)];
-        let places = [Inputs::in_memory(), Inputs::on_host(&Device::Cpu), Inputs::in_file(folder.path()).unwrap()];
+        let places = [Inputs::in_memory(), Inputs::in_file(folder.path()).unwrap()];
         for mut inputs in places {
             tensors.iter().for_each(|tensor| inputs.put(tensor.clone()).unwrap());
             for index in [1, 0, 2] {

@@ -18,15 +18,26 @@ pub struct Schedule {
     pub scratch: bool,
     /// Whether a layer's pages are dropped after use, and those of the next are read ahead.
     pub stream: bool,
-    /// On a device where weights stream: so many layers stay there all the same, spread evenly over the model.
+    /// On a device where weights stream: so many layers stay all the same, spread evenly over the model.
     pub resident: usize,
+    /// There, too: whether the head stays.
+    pub head_stays: bool,
 }
 
 impl Default for Schedule {
     /// Full speed for a base that fits into memory, without keeping: products run at full speed from a few hundred
     /// tokens on (measured on SmolLM2), and what a layer holds grows with them.
     fn default() -> Self {
-        Self { sweep: 768, micro: 768, keep: 0, head_chunk: 128, scratch: false, stream: false, resident: 0 }
+        Self {
+            sweep: 768,
+            micro: 768,
+            keep: 0,
+            head_chunk: 128,
+            scratch: false,
+            stream: false,
+            resident: 0,
+            head_stays: false,
+        }
     }
 }
 

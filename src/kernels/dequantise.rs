@@ -102,20 +102,24 @@ pub enum Absmax {
 }
 
 impl Form {
+    /// All that it is made of.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        match &self.numbers {
+            Numbers::Plain(w) => vec![w],
+            Numbers::Blocks(blocks) => vec![&blocks.bytes],
+            Numbers::FourBit(FourBit { bytes, codes, absmax: Absmax::Plain(absmax), .. }) => vec![bytes, codes, absmax],
+            Numbers::FourBit(FourBit {
+                bytes,
+                codes,
+                absmax: Absmax::Nested { bytes: scales, map, absmax, .. },
+                ..
+            }) => vec![bytes, codes, scales, map, absmax],
+        }
+    }
+
     /// Bytes that it takes on its device.
     pub fn bytes(&self) -> usize {
-        let of = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
-        match &self.numbers {
-            Numbers::Plain(w) => of(w),
-            Numbers::Blocks(blocks) => of(&blocks.bytes),
-            Numbers::FourBit(FourBit { bytes, codes, absmax, .. }) => {
-                let scales = match absmax {
-                    Absmax::Plain(absmax) => of(absmax),
-                    Absmax::Nested { bytes, map, absmax, .. } => of(bytes) + of(map) + of(absmax),
-                };
-                of(bytes) + of(codes) + scales
-            }
-        }
+        self.tensors().iter().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
     }
 }
 

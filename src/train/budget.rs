@@ -48,7 +48,7 @@ impl Held {
 }
 
 /// The memory that a plan is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Memory {
     /// The host's, of which this is held.
     Host(Held),
@@ -58,6 +58,8 @@ pub enum Memory {
         free: Option<u64>,
         /// Whether it is a CUDA card.
         card: bool,
+        /// Operations a second that it does at most in bf16, where it says so.
+        peak: Option<f64>,
     },
 }
 
@@ -120,9 +122,14 @@ fn demand(recipe: &Recipe, base: &Base, shapes: &[Shape], resumes: bool, memory:
     let widths = base.model.blocks.iter().map(|block| Widths::of(block, shapes, dropout));
     let widths = widths.max_by_key(Widths::backward).ok_or_else(|| Error::input("the model has no layers"))?;
     let held_to = recipe.objective.reference == Reference::Start && recipe.adapter.start_from.is_some();
-    let (held, device) = match memory {
-        Memory::Host(held) => (held, None),
-        Memory::Device { card, .. } => (Held { now: 0, most: 0 }, Some(device_weights(base, card))),
+    let threads = rayon::current_num_threads();
+    let (held, device, rate) = match memory {
+        Memory::Host(held) => (held, None, plan::RATE * threads as f64),
+        Memory::Device { card, peak, .. } => {
+            // a step does a quarter of it (H200)
+            let rate = peak.map_or(plan::DEVICE_RATE, |peak| peak / 4.0);
+            (Held { now: 0, most: 0 }, Some(device_weights(base, card)), rate)
+        }
     };
     Ok(Demand {
         start: held.now,
@@ -140,7 +147,8 @@ fn demand(recipe: &Recipe, base: &Base, shapes: &[Shape], resumes: bool, memory:
         resumes,
         samples: sample_size(recipe, base)?,
         rank: shapes.iter().map(|shape| shape.r).max().unwrap_or(0),
-        threads: rayon::current_num_threads(),
+        threads,
+        rate,
         compute: base.compute,
         widest: base.model.linears().map(|linear| linear.weight.inputs.max(linear.weight.outputs)).max().unwrap_or(0),
     })
@@ -271,5 +279,5 @@ pub fn pace(planned: &Planned, base: &Base) -> candle_core::Result<Option<f64>> 
     let rate = (2 * TOKENS * numbers(matrix) * rounds) as f64 / began.elapsed().as_secs_f64();
     // docs/performance.md
     let share = if base.compute == Compute::Bf16 { 0.45 } else { 0.6 };
-    Ok(Some(plan::RATE * planned.demand.threads as f64 / (share * rate)))
+    Ok(Some(planned.demand.rate / (share * rate)))
 }

@@ -93,6 +93,15 @@ pub fn free(device: &Device) -> Option<u64> {
     }
 }
 
+/// Operations a second that a device's matrix unit does at most in bf16; none where it does not say.
+pub fn peak(device: &Device) -> Option<f64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(card) => crate::kernels::cuda::device::peak(card),
+        _ => None,
+    }
+}
+
 /// The most bytes of a device's memory that tensors used at once, and that were held for them; none where it does not say.
 pub fn most_used(device: &Device) -> Option<[u64; 2]> {
     match device {

@@ -136,7 +136,7 @@ impl<'a> Run<'a> {
         let fingerprint = base.folder.fingerprint()?;
         let held = match device.is_cpu() {
             true => Memory::Host(Held::measure(&memory)),
-            false => Memory::Device { free, card: device.is_cuda() },
+            false => Memory::Device { free, card: device.is_cuda(), peak: device::peak(&device) },
         };
         let (config, adapter) = adapters::start(recipe, &base)?;
         let made_of = identity::made_of(recipe, &base, &fingerprint, &rows, &adapter.values.to_vec1()?)?;

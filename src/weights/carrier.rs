@@ -46,7 +46,7 @@ impl Carrier {
         let way = Arc::clone(&conveyor);
         let work = move || {
             // threads of its own: those of the global pool may all wait for what is carried
-            let pool = ThreadPoolBuilder::new().num_threads(rayon::current_num_threads().min(4)).use_current_thread();
+            let pool = ThreadPoolBuilder::new().num_threads(rayon::current_num_threads().min(8)).use_current_thread();
             let _pool = pool.build();
             told.into_iter().for_each(|job| job(&way));
         };

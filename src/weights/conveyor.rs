@@ -1,5 +1,5 @@
-//! The way of weights to a device, and who waits for whom on it. Two buffers take turns, so that one is filled from the map
-//! while the copy out of the other is under way; copies are made beside what the device computes.
+//! The way of weights to a device, and who waits for whom on it. Buffers take turns, so that one is filled from the file
+//! while the copies out of others are under way; copies are made beside what the device computes.
 //!
 //! 1. A buffer is filled again when the copy out of it is done: [`Conveyor::send`].
 //! 2. What computes with a matrix waits until its copies are done: [`Conveyor::sent`], [`Conveyor::ready`].
@@ -7,12 +7,13 @@
 
 use std::{
     ops::Range,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use candle_core::{DType, Result, Tensor};
 
-use super::queues::{BUFFERS, Event, Queues};
+use super::queues::{BUFFERS, Event, LARGE, Queues, SMALL};
+use crate::kernels::dequantise::Form;
 
 /// One device's.
 #[derive(Debug)]
@@ -23,9 +24,20 @@ pub struct Conveyor {
 
 #[derive(Debug, Default)]
 struct Turns {
-    next: usize,
+    /// How many large and small pieces there were.
+    pieces: [usize; 2],
     /// The last copy out of each buffer.
     copies: [Option<Event>; BUFFERS],
+}
+
+impl Turns {
+    /// The buffer for the next piece.
+    fn next(&mut self, small: bool) -> usize {
+        let piece = &mut self.pieces[usize::from(small)];
+        let buffer = if small { LARGE + *piece % SMALL } else { *piece % LARGE };
+        *piece += 1;
+        buffer
+    }
 }
 
 impl Conveyor {
@@ -39,28 +51,29 @@ impl Conveyor {
     }
 
     /// Numbers on their way to the device, a flat tensor. `fill` makes the bytes of a range of them, a whole number of
-    /// `unit` (or what remains) at a time, in buffers of `staging` bytes together, or of a unit each where that is more.
+    /// `unit` (or what remains) at a time, in large buffers of `staging` bytes together, or of a unit each where that is more.
     ///
     /// # Errors
-    /// Where the device or the host has no room.
+    /// Where the device or the host has no room, and those of `fill`.
     pub fn send(
         &self,
         (numbers, kind): (usize, DType),
         (staging, unit): (usize, usize),
-        mut fill: impl FnMut(Range<usize>, &mut [u8]),
+        mut fill: impl FnMut(Range<usize>, &mut [u8]) -> Result<()>,
     ) -> Result<Tensor> {
         let to = self.queues.room(numbers, kind)?;
         let size = kind.size_in_bytes();
-        let piece = (staging / BUFFERS / size / unit).max(1) * unit;
+        let piece = (staging / LARGE / size / unit).max(1) * unit;
         let mut turns = self.turns();
         for first in (0..numbers).step_by(piece) {
             let part = first..numbers.min(first + piece);
-            let (buffer, bytes) = (turns.next, part.len() * size);
-            turns.next = (buffer + 1) % BUFFERS;
+            let (buffer, bytes) = (turns.next(part.len() <= piece / 16), part.len() * size);
             if let Some(copy) = turns.copies[buffer].take() {
                 self.queues.host_waits(&copy)?;
             }
-            self.queues.fill(buffer, bytes, &mut |bytes| fill(part.clone(), bytes))?;
+            let mut filled = Ok(());
+            self.queues.fill(buffer, bytes, &mut |bytes| filled = fill(part.clone(), bytes))?;
+            filled?;
             turns.copies[buffer] = Some(self.queues.copy(buffer, bytes, &to, first * size)?);
         }
         Ok(to)
@@ -90,13 +103,18 @@ impl Conveyor {
         self.queues.computed()
     }
 
-    /// Drops what was sent and is not used in what is computed after `computed`.
+    /// Lets go of what was sent and is not used in what is computed after `computed`; its memory is kept for its like where
+    /// that is wanted, and freed else.
     ///
     /// # Errors
     /// Where the device fails.
-    pub fn give_back<T>(&self, sent: T, computed: &Event) -> Result<()> {
+    pub fn give_back(&self, sent: Arc<Form>, computed: &Event, keep_memory: bool) -> Result<()> {
         self.queues.copying_waits(computed)?;
-        drop(sent);
-        Ok(())
+        // one that somebody still holds is freed when they let go of it
+        let form = Arc::into_inner(sent).filter(|_| keep_memory);
+        form.iter().flat_map(Form::tensors).try_for_each(|tensor| {
+            self.queues.take_back(tensor.flatten_all()?);
+            Ok(())
+        })
     }
 }

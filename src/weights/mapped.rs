@@ -1,44 +1,95 @@
 //! Bytes where they lie in a mapped file, and what a stored matrix is to a product.
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{
+    fmt,
+    fs::File,
+    io,
+    ops::{Deref, Range},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use super::{DType, upload::Uploader};
-use crate::kernels::{
-    compute::Compute,
-    dequantise::{Form, Numbers},
+use crate::{
+    Error,
+    kernels::{
+        compute::Compute,
+        dequantise::{Form, Numbers},
+    },
 };
 
 /// Columns in a decoded tile start at multiples of this; every quantised format's smallest block divides it or is it.
 pub const ALIGN: usize = 32;
 
+/// A file, mapped and open: its bytes are read where they lie, or copied by the system.
+#[derive(Debug)]
+pub struct MappedFile {
+    map: Mmap,
+    file: File,
+    path: PathBuf,
+}
+
+impl MappedFile {
+    /// Maps a file that was opened at `path`. It stays valid only while nobody shortens the file.
+    ///
+    /// # Errors
+    /// The system's, where it cannot be mapped.
+    pub fn new(file: File, path: &Path) -> io::Result<Self> {
+        // SAFETY: the map is read-only and private to the process's view of the file; the documented demand on the
+        // caller is that no other program shortens or rewrites the weights while they are in use.
+        let map = unsafe { Mmap::map(&file) }?;
+        Ok(Self { map, file, path: path.to_path_buf() })
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
 /// A run of bytes of a mapped file, aligned to nothing. A clone is another view of the same bytes.
 #[derive(Clone)]
 pub struct MappedBytes {
-    map: Arc<Mmap>,
+    file: Arc<MappedFile>,
     range: Range<usize>,
 }
 
 impl MappedBytes {
-    /// The bytes `range` of `map`.
+    /// The bytes `range` of `file`.
     ///
     /// # Panics
-    /// Where the range is not in the map.
-    pub fn new(map: Arc<Mmap>, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= map.len(), "{range:?} of a map of {} bytes", map.len());
-        Self { map, range }
+    /// Where the range is not in the file.
+    pub fn new(file: Arc<MappedFile>, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= file.len(), "{range:?} of a file of {} bytes", file.len());
+        Self { file, range }
+    }
+
+    /// Copies the bytes from the `start`-th on to `out`, without touching the map: no page is mapped for it and let go of
+    /// again, which takes longer than the copy (half of it on two machines), and a disk that fails is an error.
+    ///
+    /// # Errors
+    /// [`Error::Input`] that names the file.
+    pub fn copy(&self, start: usize, out: &mut [u8]) -> crate::Result<()> {
+        let at = (self.range.start + start) as u64;
+        self.file.file.read_exact_at(out, at).map_err(|error| Error::reading(&self.file.path, error))
     }
 
     /// Asks the system to read these bytes ahead. A hint: nothing depends on it.
     pub fn will_need(&self) {
-        self.map.advise_range(Advice::WillNeed, self.range.start, self.range.len()).ok();
+        self.file.map.advise_range(Advice::WillNeed, self.range.start, self.range.len()).ok();
     }
 
     /// Lets go of the pages: they are read from the file again when next used. A hint: nothing depends on it.
     pub fn done_with(&self) {
         // SAFETY: the map is shared and read-only, so a dropped page comes back from the file with the same bytes.
-        unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.range.start, self.range.len()) }.ok();
+        unsafe { self.file.map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.range.start, self.range.len()) }
+            .ok();
     }
 }
 
@@ -57,11 +108,11 @@ pub fn fetch(bytes: &[u8], range: Range<usize>) {
     let _ = (bytes, range);
 }
 
-impl std::ops::Deref for MappedBytes {
+impl Deref for MappedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.map[self.range.clone()]
+        &self.file[self.range.clone()]
     }
 }
 
@@ -179,5 +230,24 @@ impl StoredMatrix for MappedTensor {
                 Compute::F32 => DType::F32,
                 Compute::Bf16 => DType::BF16,
             }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_copied_from_the_file_and_a_file_that_was_cut_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        std::fs::write(&path, (0..100).collect::<Vec<u8>>()).unwrap();
+        let file = Arc::new(MappedFile::new(File::open(&path).unwrap(), &path).unwrap());
+        let (bytes, mut out) = (MappedBytes::new(file, 10..90), [0; 5]);
+        bytes.copy(20, &mut out).unwrap();
+        assert_eq!((out, &bytes[20..25]), ([30, 31, 32, 33, 34], &[30, 31, 32, 33, 34][..]));
+        File::options().write(true).open(&path).unwrap().set_len(32).unwrap();
+        let error = bytes.copy(20, &mut out).unwrap_err().to_string();
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
     }
 }

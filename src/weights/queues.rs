@@ -9,8 +9,12 @@ use candle_core::{DType, Device, Result, Tensor};
 pub mod cuda;
 pub mod host;
 
-/// How many buffers take turns.
-pub const BUFFERS: usize = 2;
+/// How many buffers take turns for large pieces.
+pub const LARGE: usize = 3;
+/// How many behind those for small ones, as scales, which have not to wait for a large one's copy.
+pub const SMALL: usize = 8;
+/// All of them.
+pub const BUFFERS: usize = LARGE + SMALL;
 
 /// A place in one of the queues.
 #[derive(Debug)]
@@ -26,6 +30,10 @@ pub enum Event {
 pub trait Queues: fmt::Debug + Send + Sync {
     /// Memory of the device for so many numbers, which belongs to the queue of copies until that has given it away.
     fn room(&self, numbers: usize, kind: DType) -> Result<Tensor>;
+
+    /// Memory that [`Queues::room`] made comes back, for its like or to be freed: behind what the queue of copies has been told
+    /// to wait for, nothing uses it.
+    fn take_back(&self, memory: Tensor);
 
     /// Has `fill` write the first `bytes` of a buffer on the host. No copy may still read it.
     fn fill(&self, buffer: usize, bytes: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()>;

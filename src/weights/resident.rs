@@ -92,8 +92,8 @@ impl Resident {
         }
     }
 
-    /// Gives the copy on the device back behind what is computed with it.
-    pub fn done_with(&self) {
+    /// Gives the copy on the device back behind what is computed with it; `keep_memory`: for the next matrix of its size.
+    pub fn done_with(&self, keep_memory: bool) {
         let held = std::mem::replace(&mut *lock(&self.slot), Slot::Absent);
         // a device that fails here fails at the next product too, which says so
         if let Slot::Here(form) = held
@@ -101,7 +101,7 @@ impl Resident {
             && let Ok(computed) = carrier.conveyor.computed()
         {
             carrier.then(move |way| {
-                way.give_back(form, &computed).ok();
+                way.give_back(form, &computed, keep_memory).ok();
             });
         }
     }
@@ -109,7 +109,7 @@ impl Resident {
 
 impl Drop for Resident {
     fn drop(&mut self) {
-        self.done_with();
+        self.done_with(false);
     }
 }
 

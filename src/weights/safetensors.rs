@@ -9,11 +9,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::dtype::DType;
+use super::mapped::MappedFile;
 use super::unique::UniqueMap;
 use crate::{Error, Result, outside};
 
@@ -31,7 +31,7 @@ const MAX_NAME: usize = 1024;
 #[derive(Debug)]
 pub struct SafetensorsFile {
     path: PathBuf,
-    map: Arc<Mmap>,
+    map: Arc<MappedFile>,
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
 }
@@ -66,9 +66,7 @@ impl SafetensorsFile {
         if length < 8 {
             return Err(bad(path, format!("it holds {length} bytes, less than a header's length; download it again")));
         }
-        // SAFETY: the map is read-only and private to the process's view of the file; the documented demand on the
-        // caller is that no other program shortens or rewrites the weights while they are in use.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::reading(path, e))?;
+        let map = MappedFile::new(file, path).map_err(|e| Error::reading(path, e))?;
         if let Some(other) = other_kind(&map) {
             return Err(bad(path, other.to_string()));
         }
@@ -97,7 +95,7 @@ impl SafetensorsFile {
     }
 
     /// The map, to be held by whoever reads from it.
-    pub(super) fn map(&self) -> &Arc<Mmap> {
+    pub(super) fn map(&self) -> &Arc<MappedFile> {
         &self.map
     }
 }

@@ -18,8 +18,8 @@ use crate::kernels::{
     dequantise::{Form, Numbers},
 };
 
-/// Bytes on their way at once.
-pub const STAGING: usize = 64 << 20;
+/// Bytes on their way at once, in large pieces: threads that begin a copy together lose time, and do so once a piece.
+pub const STAGING: usize = 96 << 20;
 /// Rows that a thread decodes at once; a multiple of what a turned matrix decodes together.
 const ROWS: usize = 32;
 /// Bytes that a thread copies at once.
@@ -74,31 +74,35 @@ impl Uploader {
         way.ready(&way.sent()?)
     }
 
-    /// Stored bytes as they are, as a vector of `kind` on its way to the device. Their pages are let go of on the way.
+    /// Stored bytes as they are, as a vector of `kind` on its way to the device.
     ///
     /// # Errors
-    /// Where the device has no room.
+    /// Where the device has no room, or the file cannot be read.
     pub fn raw(&self, bytes: &MappedBytes, kind: Kind) -> Result<Tensor> {
         let size = kind.size_in_bytes();
-        let all = self.way()?.send((bytes.len() / size, kind), (self.staging, 1), |part, out| {
-            let from = &bytes[part.start * size..part.end * size];
-            // from a file's pages, which are read as they are touched
-            out.par_chunks_mut(BYTES).zip(from.par_chunks(BYTES)).for_each(|(out, from)| out.copy_from_slice(from));
-        })?;
-        bytes.done_with();
-        Ok(all)
+        self.way()?.send((bytes.len() / size, kind), (self.staging, 1), |part, out| {
+            let copied = out
+                .par_chunks_mut(BYTES)
+                .enumerate()
+                .try_for_each(|(number, out)| bytes.copy(part.start * size + number * BYTES, out));
+            copied.map_err(candle_core::Error::wrap)
+        })
     }
 
     /// Stored numbers of `dtype`, as a vector of f32 on its way to the device.
     ///
     /// # Errors
-    /// Where the device has no room.
+    /// Where the device has no room, or the file cannot be read.
     pub fn widened(&self, bytes: &MappedBytes, dtype: DType) -> Result<Tensor> {
+        if dtype == DType::F32 {
+            return self.raw(bytes, Kind::F32);
+        }
         let size = dtype.size();
         self.way()?.send((bytes.len() / size, Kind::F32), (self.staging, 1), |part, out| {
             let mut floats = vec![0f32; part.len()];
             dtype.decode(&bytes[part.start * size..part.end * size], &mut floats);
             write(&floats, Compute::F32, out);
+            Ok(())
         })
     }
 
@@ -109,6 +113,7 @@ impl Uploader {
     pub fn floats(&self, floats: &[f32]) -> Result<Tensor> {
         self.way()?.send((floats.len(), Kind::F32), (self.staging, 1), |part, out| {
             write(&floats[part], Compute::F32, out);
+            Ok(())
         })
     }
 
@@ -129,6 +134,7 @@ impl Uploader {
                 stored.decode(start..start + floats.len() / columns, 0..columns, &mut floats);
                 write(&floats, self.compute, out);
             });
+            Ok(())
         })?;
         stored.parts().into_iter().for_each(MappedBytes::done_with);
         Ok(Form { rows, columns, numbers: Numbers::Plain(numbers.reshape((rows, columns))?) })

@@ -56,8 +56,9 @@ DEVICE float q6_k(const uchar* block, uint i) {
   return (float(low | high << 4) - 32.0f) * (signed_byte(block[192 + i / 16]) * half_at(block + 208));
 }
 
-// To the nearest bf16, ties to even; no number that is decoded is NaN.
+// To the nearest bf16, ties to even. A card's NaN, which a file's infinite scale makes, has all bits set: it would come out as zero.
 DEVICE float rounded_to_bfloat(float x) {
+  if (x != x) return x;
   uint bits = __float_as_uint(x);
   return __uint_as_float((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
 }

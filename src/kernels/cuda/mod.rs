@@ -3,6 +3,8 @@
 pub mod cublas;
 #[cfg(feature = "cuda")]
 pub mod device;
+#[cfg(feature = "cuda")]
+pub mod pinned;
 
 /// The kernels in the order of their compilation, as one file: what `build.rs` compiles, for tests on the CPU.
 #[cfg(test)]

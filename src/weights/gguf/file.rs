@@ -9,10 +9,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
-
 use super::blocks::GgmlType;
 use super::metadata::{Checked, Cursor, Kind, Metadata, Value};
+use crate::weights::mapped::MappedFile;
 use crate::{Error, Result, outside};
 
 /// ggml's limit on a tensor's dimensions.
@@ -52,9 +51,7 @@ impl GgufFile {
         if length == 0 {
             return Err(Error::input(format!("{}: it is empty; fetch the file again", path.display())));
         }
-        // SAFETY: the map is read-only and private to the process's view of the file; the documented demand on the
-        // caller is that no other program shortens or rewrites the weights while they are in use.
-        let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(|e| Error::reading(path, e))?);
+        let map = Arc::new(MappedFile::new(file, path).map_err(|e| Error::reading(path, e))?);
         let (values, tensors) = parse(&map)
             .map_err(|reason| Error::input(format!("{}: {reason}; fetch the file again", path.display())))?;
         Ok(Self { metadata: Metadata { path: path.to_path_buf(), map, values }, tensors })
@@ -71,7 +68,7 @@ impl GgufFile {
     }
 
     /// The map, to be held by whoever reads from it.
-    pub(crate) fn map(&self) -> &Arc<Mmap> {
+    pub(crate) fn map(&self) -> &Arc<MappedFile> {
         &self.metadata.map
     }
 }

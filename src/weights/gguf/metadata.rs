@@ -217,7 +217,7 @@ fn shortest(value: f32) -> f64 {
 #[derive(Debug, Clone)]
 pub struct Metadata {
     pub(super) path: PathBuf,
-    pub(super) map: std::sync::Arc<memmap2::Mmap>,
+    pub(super) map: std::sync::Arc<crate::weights::mapped::MappedFile>,
     pub(super) values: BTreeMap<String, Value>,
 }
 

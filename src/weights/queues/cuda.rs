@@ -24,6 +24,9 @@ pub struct Queues {
     card: CudaDevice,
     copies: Arc<CudaStream>,
     buffers: Mutex<[Option<PinnedHostSlice<u8>>; BUFFERS]>,
+    /// Memory of matrices that are gone, for others of their size: where layers stream the card's pool is not asked again and
+    /// again, which would cut it to pieces and order the streams by waits of its own.
+    spare: Mutex<Vec<Tensor>>,
 }
 
 impl Queues {
@@ -37,7 +40,11 @@ impl Queues {
             bail!("the card was opened another way than by this crate");
         }
         let copies = card.cuda_stream().context().new_stream().w()?;
-        Ok(Self { card: card.clone(), copies, buffers: Mutex::default() })
+        Ok(Self { card: card.clone(), copies, buffers: Mutex::default(), spare: Mutex::default() })
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<Tensor>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn buffers(&self) -> MutexGuard<'_, [Option<PinnedHostSlice<u8>>; BUFFERS]> {
@@ -65,6 +72,16 @@ fn address(storage: &CudaStorage, stream: &CudaStream) -> Result<u64> {
 
 impl super::Queues for Queues {
     fn room(&self, numbers: usize, kind: DType) -> Result<Tensor> {
+        let mut spare = self.spare();
+        if let Some(at) = spare.iter().position(|spare| spare.dtype() == kind && spare.elem_count() == numbers) {
+            return Ok(spare.swap_remove(at));
+        }
+        // what fits nothing goes, so that no more is held than without spare memory
+        let mut missing = numbers * kind.size_in_bytes();
+        while let Some(gone) = spare.pop_if(|_| missing > 0) {
+            missing = missing.saturating_sub(gone.elem_count() * gone.dtype().size_in_bytes());
+        }
+        drop(spare);
         let storage = match kind {
             DType::U8 => self.numbers::<u8>(numbers),
             DType::F32 => self.numbers::<f32>(numbers),
@@ -73,6 +90,10 @@ impl super::Queues for Queues {
             other => bail!("weights are bytes, f32, f16 or bf16 on a card, not {other:?}"),
         }?;
         Ok(Tensor::from_storage(Storage::Cuda(storage), numbers, BackpropOp::none(), false))
+    }
+
+    fn take_back(&self, memory: Tensor) {
+        self.spare().push(memory);
     }
 
     fn fill(&self, buffer: usize, bytes: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
@@ -151,7 +172,7 @@ mod tests {
 
     use candle_core::{Device, cuda_backend::cudarc::driver::CudaSlice};
 
-    use super::*;
+    use super::{super::LARGE, *};
     use crate::{
         kernels::{
             compute::Compute,
@@ -205,8 +226,8 @@ mod tests {
     #[test]
     fn layers_that_stream_to_a_card_are_whole_when_they_are_used() {
         let Some((device, card)) = card() else { return };
-        // four turns of the buffers a matrix
-        let uploader = Uploader::new(&device, Compute::F32).through(2 * 32 * COLUMNS * 4);
+        // seven pieces a matrix
+        let uploader = Uploader::new(&device, Compute::F32).through(LARGE * 32 * COLUMNS * 4);
         let matrix = |first: usize| Arc::new(Resident::new(Arc::new(Counting(first)), ROWS, COLUMNS, uploader.clone()));
         let layers: Vec<[_; 3]> =
             (0..6).map(|layer| std::array::from_fn(|i| matrix(10_000 * layer + 2_000 * i))).collect();
@@ -219,7 +240,7 @@ mod tests {
                 for (number, matrix) in layers[layer].iter().enumerate() {
                     all.push((10_000 * layer + 2_000 * number, computed(&card, &matrix.form().unwrap())));
                 }
-                layers[layer].iter().for_each(|matrix| matrix.done_with());
+                layers[layer].iter().for_each(|matrix| matrix.done_with(true));
             }
         }
         drop((layers, uploader));

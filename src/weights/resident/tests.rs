@@ -11,7 +11,7 @@ use crate::{
     weights::{
         carrier::Carrier,
         mapped::MappedBytes,
-        queues::{BUFFERS, Queues},
+        queues::{BUFFERS, LARGE, Queues},
     },
 };
 
@@ -113,6 +113,10 @@ impl Queues for Counting {
         Ok(room)
     }
 
+    fn take_back(&self, _: Tensor) {
+        self.counts().look();
+    }
+
     fn fill(&self, buffer: usize, bytes: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
         let mut counts = self.counts();
         if counts.out_of[buffer] > counts.host_knows {
@@ -174,8 +178,8 @@ const ROWS: usize = 200;
 fn pass(deaf: Option<Wait>) -> (Vec<&'static str>, bool) {
     let queues = Counting::default();
     queues.counts().deaf = deaf;
-    // three or four turns of the buffers a matrix
-    let uploader = Uploader::new(&Device::Cpu, Compute::F32).through(32 * 8 * 4 * BUFFERS);
+    // seven pieces a matrix
+    let uploader = Uploader::new(&Device::Cpu, Compute::F32).through(32 * 8 * 4 * LARGE);
     assert!(uploader.way.set(Carrier::by(Box::new(queues.clone())).unwrap()).is_ok());
     let matrix = || Arc::new(Resident::new(Arc::new(Ones), ROWS, 8, uploader.clone()));
     let layers: Vec<[Arc<Resident>; 3]> = (0..4).map(|_| std::array::from_fn(|_| matrix())).collect();
@@ -195,7 +199,7 @@ fn pass(deaf: Option<Wait>) -> (Vec<&'static str>, bool) {
                 let at = address(numbers(&matrix.form().unwrap()));
                 waited |= i > 0 && queues.counts().waits_for[&at] > before;
             }
-            layers[layer].iter().for_each(|matrix| matrix.done_with());
+            layers[layer].iter().for_each(|matrix| matrix.done_with(true));
         }
     }
     // the last ones go with the model, and then the thread ends with its queues
@@ -256,7 +260,7 @@ fn what_is_there_is_not_sent_again() {
     (0..3).for_each(|_| matrix.will_need());
     matrix.form().unwrap();
     matrix.will_need();
-    matrix.done_with();
+    matrix.done_with(false);
     // a job behind all others
     let (answer, all) = channel();
     matrix.uploader.carrier().unwrap().then(move |_| answer.send(()).unwrap());

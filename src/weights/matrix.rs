@@ -13,7 +13,7 @@ use super::{
 use crate::kernels::{
     compute::Compute,
     dequantise,
-    gemm::{Lhs, Out, Rhs, Threads, gemm},
+    gemm::{Lhs, Out, Rhs, Right, Threads, gemm, products},
     host::{floats, matrix, operand, operand_mut},
     pack::{self, Floats, Pairs, Rounded, Step, Widened, transpose},
     profile::{Part, Timed},
@@ -121,6 +121,9 @@ impl FrozenMatrix {
         if let Some(terms) = tiled::terms(matrices) {
             return tiled::apply_all(matrices, x, terms);
         }
+        if let Some(compute) = Self::mapped(matrices) {
+            return Self::apply_mapped(matrices, x, compute);
+        }
         let side = match matrices {
             [Self { place: Place::Device(w), .. }, _, ..] => Some(dequantise::side(x, w.uploader.compute)?),
             _ => None,
@@ -131,22 +134,43 @@ impl FrozenMatrix {
     fn apply_alone(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match &self.place {
             Place::Device(w) => dequantise::apply(&*w.form()?, x, w.uploader.compute),
-            Place::Mapped(w, compute) => {
-                let (tokens, inputs) = x.dims2()?;
-                if inputs != self.inputs {
-                    bail!("x {:?} does not fit a matrix of {} inputs", x.shape(), self.inputs);
-                }
-                let x = floats(x)?;
-                let mut y = Vec::with_capacity(tokens * self.outputs);
-                let side = Transposed { w: &**w, inputs, compute: *compute };
-                let out = Out::fresh(&mut y.spare_capacity_mut()[..tokens * self.outputs], self.outputs);
-                let x = Lhs { data: &x, row: inputs, col: 1 };
-                gemm([tokens, self.outputs, inputs], 1.0, x, &side, out, Threads::All);
-                // SAFETY: the product wrote every element.
-                unsafe { y.set_len(tokens * self.outputs) };
-                matrix(y, tokens, self.outputs)
-            }
+            Place::Mapped(_, compute) => Ok(Self::apply_mapped(&[self], x, *compute)?.remove(0)),
         }
+    }
+
+    /// The type in which they multiply, where all are for the CPU and multiply in one.
+    fn mapped(matrices: &[&Self]) -> Option<Compute> {
+        let of = |matrix: &&Self| match &matrix.place {
+            Place::Mapped(_, compute) => Some(*compute),
+            Place::Device(_) => None,
+        };
+        let first = of(matrices.first()?)?;
+        matrices.iter().all(|matrix| of(matrix) == Some(first)).then_some(first)
+    }
+
+    /// Products of matrices for the CPU with one input.
+    fn apply_mapped(matrices: &[&Self], x: &Tensor, compute: Compute) -> candle_core::Result<Vec<Tensor>> {
+        let (tokens, inputs) = x.dims2()?;
+        if matrices.iter().any(|matrix| matrix.inputs != inputs) {
+            bail!("x {:?} does not fit a matrix of other inputs", x.shape());
+        }
+        let x = floats(x)?;
+        let sides: Vec<_> = matrices.iter().map(|w| Transposed { w: w.stored(), inputs, compute }).collect();
+        let sides: Vec<_> = sides.iter().map(|side| [side as &dyn Rhs]).collect();
+        let mut ys: Vec<_> = matrices.iter().map(|w| Vec::with_capacity(tokens * w.outputs)).collect();
+        let rights = matrices.iter().zip(&sides).zip(&mut ys).map(|((w, sides), y)| {
+            let out = Out::fresh(&mut y.spare_capacity_mut()[..tokens * w.outputs], w.outputs);
+            Right { sides, n: w.outputs, out }
+        });
+        let rights: Vec<_> = rights.collect();
+        products(tokens, 1.0, &[(Lhs { data: &x, row: inputs, col: 1 }, inputs)], &rights, Threads::All);
+        drop(rights);
+        let filled = |(w, mut y): (&&Self, Vec<f32>)| {
+            // SAFETY: the product wrote every element.
+            unsafe { y.set_len(tokens * w.outputs) };
+            matrix(y, tokens, w.outputs)
+        };
+        matrices.iter().zip(ys).map(filled).collect()
     }
 
     /// `dx[tokens, inputs] += dy[tokens, outputs] · W`, in place.
@@ -166,10 +190,34 @@ impl FrozenMatrix {
         if let Some(terms) = tiled::terms(matrices) {
             return tiled::backward_all(matrices, dys, terms);
         }
+        if let Some(compute) = Self::mapped(matrices) {
+            return Self::backward_mapped(matrices, dys, compute);
+        }
         let (Some(first), Some(dy)) = (matrices.first(), dys.first()) else { bail!("a gradient of no product") };
         let dx = Tensor::zeros((dy.dim(0)?, first.inputs), dy.dtype(), dy.device())?;
         matrices.iter().zip(dys).try_for_each(|(matrix, dy)| matrix.add_backward_alone(&dx, dy))?;
         Ok(dx)
+    }
+
+    /// [`FrozenMatrix::backward_all`] of matrices for the CPU.
+    fn backward_mapped(matrices: &[&Self], dys: &[&Tensor], compute: Compute) -> candle_core::Result<Tensor> {
+        let (tokens, inputs) = (dys[0].dim(0)?, matrices[0].inputs);
+        let fits = |(w, dy): (&&Self, &&Tensor)| w.inputs == inputs && dy.dims() == [tokens, w.outputs];
+        if matrices.len() != dys.len() || !matrices.iter().zip(dys).all(fits) {
+            bail!("gradients do not fit matrices of {inputs} inputs");
+        }
+        let dys = dys.iter().map(|dy| floats(dy)).collect::<candle_core::Result<Vec<_>>>()?;
+        let lefts = dys.iter().zip(matrices).map(|(dy, w)| (Lhs { data: dy, row: w.outputs, col: 1 }, w.outputs));
+        let lefts: Vec<_> = lefts.collect();
+        let sides: Vec<_> =
+            matrices.iter().map(|w| Straight { w: w.stored(), outputs: w.outputs, inputs, compute }).collect();
+        let sides: Vec<_> = sides.iter().map(|side| side as &dyn Rhs).collect();
+        let mut dx = Vec::with_capacity(tokens * inputs);
+        let out = Out::fresh(&mut dx.spare_capacity_mut()[..tokens * inputs], inputs);
+        products(tokens, 1.0, &lefts, &[Right { sides: &sides, n: inputs, out }], Threads::All);
+        // SAFETY: the product wrote every element.
+        unsafe { dx.set_len(tokens * inputs) };
+        matrix(dx, tokens, inputs)
     }
 
     fn add_backward_alone(&self, dx: &Tensor, dy: &Tensor) -> candle_core::Result<()> {

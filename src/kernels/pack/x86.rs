@@ -25,6 +25,13 @@ unsafe fn body<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
     let steps = rows.steps();
     for first in (0..width).step_by(16) {
         let (there, lanes) = (count.saturating_sub(first).min(16), (width - first).min(16));
+        if lanes < 16 && lanes.is_multiple_of(4) {
+            for four in (first..width).step_by(4) {
+                // SAFETY: passed on.
+                unsafe { fours(rows, four, count, width, out) }
+            }
+            continue;
+        }
         for start in (0..steps).step_by(16) {
             // SAFETY: only rows that are there are read; steps and lanes written are those of the panel.
             unsafe {
@@ -51,6 +58,50 @@ unsafe fn body<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
     }
 }
 
+/// Packs the four rows from `four` on: what narrow panels are made of.
+///
+/// # Safety
+/// As [`with_bf16`], and `four + 4` is at most `width`.
+#[inline(always)]
+unsafe fn fours<R: Rows>(rows: R, four: usize, count: usize, width: usize, out: &mut [u32]) {
+    let steps = rows.steps();
+    for start in (0..steps).step_by(16) {
+        // SAFETY: only rows that are there are read; steps and lanes written are those of the panel.
+        unsafe {
+            let mut v = [_mm512_setzero_si512(); 4];
+            for (i, v) in v.iter_mut().enumerate() {
+                if four + i < count {
+                    *v = rows.words(four + i, start);
+                }
+            }
+            let [a, b, c, d] = v;
+            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+            let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+            // v[j] holds, in quarter q, the four rows' words of step 4q + j
+            let v = [
+                _mm512_unpacklo_epi64(ab, cd),
+                _mm512_unpackhi_epi64(ab, cd),
+                _mm512_unpacklo_epi64(ab_high, cd_high),
+                _mm512_unpackhi_epi64(ab_high, cd_high),
+            ];
+            let to = out.as_mut_ptr().add(start * width + four);
+            for (j, v) in v.into_iter().enumerate() {
+                let quarters = [
+                    _mm512_castsi512_si128(v),
+                    _mm512_extracti32x4_epi32::<1>(v),
+                    _mm512_extracti32x4_epi32::<2>(v),
+                    _mm512_extracti32x4_epi32::<3>(v),
+                ];
+                for (q, quarter) in quarters.into_iter().enumerate() {
+                    if start + 4 * q + j < steps {
+                        _mm_storeu_si128(to.add((4 * q + j) * width).cast(), quarter);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// # Safety
 /// `at` has room for the lanes.
 #[inline(always)]
@@ -59,10 +110,6 @@ unsafe fn store(at: *mut u32, v: __m512i, lanes: usize) {
     unsafe {
         match lanes {
             16 => _mm512_storeu_si512(at.cast(), v),
-            12 => {
-                _mm256_storeu_si256(at.cast(), _mm512_castsi512_si256(v));
-                _mm_storeu_si128(at.add(8).cast(), _mm512_extracti32x4_epi32::<2>(v));
-            }
             lanes => _mm512_mask_storeu_epi32(at.cast(), first(lanes), v),
         }
     }

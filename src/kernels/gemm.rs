@@ -51,6 +51,9 @@ pub trait Rhs: Sync {
     /// Fills `out` with panels of `nr` columns, `[panel][step][nr]` words (`micro.rs` says of what), zero beyond the last
     /// column of `n` and, in the second half of a pair, beyond the last of `k`.
     fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [u32]);
+
+    /// Asks for what [`Rhs::pack`] will read to come nearer: a share of it, the `part`th of `parts`.
+    fn fetch(&self, _k: Range<usize>, _n: Range<usize>, _part: usize, _parts: usize) {}
 }
 
 /// Where the result goes: element `(i, j)` lies at `i·ld + j`.

@@ -17,6 +17,7 @@ use crate::kernels::{
     host::{floats, matrix, operand, operand_mut},
     pack::{self, Floats, Pairs, Rounded, Step, Widened, transpose},
     profile::{Part, Timed},
+    simd,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -264,6 +265,13 @@ fn with_decoded(n: usize, work: impl FnOnce(&mut [f32])) {
     });
 }
 
+/// Asks for columns of some rows, where they lie as bf16.
+fn fetch(w: &dyn StoredMatrix, inputs: usize, rows: impl Iterator<Item = usize>, columns: &Range<usize>) {
+    if let Some(bytes) = w.bf16() {
+        rows.for_each(|row| simd::fetch(&bytes[2 * (row * inputs + columns.start)..][..2 * columns.len()]));
+    }
+}
+
 /// The matrix as the right-hand side `[inputs, outputs]` of the forward product: k runs along its rows.
 struct Transposed<'a> {
     w: &'a dyn StoredMatrix,
@@ -274,6 +282,10 @@ struct Transposed<'a> {
 impl Rhs for Transposed<'_> {
     fn compute(&self) -> Compute {
         self.compute
+    }
+
+    fn fetch(&self, k: Range<usize>, n: Range<usize>, part: usize, parts: usize) {
+        fetch(self.w, self.inputs, n.skip(part).step_by(parts), &k);
     }
 
     fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [u32]) {
@@ -315,6 +327,10 @@ struct Straight<'a> {
 impl Rhs for Straight<'_> {
     fn compute(&self) -> Compute {
         self.compute
+    }
+
+    fn fetch(&self, k: Range<usize>, n: Range<usize>, part: usize, parts: usize) {
+        fetch(self.w, self.inputs, k.skip(part).step_by(parts), &n);
     }
 
     fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [u32]) {

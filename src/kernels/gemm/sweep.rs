@@ -16,6 +16,9 @@ thread_local! {
     static RIGHT: RefCell<Words> = const { RefCell::new(Words::new()) };
 }
 
+/// Row panels from which on multiplying takes so long that what is packed next comes meanwhile.
+const FETCH_FROM: usize = 4;
+
 /// A range of k of one of the left-hand sides.
 pub struct Block {
     /// Its number.
@@ -141,13 +144,24 @@ impl Sweep<'_> {
     ) {
         let (mr, nr) = (self.mr, micro.nr);
         let (all, mut before) = (self.steps(), 0);
+        let columns = panels.start * nr..right.n.min(panels.end * nr);
+        // what follows for this thread, as far as it can be foreseen: the columns of its next task
+        let ahead = columns.end..right.n.min(columns.end + columns.len());
+        let parts = row_panels.len();
         RIGHT.with_borrow_mut(|words| {
-            for block in self.blocks {
+            for (index, block) in self.blocks.iter().enumerate() {
                 let steps = self.steps_of(block);
                 let words = words.first(panels.len() * nr * steps);
-                let columns = panels.start * nr..right.n.min(panels.end * nr);
-                right.sides[block.left].pack(block.k.clone(), columns, nr, words);
-                for row_panel in row_panels.clone() {
+                right.sides[block.left].pack(block.k.clone(), columns.clone(), nr, words);
+                let (next, there) = match self.blocks.get(index + 1) {
+                    Some(next) => (next, &columns),
+                    None => (&self.blocks[0], &ahead),
+                };
+                for (part, row_panel) in row_panels.clone().enumerate() {
+                    // memory has nothing else to do while this multiplies
+                    if parts >= FETCH_FROM {
+                        right.sides[next.left].fetch(next.k.clone(), there.clone(), part, parts);
+                    }
                     let left = &packed[mr * (row_panel * all + before)..][..mr * steps];
                     for (panel, side) in panels.clone().zip(words.chunks_exact(nr * steps)) {
                         let [i, j] = [row_panel * mr, panel * nr];

@@ -32,7 +32,7 @@ unsafe fn body<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
             }
             continue;
         }
-        for start in (0..steps).step_by(16) {
+        for start in (0..steps).step_by(if R::WIDENS { 32 } else { 16 }) {
             // SAFETY: only rows that are there are read; steps and lanes written are those of the panel.
             unsafe {
                 let mut v = [_mm512_setzero_si512(); 16];
@@ -48,11 +48,36 @@ unsafe fn body<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
                     }
                 }
                 transpose16(&mut v);
-                let mut at = out.as_mut_ptr().add(start * width + first);
-                for v in v.iter().take(steps - start) {
-                    store(at, *v, lanes);
-                    at = at.wrapping_add(width);
+                let to = out.as_mut_ptr().add(start * width + first);
+                if R::WIDENS {
+                    widen(&v, steps - start, to, width);
+                    continue;
                 }
+                for (i, v) in v.iter().enumerate() {
+                    if start + i < steps {
+                        store(to.add(i * width), *v, lanes);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Stores pairs of bf16, the first in the lower half, as a step each; as many steps as there are.
+///
+/// # Safety
+/// So many steps of 16 words, `width` apart, lie at `to`.
+#[inline(always)]
+unsafe fn widen(pairs: &[__m512i; 16], steps: usize, to: *mut u32, width: usize) {
+    // SAFETY: the caller vouches for the steps.
+    unsafe {
+        let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+        for (i, pair) in pairs.iter().enumerate() {
+            if 2 * i < steps {
+                _mm512_storeu_si512(to.add(2 * i * width).cast(), _mm512_slli_epi32::<16>(*pair));
+            }
+            if 2 * i + 1 < steps {
+                _mm512_storeu_si512(to.add((2 * i + 1) * width).cast(), _mm512_and_si512(*pair, upper));
             }
         }
     }

@@ -14,8 +14,15 @@ const LOOKS: u32 = 4096;
 /// A nap.
 const NAP: Duration = Duration::from_micros(50);
 
-/// Does `work` within rayon's pool; meanwhile its other threads stay awake.
+/// Whether threads are kept awake. For one at a time: two that waited for work on top of each other's would wait for good.
+static KEPT: AtomicBool = AtomicBool::new(false);
+
+/// Does `work` within rayon's pool; meanwhile its other threads stay awake, unless they do for somebody else already.
 pub fn awake<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    if KEPT.swap(true, Ordering::AcqRel) {
+        return rayon::scope(|_| work());
+    }
+    let _kept = Set(&KEPT, false);
     let done = AtomicBool::new(false);
     rayon::scope(|scope| {
         let here = rayon::current_thread_index();
@@ -27,16 +34,17 @@ pub fn awake<T: Send>(work: impl FnOnce() -> T + Send) -> T {
             }
         });
         // also where the work panics: the scope waits for the others
-        let _end = End(done);
+        let _end = Set(done, true);
         work()
     })
 }
 
-struct End<'a>(&'a AtomicBool);
+/// Sets a flag when it goes.
+struct Set<'a>(&'a AtomicBool, bool);
 
-impl Drop for End<'_> {
+impl Drop for Set<'_> {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
+        self.0.store(self.1, Ordering::Release);
     }
 }
 
@@ -51,5 +59,32 @@ fn look_for_work(done: &AtomicBool) {
             }
             _ => thread::sleep(NAP),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rayon::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn work_is_done_and_the_others_come_back() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let sum = || awake(|| (0..100).map(|n| (0..n).into_par_iter().sum::<u64>()).sum::<u64>());
+        for _ in 0..20 {
+            assert_eq!(pool.install(sum), (0..100).map(|n: u64| n * n.saturating_sub(1) / 2).sum::<u64>());
+        }
+        // within itself, and on more threads at once than there are
+        let nested = pool.install(|| (0..8).into_par_iter().map(|_| awake(sum)).collect::<Vec<_>>());
+        assert_eq!(nested, vec![sum(); 8]);
+    }
+
+    #[test]
+    fn a_panic_comes_through() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let panics = || pool.install(|| awake(|| panic!("of the work")));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+        assert_eq!(pool.install(|| awake(|| 7)), 7);
     }
 }

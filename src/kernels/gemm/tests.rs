@@ -79,6 +79,34 @@ fn columns_of_one_matrix_are_filled_side_by_side() {
     assert_eq!(one, vec![0.0; m * n]);
 }
 
+/// Three left-hand sides for two results, the second of which is added to; more than is packed at once.
+#[test]
+fn sums_over_several_sides_are_those_of_one_after_another() {
+    let (m, ks, ns) = (61, [9000, 70, 576], [40, 9]);
+    let lefts: Vec<_> = ks.iter().map(|k| numbers(m * k, *k as u32)).collect();
+    let side = |k: usize, n: usize| numbers(k * n, (k + n) as u32);
+    let numbers_of = |n: usize| ks.map(|k| side(k, n));
+    let rights = ns.map(numbers_of);
+    assert!(m * ks.iter().sum::<usize>() > LEFT, "one sweep is not several");
+    let dense = ns.map(|n| rights[(n == ns[1]) as usize].each_ref().map(|data| Dense { data, row: n, col: 1 }));
+    let (mut together, mut apart) = (ns.map(|n| vec![1f32; m * n]), ns.map(|n| vec![1f32; m * n]));
+    let of = |i: usize| (Lhs { data: &lefts[i], row: ks[i], col: 1 }, ks[i]);
+    for threads in [Threads::One, Threads::All] {
+        let [first, second] = &mut together;
+        let sides = dense.each_ref().map(|sides| sides.each_ref().map(|side| side as &dyn Rhs));
+        let outs = [Out::new(first, ns[0], false), Out::new(second, ns[1], true)];
+        let both = outs.into_iter().zip(&sides).zip(ns).map(|((out, sides), n)| Right { sides, n, out });
+        products(m, 0.5, &[of(0), of(1), of(2)], &both.collect::<Vec<_>>(), threads);
+        for (result, sides) in dense.iter().enumerate() {
+            for (i, side) in sides.iter().enumerate() {
+                let out = Out::new(&mut apart[result], ns[result], i > 0 || result == 1);
+                gemm([m, ns[result], ks[i]], 0.5, of(i).0, side, out, Threads::One);
+            }
+        }
+        assert_eq!(together, apart);
+    }
+}
+
 /// Packs slowly now and then, so that threads wait for one another.
 struct Slow<'a>(Dense<'a>);
 

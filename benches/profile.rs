@@ -19,7 +19,7 @@ use dpo_lora::kernels::amx::{self, Terms};
 use dpo_lora::{
     data::TokenizedPair,
     engine::{pass::Engine, schedule::Schedule},
-    kernels::{compute::Compute, micro::Micro, profile},
+    kernels::{awake::awake, compute::Compute, micro::Micro, profile},
     objective::Metrics,
     optim::{Gradient, Optimizer},
     recipe::Recipe,
@@ -60,12 +60,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let schedule = Schedule::default();
     let scratch = env::temp_dir();
-    let engine = Engine { model: &base.model, schedule: &schedule, scratch: &scratch, poll: &|| Ok(()) };
     let mut step = |pairs: &[TokenizedPair]| -> Result<Duration, dpo_lora::Error> {
         let pairs: Vec<_> = pairs.iter().collect();
         // a fresh reference knows no row yet, so its pass is within the step
         let (mut reference, mut metrics) = (Reference::new(None), Metrics::new(recipe.objective.beta));
-        pairs::gradient(engine, &pairs, &mut reference, &recipe.objective, (&adapter, None), &mut metrics)?;
+        // within the pool, as in the program
+        awake(|| {
+            let engine = Engine { model: &base.model, schedule: &schedule, scratch: &scratch, poll: &|| Ok(()) };
+            pairs::gradient(engine, &pairs, &mut reference, &recipe.objective, (&adapter, None), &mut metrics)
+        })?;
         let began = Instant::now();
         optimizer.step(&adapter.values, Gradient::clipped(&adapter.grads, 1.0)?, 5e-5)?;
         Ok(began.elapsed())
@@ -146,7 +149,7 @@ fn peak<F: FnMut() -> usize>(threads: usize, kernel: impl Fn() -> F + Sync) -> f
 /// The micro-kernel of fused multiply-adds on panels that stay in the first-level cache.
 fn fused(compute: Compute) -> impl FnMut() -> usize {
     const STEPS: usize = 128;
-    let Micro { mr, nr, tile } = Micro::choose(64, 64, compute);
+    let Micro { mr, nr, tile, .. } = Micro::choose(64, 64, compute);
     // 1.0 in both types
     let (left, right) = (vec![0x3f80_3f80; mr * STEPS], vec![0x3f80_3f80; nr * STEPS]);
     let mut sums = vec![0f32; mr * nr];

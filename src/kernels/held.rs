@@ -20,7 +20,14 @@ impl Products {
     pub fn bytes(&self, threads: usize, compute: Compute) -> usize {
         let Self { tokens, widest, rank, backward } = *self;
         let wide = widest.min(gemm::BLOCK);
-        let left = (tokens * wide).max(if backward.is_some() { widest * tokens.min(gemm::BLOCK) } else { 0 });
+        let left = match backward {
+            // the gradients of a gate and of what it gates go back together
+            Some([rows, outputs]) => [(tokens, 2 * widest), (widest, tokens), (rows, outputs)]
+                .map(|(m, k)| gemm::left_words(m, k))
+                .into_iter()
+                .fold(0, usize::max),
+            None => gemm::left_words(tokens, widest),
+        };
         // as many columns are decoded on the way to their panels as a panel has
         let right = (gemm::PANELS + 1) * 32 * wide;
         let packed = (left + threads * right) * size_of::<u32>();

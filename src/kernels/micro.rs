@@ -24,14 +24,23 @@ pub struct Micro {
     pub nr: usize,
     /// The kernel.
     pub tile: Tile,
+    /// Kernels of the same panels for tiles of fewer rows, the fewest first.
+    fewer: &'static [(usize, Tile)],
 }
 
 /// The largest tile of any kernel, in floats.
-pub const MAX_TILE: usize = 12 * 32;
+pub const MAX_TILE: usize = MAX_MR * 32;
+/// The most rows of a tile.
+pub const MAX_MR: usize = 12;
 
 impl Micro {
     const fn new(mr: usize, nr: usize, tile: Tile) -> Self {
-        Self { mr, nr, tile }
+        Self { mr, nr, tile, fewer: &[] }
+    }
+
+    /// The kernel that computes the first `rows` rows of a panel, and how many it computes.
+    pub fn of_rows(&self, rows: usize) -> (usize, Tile) {
+        self.fewer.iter().copied().find(|(computed, _)| *computed >= rows).unwrap_or((self.mr, self.tile))
     }
 
     /// The best kernel of this processor for a product of `m` rows and `n` columns.
@@ -53,7 +62,7 @@ impl Micro {
                 return match (m, n) {
                     (0..=4, _) => Self::new(4, 32, x86::avx512_4x32),
                     (_, 0..=16) => Self::new(12, 16, x86::avx512_12x16),
-                    _ => Self::new(12, 32, x86::avx512_12x32),
+                    _ => x86::F32,
                 };
             }
             if compute == Compute::F32 && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -109,7 +118,7 @@ mod x86 {
     macro_rules! tile {
         ($name:ident, $feature:literal, $lanes:literal, $vector:ty, $word:ty,
          $right:ident, $broadcast:ident, $fma:ident, $zero:ident, $load:ident, $store:ident, $add:ident,
-         [$($row:literal),+], $vectors:tt) => {
+         $panel:literal, [$($row:literal),+], $vectors:tt) => {
             #[target_feature(enable = $feature)]
             pub unsafe fn $name(steps: usize, a: *const u32, b: *const u32, c: *mut f32, ldc: usize, add: bool) {
                 const ROWS: usize = [$($row),+].len();
@@ -124,7 +133,7 @@ mod x86 {
                             let left = $broadcast(*a.add($row));
                             tile!(@fma sums, $row, left, columns, $fma, $vectors);
                         )+
-                        a = a.add(ROWS);
+                        a = a.add($panel);
                         b = b.add($lanes * VECTORS);
                     }
                     for (i, row) in sums.iter().enumerate() {
@@ -145,7 +154,7 @@ mod x86 {
     }
 
     macro_rules! avx512 {
-        ($name:ident, $rows:tt, $vectors:tt) => {
+        ($name:ident, $panel:literal, $rows:tt, $vectors:tt) => {
             tile!(
                 $name,
                 "avx512f",
@@ -159,6 +168,7 @@ mod x86 {
                 _mm512_loadu_ps,
                 _mm512_storeu_ps,
                 _mm512_add_ps,
+                $panel,
                 $rows,
                 $vectors
             );
@@ -166,7 +176,7 @@ mod x86 {
     }
 
     macro_rules! bf16 {
-        ($name:ident, $rows:tt, $vectors:tt) => {
+        ($name:ident, $panel:literal, $rows:tt, $vectors:tt) => {
             tile!(
                 $name,
                 "avx512f,avx512bf16",
@@ -180,6 +190,7 @@ mod x86 {
                 _mm512_loadu_ps,
                 _mm512_storeu_ps,
                 _mm512_add_ps,
+                $panel,
                 $rows,
                 $vectors
             );
@@ -201,21 +212,32 @@ mod x86 {
                 _mm256_loadu_ps,
                 _mm256_storeu_ps,
                 _mm256_add_ps,
+                6,
                 [0, 1, 2, 3, 4, 5],
                 $vectors
             );
         };
     }
 
-    avx512!(avx512_12x32, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 1]);
-    avx512!(avx512_12x16, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0]);
-    avx512!(avx512_4x32, [0, 1, 2, 3], [0, 1]);
-    bf16!(bf16_12x32, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 1]);
-    bf16!(bf16_12x16, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0]);
-    bf16!(bf16_4x32, [0, 1, 2, 3], [0, 1]);
+    avx512!(avx512_12x32, 12, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 1]);
+    avx512!(avx512_8_of_12x32, 12, [0, 1, 2, 3, 4, 5, 6, 7], [0, 1]);
+    avx512!(avx512_4_of_12x32, 12, [0, 1, 2, 3], [0, 1]);
+    avx512!(avx512_12x16, 12, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0]);
+    avx512!(avx512_4x32, 4, [0, 1, 2, 3], [0, 1]);
+    bf16!(bf16_12x32, 12, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 1]);
+    bf16!(bf16_8_of_12x32, 12, [0, 1, 2, 3, 4, 5, 6, 7], [0, 1]);
+    bf16!(bf16_4_of_12x32, 12, [0, 1, 2, 3], [0, 1]);
+    bf16!(bf16_12x16, 12, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0]);
+    bf16!(bf16_4x32, 4, [0, 1, 2, 3], [0, 1]);
+    /// For many rows and columns.
+    pub const F32: Micro =
+        Micro { fewer: &[(4, avx512_4_of_12x32), (8, avx512_8_of_12x32)], ..Micro::new(12, 32, avx512_12x32) };
     /// For few rows, for few columns, for many of both.
-    pub const BF16: [Micro; 3] =
-        [Micro::new(4, 32, bf16_4x32), Micro::new(12, 16, bf16_12x16), Micro::new(12, 32, bf16_12x32)];
+    pub const BF16: [Micro; 3] = [
+        Micro::new(4, 32, bf16_4x32),
+        Micro::new(12, 16, bf16_12x16),
+        Micro { fewer: &[(4, bf16_4_of_12x32), (8, bf16_8_of_12x32)], ..Micro::new(12, 32, bf16_12x32) },
+    ];
     avx2!(avx2_6x16, [0, 1]);
     avx2!(avx2_6x8, [0]);
 
@@ -272,9 +294,12 @@ mod tests {
 
     #[test]
     fn every_kernel_multiplies_and_adds() {
-        for ((Micro { mr, nr, tile }, compute), steps) in
-            kernels().into_iter().flat_map(|kernel| [5, 16, 37].map(|steps| (kernel, steps)))
+        let all = kernels().into_iter().flat_map(|kernel| [5, 16, 37].map(|steps| (kernel, steps)));
+        for (micro, compute, steps, asked) in
+            all.flat_map(|((micro, compute), steps)| (1..=micro.mr).map(move |rows| (micro, compute, steps, rows)))
         {
+            let (Micro { mr, nr, .. }, (rows, tile)) = (micro, micro.of_rows(asked));
+            assert!((asked..=mr).contains(&rows));
             let per = compute.per_step();
             let k = steps * per;
             let a = |i: usize, p: usize| ((p * mr + i) % 7) as f32 - 3.0;
@@ -293,7 +318,7 @@ mod tests {
             unsafe { tile(steps, left.as_ptr(), right.as_ptr(), c.as_mut_ptr(), nr + 3, true) };
             for i in 0..mr {
                 for j in 0..nr {
-                    let sum: f32 = (0..k).map(|p| a(i, p) * b(p, j)).sum();
+                    let sum: f32 = if i < rows { (0..k).map(|p| a(i, p) * b(p, j)).sum() } else { 0.0 };
                     assert_eq!(c[i * (nr + 3) + j], 1.0 + sum, "{compute:?} {mr}x{nr} at {i},{j}");
                 }
                 assert_eq!(c[i * (nr + 3) + nr], 1.0, "wrote past the tile");

@@ -13,6 +13,8 @@ use super::simd::multiversion;
 pub trait Rows: Copy {
     /// Whether f32 become bf16 on the way.
     const ROUNDS: bool = false;
+    /// Whether a vector of [`Rows::words`] is of pairs of bf16, each of which becomes two words.
+    const WIDENS: bool = false;
 
     /// Words a row.
     fn steps(&self) -> usize;
@@ -23,7 +25,7 @@ pub trait Rows: Copy {
     /// Word `step` of row `row`.
     fn word(&self, row: usize, step: usize) -> u32;
 
-    /// Words `step..step + 16` of row `row`; zero past the last.
+    /// Words `step..step + 16` of row `row`, or the 32 of [`Rows::WIDENS`]; zero past the last.
     ///
     /// # Safety
     /// The data hold the row, `step` is below [`Rows::steps`], and the processor has AVX-512 F and BW (and BF16, for
@@ -143,6 +145,8 @@ impl Widened<'_> {
 }
 
 impl Rows for Widened<'_> {
+    const WIDENS: bool = true;
+
     fn steps(&self) -> usize {
         self.k
     }
@@ -163,12 +167,9 @@ impl Rows for Widened<'_> {
     #[inline(always)]
     unsafe fn words(&self, row: usize, step: usize) -> std::arch::x86_64::__m512i {
         use std::arch::x86_64::*;
+        let mask = u32::MAX >> 32usize.saturating_sub(self.k - step);
         // SAFETY: the mask holds the load within the row.
-        unsafe {
-            let at = self.bytes.as_ptr().add(2 * (row * self.stride + step));
-            let halves = _mm512_maskz_loadu_epi16(u32::from(first(self.k - step)), at.cast());
-            _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(halves)))
-        }
+        unsafe { _mm512_maskz_loadu_epi16(mask, self.bytes.as_ptr().add(2 * (row * self.stride + step)).cast()) }
     }
 }
 
@@ -222,7 +223,9 @@ pub fn rounded(x: f32) -> u16 {
 pub fn transpose<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
     assert!(count <= width && rows.holds(count) && out.len() == rows.steps() * width, "the panel does not fit");
     #[cfg(target_arch = "x86_64")]
-    if Compute::bf16_or_f32() == Compute::Bf16 {
+    if R::WIDENS && !width.is_multiple_of(16) {
+        // no kernel of a processor with AVX-512 wants it so
+    } else if Compute::bf16_or_f32() == Compute::Bf16 {
         // SAFETY: the data hold the rows, `out` the panel, and the processor has the features.
         return unsafe { x86::with_bf16(rows, count, width, out) };
     } else if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && !R::ROUNDS {

@@ -11,6 +11,19 @@ pub fn first(n: usize) -> u16 {
     if n >= 16 { u16::MAX } else { (1 << n) - 1 }
 }
 
+/// Asks for these bytes to come to the second-level cache.
+#[inline(always)]
+pub fn fetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..bytes.len()).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, within the bytes.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
 /// Defines functions whose bodies are compiled for AVX-512, for AVX2 and for the target's baseline.
 ///
 /// What a body calls must be inlined into it to be compiled with it: other functions are marked `#[inline(always)]`.

@@ -32,6 +32,7 @@ use crate::{
     },
     export::{AdapterConfig, AdapterFolder},
     heap,
+    kernels::awake::awake,
     model::{linear::Through, lora::Adapter},
     objective::{
         Means, Metrics,
@@ -289,12 +290,15 @@ impl<'a> Run<'a> {
         let dropout =
             (p > 0.0).then(|| StepDropout { p, stream: Stream::new(recipe.train.seed, "dropout").at(step as u64) });
         let (signals, schedule, reference) = (&self.signals, &self.plan.schedule, &mut self.reference);
-        // from within the pool: a product that another thread begins costs that thread's sleep and its waking
-        rayon::scope(|_| {
+        let mut gradient = || {
             let poll = || signals.stopped();
             let engine = Engine { model: &base.model, schedule, scratch: &recipe.run.output, poll: &poll };
             pairs::gradient(engine, &batch, reference, &recipe.objective, (adapter, dropout), &mut metrics)
-        })?;
+        };
+        match base.model.device.is_cpu() {
+            true => awake(gradient),
+            false => rayon::scope(|_| gradient()),
+        }?;
         let gradient = Gradient::clipped(&adapter.grads, recipe.train.max_grad_norm)?;
         let not_finite = |what: &str| Error::NotFinite {
             why: format!("{what}; lower train.learning_rate or objective.beta, or look at the rows"),

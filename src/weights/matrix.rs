@@ -1,24 +1,25 @@
 //! A frozen matrix that multiplies without a copy of itself: on the CPU it decodes panels straight from the map.
 
-use std::{cell::RefCell, ops::Range, sync::Arc};
+use std::sync::Arc;
 
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor, bail};
+use candle_core::{Device, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
-    mapped::{ALIGN, MappedBytes, StoredMatrix},
+    mapped::{MappedBytes, StoredMatrix},
     resident::Resident,
     upload::Uploader,
 };
 use crate::kernels::{
     compute::Compute,
     dequantise,
-    gemm::{Lhs, Out, Rhs, Threads, gemm},
-    host::{floats, matrix, operand, operand_mut},
-    pack::{self, Floats, Pairs, Rounded, Step, Widened, transpose},
+    gemm::{Lhs, Out, Rhs, Right, Threads, products},
+    host::{floats, matrix},
     profile::{Part, Timed},
 };
+use sides::{Straight, Transposed};
 
+mod sides;
 #[cfg(target_arch = "x86_64")]
 mod tiled;
 
@@ -121,6 +122,9 @@ impl FrozenMatrix {
         if let Some(terms) = tiled::terms(matrices) {
             return tiled::apply_all(matrices, x, terms);
         }
+        if let Some(compute) = Self::mapped(matrices) {
+            return Self::apply_mapped(matrices, x, compute);
+        }
         let side = match matrices {
             [Self { place: Place::Device(w), .. }, _, ..] => Some(dequantise::side(x, w.uploader.compute)?),
             _ => None,
@@ -131,22 +135,43 @@ impl FrozenMatrix {
     fn apply_alone(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match &self.place {
             Place::Device(w) => dequantise::apply(&*w.form()?, x, w.uploader.compute),
-            Place::Mapped(w, compute) => {
-                let (tokens, inputs) = x.dims2()?;
-                if inputs != self.inputs {
-                    bail!("x {:?} does not fit a matrix of {} inputs", x.shape(), self.inputs);
-                }
-                let x = floats(x)?;
-                let mut y = Vec::with_capacity(tokens * self.outputs);
-                let side = Transposed { w: &**w, inputs, compute: *compute };
-                let out = Out::fresh(&mut y.spare_capacity_mut()[..tokens * self.outputs], self.outputs);
-                let x = Lhs { data: &x, row: inputs, col: 1 };
-                gemm([tokens, self.outputs, inputs], 1.0, x, &side, out, Threads::All);
-                // SAFETY: the product wrote every element.
-                unsafe { y.set_len(tokens * self.outputs) };
-                matrix(y, tokens, self.outputs)
-            }
+            Place::Mapped(_, compute) => Ok(Self::apply_mapped(&[self], x, *compute)?.remove(0)),
         }
+    }
+
+    /// The type in which they multiply, where all are for the CPU and multiply in one.
+    fn mapped(matrices: &[&Self]) -> Option<Compute> {
+        let of = |matrix: &&Self| match &matrix.place {
+            Place::Mapped(_, compute) => Some(*compute),
+            Place::Device(_) => None,
+        };
+        let first = of(matrices.first()?)?;
+        matrices.iter().all(|matrix| of(matrix) == Some(first)).then_some(first)
+    }
+
+    /// Products of matrices for the CPU with one input.
+    fn apply_mapped(matrices: &[&Self], x: &Tensor, compute: Compute) -> candle_core::Result<Vec<Tensor>> {
+        let (tokens, inputs) = x.dims2()?;
+        if matrices.iter().any(|matrix| matrix.inputs != inputs) {
+            bail!("x {:?} does not fit a matrix of other inputs", x.shape());
+        }
+        let x = floats(x)?;
+        let sides: Vec<_> = matrices.iter().map(|w| Transposed { w: w.stored(), inputs, compute }).collect();
+        let sides: Vec<_> = sides.iter().map(|side| [side as &dyn Rhs]).collect();
+        let mut ys: Vec<_> = matrices.iter().map(|w| Vec::with_capacity(tokens * w.outputs)).collect();
+        let rights = matrices.iter().zip(&sides).zip(&mut ys).map(|((w, sides), y)| {
+            let out = Out::fresh(&mut y.spare_capacity_mut()[..tokens * w.outputs], w.outputs);
+            Right { sides, n: w.outputs, out }
+        });
+        let rights: Vec<_> = rights.collect();
+        products(tokens, 1.0, &[(Lhs { data: &x, row: inputs, col: 1 }, inputs)], &rights, Threads::All);
+        drop(rights);
+        let filled = |(w, mut y): (&&Self, Vec<f32>)| {
+            // SAFETY: the product wrote every element.
+            unsafe { y.set_len(tokens * w.outputs) };
+            matrix(y, tokens, w.outputs)
+        };
+        matrices.iter().zip(ys).map(filled).collect()
     }
 
     /// `dx[tokens, inputs] += dy[tokens, outputs] · W`, in place.
@@ -166,10 +191,34 @@ impl FrozenMatrix {
         if let Some(terms) = tiled::terms(matrices) {
             return tiled::backward_all(matrices, dys, terms);
         }
+        if let Some(compute) = Self::mapped(matrices) {
+            return Self::backward_mapped(matrices, dys, compute);
+        }
         let (Some(first), Some(dy)) = (matrices.first(), dys.first()) else { bail!("a gradient of no product") };
         let dx = Tensor::zeros((dy.dim(0)?, first.inputs), dy.dtype(), dy.device())?;
         matrices.iter().zip(dys).try_for_each(|(matrix, dy)| matrix.add_backward_alone(&dx, dy))?;
         Ok(dx)
+    }
+
+    /// [`FrozenMatrix::backward_all`] of matrices for the CPU.
+    fn backward_mapped(matrices: &[&Self], dys: &[&Tensor], compute: Compute) -> candle_core::Result<Tensor> {
+        let (tokens, inputs) = (dys[0].dim(0)?, matrices[0].inputs);
+        let fits = |(w, dy): (&&Self, &&Tensor)| w.inputs == inputs && dy.dims() == [tokens, w.outputs];
+        if matrices.len() != dys.len() || !matrices.iter().zip(dys).all(fits) {
+            bail!("gradients do not fit matrices of {inputs} inputs");
+        }
+        let dys = dys.iter().map(|dy| floats(dy)).collect::<candle_core::Result<Vec<_>>>()?;
+        let lefts = dys.iter().zip(matrices).map(|(dy, w)| (Lhs { data: dy, row: w.outputs, col: 1 }, w.outputs));
+        let lefts: Vec<_> = lefts.collect();
+        let sides: Vec<_> =
+            matrices.iter().map(|w| Straight { w: w.stored(), outputs: w.outputs, inputs, compute }).collect();
+        let sides: Vec<_> = sides.iter().map(|side| side as &dyn Rhs).collect();
+        let mut dx = Vec::with_capacity(tokens * inputs);
+        let out = Out::fresh(&mut dx.spare_capacity_mut()[..tokens * inputs], inputs);
+        products(tokens, 1.0, &lefts, &[Right { sides: &sides, n: inputs, out }], Threads::All);
+        // SAFETY: the product wrote every element.
+        unsafe { dx.set_len(tokens * inputs) };
+        matrix(dx, tokens, inputs)
     }
 
     fn add_backward_alone(&self, dx: &Tensor, dy: &Tensor) -> candle_core::Result<()> {
@@ -201,134 +250,6 @@ impl FrozenMatrix {
     }
 }
 
-thread_local! {
-    /// Rows of a format that is decoded before it is packed.
-    static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Gives `work` scratch of `n` floats, whatever they hold.
-fn with_decoded(n: usize, work: impl FnOnce(&mut [f32])) {
-    DECODED.with_borrow_mut(|decoded| {
-        if decoded.len() < n {
-            decoded.resize(n, 0.0);
-        }
-        work(&mut decoded[..n]);
-    });
-}
-
-/// The matrix as the right-hand side `[inputs, outputs]` of the forward product: k runs along its rows.
-struct Transposed<'a> {
-    w: &'a dyn StoredMatrix,
-    inputs: usize,
-    compute: Compute,
-}
-
-impl Rhs for Transposed<'_> {
-    fn compute(&self) -> Compute {
-        self.compute
-    }
-
-    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [u32]) {
-        let size = nr * k.len().div_ceil(self.compute.per_step());
-        for (panel, start) in out.chunks_exact_mut(size).zip(n.clone().step_by(nr)) {
-            let rows = start..n.end.min(start + nr);
-            let count = rows.len();
-            let stored = self.w.bf16().map(|bytes| Widened {
-                bytes: &bytes[2 * (start * self.inputs + k.start)..],
-                stride: self.inputs,
-                k: k.len(),
-            });
-            match (self.compute, stored) {
-                (Compute::F32, Some(stored)) => transpose(stored, count, nr, panel),
-                (Compute::Bf16, Some(stored)) if k.len().is_multiple_of(2) => {
-                    transpose(Pairs(stored), count, nr, panel)
-                }
-                (compute, _) => with_decoded(count * k.len(), |decoded| {
-                    self.w.decode(rows, k.clone(), decoded);
-                    let floats = Floats { data: decoded, stride: k.len(), k: k.len(), alpha: 1.0 };
-                    match compute {
-                        Compute::F32 => transpose(floats, count, nr, panel),
-                        Compute::Bf16 => transpose(Rounded(floats), count, nr, panel),
-                    }
-                }),
-            }
-        }
-    }
-}
-
-/// The matrix as the right-hand side `[outputs, inputs]` of the backward product: k runs across its rows.
-struct Straight<'a> {
-    w: &'a dyn StoredMatrix,
-    outputs: usize,
-    inputs: usize,
-    compute: Compute,
-}
-
-impl Rhs for Straight<'_> {
-    fn compute(&self) -> Compute {
-        self.compute
-    }
-
-    fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [u32]) {
-        let size = nr * k.len().div_ceil(self.compute.per_step());
-        let steps = k.clone().step_by(self.compute.per_step()).enumerate();
-        if let Some(bytes) = self.w.bf16() {
-            let (elements, _) = bytes.as_chunks::<2>();
-            // what stands beside the last row of an odd number
-            let nothing = vec![[0; 2]; if k.len().is_multiple_of(2) { 0 } else { n.len() }];
-            let row = |p: usize| &elements[p * self.inputs + n.start..][..n.len()];
-            for (step, p) in steps {
-                let to = Step { nr, size, step };
-                match self.compute {
-                    Compute::F32 => pack::widen(row(p), to, out),
-                    Compute::Bf16 if p + 1 == k.end => pack::interleave(row(p), &nothing, to, out),
-                    Compute::Bf16 => pack::interleave(row(p), row(p + 1), to, out),
-                }
-            }
-            return;
-        }
-        // formats decode whole blocks of columns: the run is widened to their borders
-        let columns = n.start / ALIGN * ALIGN..n.end.next_multiple_of(ALIGN).min(self.inputs);
-        let (cut, width) = (n.start - columns.start..n.end - columns.start, columns.len());
-        // blocks of k start at multiples of ALIGN: a stored matrix that is turned decodes whole blocks too
-        with_decoded(ALIGN * width, |decoded| {
-            for first in k.clone().step_by(ALIGN) {
-                let rows = first..k.end.min(first + ALIGN);
-                self.w.decode(rows.clone(), columns.clone(), &mut decoded[..rows.len() * width]);
-                if !rows.len().is_multiple_of(2) {
-                    // what stands beside the last row of an odd number
-                    decoded[rows.len() * width..][..width].fill(0.0);
-                }
-                let row = |p: usize| &decoded[(p - first) * width..][cut.clone()];
-                for p in rows.step_by(self.compute.per_step()) {
-                    let to = Step { nr, size, step: (p - k.start) / self.compute.per_step() };
-                    match self.compute {
-                        Compute::F32 => pack::copy(row(p), to, out),
-                        Compute::Bf16 => pack::round(row(p), row(p + 1), to, out),
-                    }
-                }
-            }
-        });
-    }
-}
-
-impl InplaceOp2 for Straight<'_> {
-    fn name(&self) -> &'static str {
-        "frozen-backward"
-    }
-
-    fn cpu_fwd(&self, dx: &mut CpuStorage, dx_at: &Layout, dy: &CpuStorage, dy_at: &Layout) -> candle_core::Result<()> {
-        let ((tokens, inputs), (rows, outputs)) = (dx_at.shape().dims2()?, dy_at.shape().dims2()?);
-        if inputs != self.inputs || rows != tokens || outputs != self.outputs {
-            bail!("dx {:?} and dy {:?} do not fit the matrix", dx_at.shape(), dy_at.shape());
-        }
-        let out = Out::new(operand_mut(dx, dx_at)?, inputs, true);
-        let dy = Lhs { data: operand(dy, dy_at)?, row: outputs, col: 1 };
-        gemm([tokens, inputs, outputs], 1.0, dy, self, out, Threads::All);
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 impl FrozenMatrix {
     /// A tensor `[outputs, inputs]`, by way of a file that is mapped.
@@ -344,6 +265,8 @@ impl FrozenMatrix {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use candle_core::DType as Kind;
 
     use super::*;

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 
-use super::{FrozenMatrix, Place, Straight, Transposed, with_decoded};
+use super::{
+    FrozenMatrix, Place,
+    sides::{Straight, Transposed, with_decoded},
+};
 use crate::{
     kernels::{
         amx::{self, SIDE, Terms},

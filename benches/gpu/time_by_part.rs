@@ -2,11 +2,12 @@
 //! for the device at every border of a part, so that each part is charged what it queued.
 //!
 //! ```text
-//! cargo run --release --features cuda,profile --example time-by-part -- RECIPE [KEY=VALUE]...
+//! cargo run --release --features cuda,profile --example time-by-part -- [--no-waits] RECIPE [KEY=VALUE]...
 //! ```
 //!
 //! One JSON object: seconds a step, and of them each part's and what lies between. The waits make a step slower than it is
-//! in a run; the parts' shares are what this is for. Beside them the plan's prediction, part by part, and what the card's pool
+//! in a run; the parts' shares are what this is for. `--no-waits` leaves them out: then the steps are as fast as in a run, and a part
+//! is charged what the host takes to queue it. Beside them the plan's prediction, part by part, and what the card's pool
 //! of memory came to.
 
 use std::{path::Path, process::ExitCode, time::Instant};
@@ -33,12 +34,14 @@ use dpo_lora::{
 static ALLOCATOR: dpo_lora::heap::Heap = dpo_lora::heap::Heap;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let waits = arguments.first().is_none_or(|first| first != "--no-waits");
+    arguments.drain(..usize::from(!waits));
     let Some((recipe, set)) = arguments.split_first() else {
-        eprintln!("time-by-part: expected RECIPE [KEY=VALUE]...");
+        eprintln!("time-by-part: expected [--no-waits] RECIPE [KEY=VALUE]...");
         return ExitCode::FAILURE;
     };
-    match measure(Path::new(recipe), set) {
+    match measure(Path::new(recipe), set, waits) {
         Ok(told) => {
             println!("{told}");
             ExitCode::SUCCESS
@@ -51,7 +54,7 @@ fn main() -> ExitCode {
 }
 
 /// All steps of the recipe but the first, which also loads kernels and weights.
-fn measure(path: &Path, set: &[String]) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+fn measure(path: &Path, set: &[String], waits: bool) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
     let recipe = Recipe::load(path, set)?;
     let on = device::choose(&recipe.run.device)?;
     let compute = device::compute(recipe.memory.compute, !on.is_cpu());
@@ -65,7 +68,9 @@ fn measure(path: &Path, set: &[String]) -> Result<serde_json::Value, Box<dyn std
     };
     let planned = budget::plan(&recipe, &base, &rows, &adapter.shapes, false, memory)?;
     let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
-    profile::watch(&on);
+    if waits {
+        profile::watch(&on);
+    }
 
     let (schedule, scratch) = (&planned.plan.schedule, std::env::temp_dir());
     let engine = Engine { model: &base.model, schedule, scratch: &scratch, poll: &|| Ok(()) };
@@ -108,6 +113,7 @@ fn measure(path: &Path, set: &[String]) -> Result<serde_json::Value, Box<dyn std
         "predicted": planned.plan.highest(),
         "predicted_bytes": planned.plan.peak(),
         "most_used_and_held_bytes": device::most_used(&on),
+        "taken_bytes": free.zip(device::free(&on)).map(|(before, now)| before.saturating_sub(now)),
         "seconds": parts.iter().map(|(name, time)| (name.clone(), each(*time).into())).collect::<serde_json::Map<_, _>>(),
         "shares": parts.iter().map(|(name, time)| (name.clone(), share(*time).into())).collect::<serde_json::Map<_, _>>(),
     }))

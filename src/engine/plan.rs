@@ -199,13 +199,13 @@ fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<
     let at_once = fitting.unwrap_or(1);
     loads.cuts.iter().flat_map(move |cut| {
         HEAD.into_iter().flat_map(move |head_chunk| {
-            let ways = [false, true].into_iter().flat_map(|scratch| ways(demand).map(move |way| (scratch, way)));
-            ways.map(move |(scratch, way)| {
+            let ways =
+                [false, true].into_iter().flat_map(|scratch| ways(demand).iter().map(move |way| (scratch, *way)));
+            ways.map(move |(scratch, (layers, head_stays))| {
                 let plan = |keep: usize, resident: usize| {
                     // what a step has at most is as good a number as any larger one
                     let sweep = cut.sweep.min(cut.training.sweep_tokens.max(cut.micro));
-                    let (stream, head_stays) = (way.layers != Layers::Stay, way.head_stays);
-                    let micro = cut.micro;
+                    let (micro, stream) = (cut.micro, layers != Layers::Stay);
                     let schedule = Schedule { sweep, micro, keep, head_chunk, scratch, stream, resident, head_stays };
                     let phases = demand.phases(&schedule, &cut.training, &cut.evaluation, at_once);
                     Plan { schedule, at_once, from_disk: false, phases, cost: 0.0 }
@@ -213,7 +213,7 @@ fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<
                 let most = |plan: &dyn Fn(usize) -> Plan| {
                     (1..=demand.layers).rev().find(|n| plan(*n).peak() <= limits.budget).unwrap_or(0)
                 };
-                let (keep, resident) = match way.layers {
+                let (keep, resident) = match layers {
                     Layers::Stay => (most(&|keep| plan(keep, 0)), 0),
                     Layers::BeforeKept => {
                         let resident = most(&|resident| plan(0, resident));
@@ -230,7 +230,7 @@ fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<
                     chosen.schedule.stream = with_base > limits.with_base;
                     chosen.from_disk = with_base > limits.machine;
                 } else {
-                    chosen.from_disk = way.layers != Layers::Stay;
+                    chosen.from_disk = chosen.schedule.stream;
                 }
                 chosen.cost = cost(demand, loads, limits, &chosen, &cut.training);
                 chosen
@@ -239,14 +239,7 @@ fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<
     })
 }
 
-/// What becomes of a device's weights.
-#[derive(Clone, Copy)]
-struct Way {
-    layers: Layers,
-    head_stays: bool,
-}
-
-/// All stay, or as many as fit besides what kept layers hold, chosen before or after it.
+/// What becomes of a device's layers: all stay, or as many as fit besides what kept layers hold, chosen before or after it.
 #[derive(Clone, Copy, PartialEq)]
 enum Layers {
     Stay,
@@ -254,8 +247,8 @@ enum Layers {
     AfterKept,
 }
 
-/// The ways that are tried: a host's pages are the system's.
-fn ways(demand: &Demand) -> impl Iterator<Item = Way> + use<> {
+/// The ways that are tried, and whether the head stays: a host's pages are the system's.
+fn ways(demand: &Demand) -> &'static [(Layers, bool)] {
     const ALL: [(Layers, bool); 5] = [
         (Layers::Stay, false),
         (Layers::BeforeKept, true),
@@ -263,8 +256,7 @@ fn ways(demand: &Demand) -> impl Iterator<Item = Way> + use<> {
         (Layers::AfterKept, true),
         (Layers::AfterKept, false),
     ];
-    let ways = ALL.into_iter().map(|(layers, head_stays)| Way { layers, head_stays });
-    ways.take(if demand.device.is_some() { ALL.len() } else { 1 })
+    if demand.device.is_some() { &ALL } else { &ALL[..1] }
 }
 
 /// Seconds of a step, as guessed: products, packing for each micro-batch, the head, the disk.

@@ -11,17 +11,32 @@ pub fn first(n: usize) -> u16 {
     if n >= 16 { u16::MAX } else { (1 << n) - 1 }
 }
 
-/// Asks for these bytes to come to the second-level cache.
+/// A cache near the processor.
+#[derive(Clone, Copy)]
+pub enum Cache {
+    /// For what is read next.
+    First,
+    /// For what is read soon.
+    Second,
+}
+
+/// Asks for these bytes to come to a cache. A hint: nothing depends on it.
 #[inline(always)]
-pub fn fetch(bytes: &[u8]) {
+pub fn fetch(bytes: &[u8], to: Cache) {
     #[cfg(target_arch = "x86_64")]
-    for line in (0..bytes.len()).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a hint, within the bytes.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().add(line).cast()) };
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        let line = line.as_ptr().cast();
+        // SAFETY: a prefetch reads nothing, and every x86-64 processor has it.
+        unsafe {
+            match to {
+                Cache::First => _mm_prefetch::<_MM_HINT_T0>(line),
+                Cache::Second => _mm_prefetch::<_MM_HINT_T1>(line),
+            }
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
+    let _ = (bytes, to);
 }
 
 /// Defines functions whose bodies are compiled for AVX-512, for AVX2 and for the target's baseline.

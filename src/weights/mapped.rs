@@ -18,6 +18,7 @@ use crate::{
     kernels::{
         compute::Compute,
         dequantise::{Form, Numbers},
+        simd::{self, Cache},
     },
 };
 
@@ -96,16 +97,9 @@ impl MappedBytes {
 /// Asks the processor to fetch a range of `bytes` that is read soon, where they have it. A hint: nothing depends on it.
 #[inline(always)]
 pub fn fetch(bytes: &[u8], range: Range<usize>) {
-    #[cfg(target_arch = "x86_64")]
     if let Some(bytes) = bytes.get(range) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        for line in bytes.chunks(64) {
-            // SAFETY: a prefetch reads nothing, and every x86-64 processor has it.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-        }
+        simd::fetch(bytes, Cache::First);
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (bytes, range);
 }
 
 impl Deref for MappedBytes {

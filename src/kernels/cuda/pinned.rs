@@ -1,14 +1,14 @@
 //! Numbers of a card in the host's memory for a while. They are copied there and back in the order of what is computed, so
 //! that nobody waits; memory that the card reaches without the host (pinned) makes that possible.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{
     CudaDevice, CudaStorage, DType, Result, Shape, Storage, Tensor, bail,
     cuda_backend::{
         WrapErr,
         cudarc::driver::{
-            DevicePtr, PinnedHostSlice,
+            CudaContext, DevicePtr, DeviceRepr, PinnedHostSlice, ValidAsZeroBits,
             result::{memcpy_dtoh_async, memcpy_htod_async},
         },
     },
@@ -22,6 +22,22 @@ const UNIT: usize = 16 << 20;
 
 /// What the last one had, for the next: to pin memory takes longer than to copy into it.
 static SPARE: Mutex<Option<PinnedHostSlice<f32>>> = Mutex::new(None);
+
+/// Numbers of the host in memory that cards reach, all zero. Not write-combined: the host may read them.
+///
+/// # Errors
+/// Where the system does not have it to be pinned.
+pub fn zeros<T: DeviceRepr + ValidAsZeroBits>(
+    context: &Arc<CudaContext>,
+    numbers: usize,
+) -> Result<PinnedHostSlice<T>> {
+    // SAFETY: it is filled with zeros before anyone reads it.
+    let mut memory = unsafe { context.alloc_pinned_with_flags::<T>(numbers, 0) }.w()?;
+    let start = memory.as_mut_ptr().w()?;
+    // SAFETY: `start` points to that many numbers, which nobody else has, and zero is one.
+    unsafe { start.write_bytes(0, numbers) };
+    Ok(memory)
+}
 
 fn exchange(memory: Option<PinnedHostSlice<f32>>) -> Option<PinnedHostSlice<f32>> {
     std::mem::replace(&mut SPARE.lock().unwrap_or_else(PoisonError::into_inner), memory)
@@ -53,13 +69,7 @@ impl Pinned {
                 // a copy may still read it
                 stream.synchronize().w()?;
                 drop(other);
-                let numbers = numbers.next_multiple_of(UNIT);
-                // SAFETY: it is filled with zeros before anyone reads it.
-                let mut memory = unsafe { stream.context().alloc_pinned_with_flags::<f32>(numbers, 0) }.w()?;
-                let start = memory.as_mut_ptr().w()?;
-                // SAFETY: `start` points to that many numbers, which nobody else has.
-                unsafe { start.write_bytes(0, numbers) };
-                memory
+                zeros(stream.context(), numbers.next_multiple_of(UNIT))?
             }
         };
         let start = memory.as_mut_ptr().w()?;

@@ -10,7 +10,7 @@ use crate::{
         gemm::{Lhs, Out, Rhs, Threads, gemm},
         host::{operand, operand_mut},
         pack::{self, Floats, Pairs, Rounded, Step, Widened, transpose},
-        simd,
+        simd::{self, Cache},
     },
     weights::mapped::{ALIGN, StoredMatrix},
 };
@@ -33,7 +33,9 @@ pub(super) fn with_decoded(n: usize, work: impl FnOnce(&mut [f32])) {
 /// Asks for columns of some rows, where they lie as bf16.
 fn fetch(w: &dyn StoredMatrix, inputs: usize, rows: impl Iterator<Item = usize>, columns: &Range<usize>) {
     if let Some(bytes) = w.bf16() {
-        rows.for_each(|row| simd::fetch(&bytes[2 * (row * inputs + columns.start)..][..2 * columns.len()]));
+        rows.for_each(|row| {
+            simd::fetch(&bytes[2 * (row * inputs + columns.start)..][..2 * columns.len()], Cache::Second)
+        });
     }
 }
 

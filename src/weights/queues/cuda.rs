@@ -14,6 +14,7 @@ use candle_core::{
 use half::{bf16, f16};
 
 use super::{BUFFERS, Event};
+use crate::kernels::cuda::pinned::zeros;
 
 /// Bytes of the smallest buffer.
 const LEAST: usize = 1 << 20;
@@ -102,12 +103,7 @@ impl super::Queues for Queues {
             // the smaller one goes first; small pieces do not make it grow one by one
             *buffer = None;
             let bytes = bytes.next_power_of_two().max(LEAST);
-            // SAFETY: it is filled with zeros before anyone reads it. Not write-combined: formats are decoded in it.
-            let mut held = unsafe { self.copies.context().alloc_pinned_with_flags::<u8>(bytes, 0) }.w()?;
-            let start = held.as_mut_ptr().w()?;
-            // SAFETY: `start` points to that many bytes, which nobody else has.
-            unsafe { start.write_bytes(0, bytes) };
-            *buffer = Some(held);
+            *buffer = Some(zeros(self.copies.context(), bytes)?);
         }
         let Some(held) = buffer else { bail!("a buffer that was just made is gone") };
         fill(&mut held.as_mut_slice().w()?[..bytes]);

@@ -39,12 +39,13 @@ fn demand() -> (Demand, Loads, Limits) {
         rate: 2.0 * plan::RATE,
         compute: Compute::F32,
         rank: 4,
+        heads: model.blocks[0].attention.heads,
         widest: 128,
         device: None,
     };
     let mut loads = Loads::default();
     for step in 0..5 {
-        let pair = |i: usize| PairSize { tokens: 100 + 50 * i + step, rows: 40 + i, keys: 90 + 40 * i };
+        let pair = |i: usize| PairSize { tokens: 100 + 50 * i + step, rows: 40 + i, seen: (100 + 50 * i).pow(2) / 2 };
         loads.step(&(0..16).map(pair).collect::<Vec<_>>());
     }
     let limits = Limits { budget: 0, with_base: u64::MAX, machine: u64::MAX, weights: 50 * MIB, matrices: 10_000_000 };

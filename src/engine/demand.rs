@@ -7,7 +7,11 @@ use serde::Serialize;
 
 use super::schedule::{Schedule, cut};
 use crate::{
-    kernels::{attention, compute::Compute, held::Products},
+    kernels::{
+        attention::{self, Heads},
+        compute::Compute,
+        held::Products,
+    },
     model::footprint::{HeadWidths, Widths},
 };
 
@@ -21,8 +25,8 @@ pub struct PairSize {
     pub tokens: usize,
     /// Answer tokens, which are predicted.
     pub rows: usize,
-    /// The most keys that a token of it sees.
-    pub keys: usize,
+    /// Keys that its tokens see, all together.
+    pub seen: usize,
 }
 
 /// The most of everything that a run's pairs come to under one cut into sweeps and micro-batches.
@@ -36,8 +40,6 @@ pub struct Load {
     pub tokens: usize,
     /// Answer tokens of a micro-batch.
     pub rows: usize,
-    /// Keys that a token sees.
-    pub keys: usize,
     /// Sweeps, over the whole run.
     pub sweeps: usize,
     /// Micro-batches, over the whole run.
@@ -57,7 +59,6 @@ impl Load {
                 self.micros += 1;
                 self.tokens = self.tokens.max(sum(micro, tokens));
                 self.rows = self.rows.max(sum(micro, |pair| pair.rows));
-                self.keys = self.keys.max(micro.iter().map(|pair| pair.keys).max().unwrap_or(0));
             }
         }
     }
@@ -132,6 +133,8 @@ pub struct Demand {
     pub rate: f64,
     /// In which type the matrices multiply.
     pub compute: Compute,
+    /// Of a layer's attention.
+    pub heads: Heads,
     /// Inputs or outputs of the widest linear layer.
     pub widest: usize,
     /// The adapter's largest.
@@ -206,7 +209,7 @@ impl Demand {
         ]
     }
 
-    /// Buffers that threads keep for products, and scores of attention while they exist. `head_rows`: of the head at once,
+    /// Buffers that threads keep for products and for attention. `head_rows`: of the head at once,
     /// where gradients are made.
     fn buffers(&self, load: &Load, head_rows: Option<usize>) -> (&'static str, usize) {
         if let Some(weights) = self.device {
@@ -215,8 +218,8 @@ impl Demand {
         }
         let backward = head_rows.map(|rows| [rows, self.head.vocabulary()]);
         let products = Products { tokens: load.tokens, widest: self.widest, rank: self.rank, backward };
-        let scores = attention::scores(load.keys, backward.is_some()) * F32;
-        ("threads' buffers", products.bytes(self.threads, self.compute) + self.threads * scores)
+        let attention = attention::scratch(self.heads.dim, backward.is_some()) * F32;
+        ("threads' buffers", products.bytes(self.threads, self.compute) + self.threads * attention)
     }
 
     /// The three high points of a sweep: the last layer's forward pass, the head, the last layer's backward pass.
@@ -297,8 +300,7 @@ impl Demand {
             true => ("samples' keys, values, logits", growing),
             false => ("samples as they are scored", scoring),
         };
-        let keys = samples.prompt + samples.new;
-        let load = Load { tokens, rows: n * samples.new, keys, ..Load::default() };
+        let load = Load { tokens, rows: n * samples.new, ..Load::default() };
         let parts = [(work.0, work.1 * F32), self.buffers(&load, None)];
         // samples are drawn with all weights there
         Phase::new("samples", self.always(&schedule, true).into_iter().chain(parts))

@@ -10,7 +10,7 @@ use super::{
     demand::{Demand, Load, PairSize, Phase},
     schedule::Schedule,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, kernels::compute::Compute};
 
 /// Tokens of a micro-batch that are tried; beyond the first, products gain nothing (measured on SmolLM2). 1: a pair at a
 /// time.
@@ -28,6 +28,8 @@ pub const RATE: f64 = 6e10;
 const PACKING: f64 = 64.0;
 /// The same of a chunk of positions at the head.
 const HEAD_PACKING: f64 = 16.0;
+/// Operations of matrices that take the time of one of attention, in f32 and in bf16 (Zen 4).
+const ATTENTION: [f64; 2] = [1.3, 2.3];
 /// Share of a forward pass that computing a layer again takes: all but its last product.
 const AGAIN: f64 = 0.75;
 /// Bytes a second from a disk.
@@ -47,6 +49,7 @@ pub struct Loads {
     steps: usize,
     tokens: usize,
     rows: usize,
+    seen: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -65,7 +68,7 @@ impl Default for Loads {
             let sweeps = SWEEP.iter().map(move |times| micro.saturating_mul(*times)).chain([usize::MAX]);
             sweeps.map(move |sweep| cut(micro, sweep))
         });
-        Self { cuts: cuts.collect(), steps: 0, tokens: 0, rows: 0 }
+        Self { cuts: cuts.collect(), steps: 0, tokens: 0, rows: 0, seen: 0 }
     }
 }
 
@@ -75,6 +78,7 @@ impl Loads {
         self.steps += 1;
         self.tokens += pairs.iter().map(|pair| pair.tokens).sum::<usize>();
         self.rows += pairs.iter().map(|pair| pair.rows).sum::<usize>();
+        self.seen += pairs.iter().map(|pair| pair.seen).sum::<usize>();
         self.cuts.iter_mut().for_each(|cut| cut.training.add(pairs, cut.sweep, cut.micro));
     }
 
@@ -83,10 +87,9 @@ impl Loads {
         self.cuts.iter_mut().for_each(|cut| cut.evaluation.add(pairs, cut.sweep, cut.micro));
     }
 
-    /// Tokens and answer tokens of a step, on average.
-    fn of_a_step(&self) -> (f64, f64) {
-        let steps = self.steps.max(1) as f64;
-        (self.tokens as f64 / steps, self.rows as f64 / steps)
+    /// Tokens, answer tokens and keys that tokens see in a step, on average.
+    fn of_a_step(&self) -> [f64; 3] {
+        [self.tokens, self.rows, self.seen].map(|all| all as f64 / self.steps.max(1) as f64)
     }
 }
 
@@ -259,20 +262,22 @@ fn ways(demand: &Demand) -> &'static [(Layers, bool)] {
     if demand.device.is_some() { &ALL } else { &ALL[..1] }
 }
 
-/// Seconds of a step, as guessed: products, packing for each micro-batch, the head, the disk.
+/// Seconds of a step, as guessed: products, packing for each micro-batch, attention, the head, the disk.
 fn cost(demand: &Demand, loads: &Loads, limits: &Limits, plan: &Plan, load: &Load) -> f64 {
     let Schedule { keep, head_chunk, scratch, resident, head_stays, .. } = plan.schedule;
-    let (tokens, rows) = loads.of_a_step();
+    let [tokens, rows, seen] = loads.of_a_step();
     let steps = loads.steps.max(1) as f64;
     let (micros, sweeps) = (load.micros as f64 / steps, load.sweeps as f64 / steps);
-    let again = AGAIN * (1.0 - keep.min(demand.layers) as f64 / demand.layers.max(1) as f64);
+    let again = 1.0 - keep.min(demand.layers) as f64 / demand.layers.max(1) as f64;
     // the reference, forward, backward
-    let passes = 3.0 + again;
-    let layers = 2.0 * limits.matrices as f64 * passes * (tokens + PACKING * micros);
+    let layers = 2.0 * limits.matrices as f64 * (3.0 + AGAIN * again) * (tokens + PACKING * micros);
+    // two products forward, five backward
+    let attended = (seen * (demand.heads.n * demand.heads.dim * demand.layers) as f64) * (4.0 * (2.0 + again) + 10.0);
     let hidden = demand.widths.hidden as f64;
     let head = 4.0 * rows * hidden * demand.head.vocabulary() as f64 * (1.0 + HEAD_PACKING / head_chunk as f64);
     let saved = if scratch { 2.0 * tokens * hidden * 4.0 * demand.layers as f64 } else { 0.0 };
-    let computing = (layers + head) / demand.rate;
+    let attention = ATTENTION[usize::from(demand.compute == Compute::Bf16)];
+    let computing = (layers + head + attention * attended) / demand.rate;
     let Some(weights) = demand.device else {
         let read = if plan.from_disk { 2.0 * limits.weights as f64 / DISK } else { 0.0 };
         return computing + saved / DISK + sweeps * read;

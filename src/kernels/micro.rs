@@ -28,6 +28,25 @@ pub struct Micro {
     fewer: &'static [(usize, Tile)],
 }
 
+/// [`Tile`] of f32 whose left-hand side is not packed: its words of rows and of steps lie the two strides apart.
+///
+/// # Safety
+/// As for [`Tile`], with the words on the left where the strides put them.
+pub type Loose =
+    unsafe fn(steps: usize, a: *const u32, strides: [usize; 2], b: *const u32, c: *mut f32, ldc: usize, add: bool);
+
+/// The kernels of this processor for a left-hand side that is not packed: each with its rows, the most first, the last
+/// with one; and the columns of their panels.
+pub fn loose() -> (&'static [(usize, Loose)], usize) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        return (x86::AVX512_LOOSE, 32);
+    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        return (x86::AVX2_LOOSE, 16);
+    }
+    (&[(4, portable_loose::<4>), (1, portable_loose::<1>)], 16)
+}
+
 /// The largest tile of any kernel, in floats.
 pub const MAX_TILE: usize = MAX_MR * 32;
 /// The most rows of a tile.
@@ -80,16 +99,30 @@ impl Micro {
 
 /// Plain Rust that the compiler vectorises: NEON on ARM, SSE2 on an old x86.
 unsafe fn tile_portable(steps: usize, a: *const u32, b: *const u32, c: *mut f32, ldc: usize, add: bool) {
-    const MR: usize = 4;
+    // SAFETY: the caller vouches for the same.
+    unsafe { portable_loose::<4>(steps, a, [1, 4], b, c, ldc, add) }
+}
+
+/// [`Loose`] of so many rows in plain Rust.
+#[inline(always)]
+unsafe fn portable_loose<const MR: usize>(
+    steps: usize,
+    a: *const u32,
+    [row, step]: [usize; 2],
+    b: *const u32,
+    c: *mut f32,
+    ldc: usize,
+    add: bool,
+) {
     const NR: usize = 16;
     let mut sums = [[0f32; NR]; MR];
-    // SAFETY: the caller vouches for `steps` words of both panels and for the tile of `c`; words are the bits of floats.
+    // SAFETY: the caller vouches for `steps` words of both sides and for the tile of `c`; words are the bits of floats.
     unsafe {
-        let a = std::slice::from_raw_parts(a.cast::<f32>(), steps * MR);
         let b = std::slice::from_raw_parts(b.cast::<f32>(), steps * NR);
-        for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NR)) {
-            for (row, &a) in sums.iter_mut().zip(a) {
-                for (sum, &b) in row.iter_mut().zip(b) {
+        for (p, b) in b.chunks_exact(NR).enumerate() {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let a = *a.cast::<f32>().add(i * row + p * step);
+                for (sum, &b) in sums.iter_mut().zip(b) {
                     // a fused multiply-add is a library call where the target has none
                     *sum = if cfg!(target_arch = "aarch64") { a.mul_add(b, *sum) } else { *sum + a * b };
                 }
@@ -108,19 +141,28 @@ unsafe fn tile_portable(steps: usize, a: *const u32, b: *const u32, c: *mut f32,
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Micro;
+    use super::{Loose, Micro};
 
     /// A kernel whose rows and vectors are written out one by one: sums that are indexed by a loop's variable stay in
     /// memory unless the compiler happens to unroll it, at a fifth of the speed.
     ///
     /// `word` is what a panel holds, `right` loads a vector of it, `broadcast` repeats one, `fma(a, b, sums)` multiplies;
-    /// `load`, `store` and `add` are those of the sums.
+    /// `load`, `store` and `add` are those of the sums. On the left, words of rows and of steps lie so far apart, as
+    /// numbers or by a parameter.
     macro_rules! tile {
-        ($name:ident, $feature:literal, $lanes:literal, $vector:ty, $word:ty,
+        ($name:ident($($strides:ident)?), $feature:literal, $lanes:literal, $vector:ty, $word:ty,
          $right:ident, $broadcast:ident, $fma:ident, $zero:ident, $load:ident, $store:ident, $add:ident,
-         $panel:literal, [$($row:literal),+], $vectors:tt) => {
+         [$apart:expr, $panel:expr], [$($row:literal),+], $vectors:tt) => {
             #[target_feature(enable = $feature)]
-            pub unsafe fn $name(steps: usize, a: *const u32, b: *const u32, c: *mut f32, ldc: usize, add: bool) {
+            pub unsafe fn $name(
+                steps: usize,
+                a: *const u32,
+                $($strides: [usize; 2],)?
+                b: *const u32,
+                c: *mut f32,
+                ldc: usize,
+                add: bool,
+            ) {
                 const ROWS: usize = [$($row),+].len();
                 const VECTORS: usize = $vectors.len();
                 let (mut a, mut b) = (a.cast::<$word>(), b.cast::<$word>());
@@ -130,10 +172,10 @@ mod x86 {
                     for _ in 0..steps {
                         tile!(@load b, $right, $lanes, $vectors, columns);
                         $(
-                            let left = $broadcast(*a.add($row));
+                            let left = $broadcast(*a.add($row * $apart));
                             tile!(@fma sums, $row, left, columns, $fma, $vectors);
                         )+
-                        a = a.add($panel);
+                        a = a.wrapping_add($panel);
                         b = b.add($lanes * VECTORS);
                     }
                     for (i, row) in sums.iter().enumerate() {
@@ -154,9 +196,9 @@ mod x86 {
     }
 
     macro_rules! avx512 {
-        ($name:ident, $panel:literal, $rows:tt, $vectors:tt) => {
+        ($name:ident($($strides:ident)?), $apart:tt, $rows:tt, $vectors:tt) => {
             tile!(
-                $name,
+                $name($($strides)?),
                 "avx512f",
                 16,
                 __m512,
@@ -168,7 +210,7 @@ mod x86 {
                 _mm512_loadu_ps,
                 _mm512_storeu_ps,
                 _mm512_add_ps,
-                $panel,
+                $apart,
                 $rows,
                 $vectors
             );
@@ -178,7 +220,7 @@ mod x86 {
     macro_rules! bf16 {
         ($name:ident, $panel:literal, $rows:tt, $vectors:tt) => {
             tile!(
-                $name,
+                $name(),
                 "avx512f,avx512bf16",
                 16,
                 __m512,
@@ -190,7 +232,7 @@ mod x86 {
                 _mm512_loadu_ps,
                 _mm512_storeu_ps,
                 _mm512_add_ps,
-                $panel,
+                [1, $panel],
                 $rows,
                 $vectors
             );
@@ -198,9 +240,9 @@ mod x86 {
     }
 
     macro_rules! avx2 {
-        ($name:ident, $vectors:tt) => {
+        ($name:ident($($strides:ident)?), $apart:tt, $rows:tt, $vectors:tt) => {
             tile!(
-                $name,
+                $name($($strides)?),
                 "avx2,fma",
                 8,
                 __m256,
@@ -212,18 +254,22 @@ mod x86 {
                 _mm256_loadu_ps,
                 _mm256_storeu_ps,
                 _mm256_add_ps,
-                6,
-                [0, 1, 2, 3, 4, 5],
+                $apart,
+                $rows,
                 $vectors
             );
         };
     }
 
-    avx512!(avx512_12x32, 12, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 1]);
-    avx512!(avx512_8_of_12x32, 12, [0, 1, 2, 3, 4, 5, 6, 7], [0, 1]);
-    avx512!(avx512_4_of_12x32, 12, [0, 1, 2, 3], [0, 1]);
-    avx512!(avx512_12x16, 12, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0]);
-    avx512!(avx512_4x32, 4, [0, 1, 2, 3], [0, 1]);
+    avx512!(avx512_12x32(), [1, 12], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 1]);
+    avx512!(avx512_8_of_12x32(), [1, 12], [0, 1, 2, 3, 4, 5, 6, 7], [0, 1]);
+    avx512!(avx512_4_of_12x32(), [1, 12], [0, 1, 2, 3], [0, 1]);
+    avx512!(avx512_12x16(), [1, 12], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0]);
+    avx512!(avx512_4x32(), [1, 4], [0, 1, 2, 3], [0, 1]);
+    avx512!(avx512_12(strides), [strides[0], strides[1]], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 1]);
+    avx512!(avx512_8(strides), [strides[0], strides[1]], [0, 1, 2, 3, 4, 5, 6, 7], [0, 1]);
+    avx512!(avx512_4(strides), [strides[0], strides[1]], [0, 1, 2, 3], [0, 1]);
+    avx512!(avx512_1(strides), [strides[0], strides[1]], [0], [0, 1]);
     bf16!(bf16_12x32, 12, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 1]);
     bf16!(bf16_8_of_12x32, 12, [0, 1, 2, 3, 4, 5, 6, 7], [0, 1]);
     bf16!(bf16_4_of_12x32, 12, [0, 1, 2, 3], [0, 1]);
@@ -238,8 +284,15 @@ mod x86 {
         Micro::new(12, 16, bf16_12x16),
         Micro { fewer: &[(4, bf16_4_of_12x32), (8, bf16_8_of_12x32)], ..Micro::new(12, 32, bf16_12x32) },
     ];
-    avx2!(avx2_6x16, [0, 1]);
-    avx2!(avx2_6x8, [0]);
+    avx2!(avx2_6x16(), [1, 6], [0, 1, 2, 3, 4, 5], [0, 1]);
+    avx2!(avx2_6x8(), [1, 6], [0, 1, 2, 3, 4, 5], [0]);
+    avx2!(avx2_6(strides), [strides[0], strides[1]], [0, 1, 2, 3, 4, 5], [0, 1]);
+    avx2!(avx2_4(strides), [strides[0], strides[1]], [0, 1, 2, 3], [0, 1]);
+    avx2!(avx2_1(strides), [strides[0], strides[1]], [0], [0, 1]);
+    /// On panels of 32 columns, the most rows first.
+    pub const AVX512_LOOSE: &[(usize, Loose)] = &[(12, avx512_12), (8, avx512_8), (4, avx512_4), (1, avx512_1)];
+    /// On panels of 16 columns.
+    pub const AVX2_LOOSE: &[(usize, Loose)] = &[(6, avx2_6), (4, avx2_4), (1, avx2_1)];
 
     /// Sixteen pairs.
     ///

@@ -20,6 +20,7 @@ pub(crate) mod gpu;
 pub mod held;
 pub mod host;
 pub mod layer_norm;
+mod loose;
 #[cfg(any(test, feature = "metal"))]
 mod metal;
 pub mod micro;

@@ -27,6 +27,19 @@ impl Words {
         let all = unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast::<u32>(), self.0.len() * 16) };
         &mut all[..n]
     }
+
+    /// The same as floats.
+    pub fn floats(&mut self, n: usize) -> &mut [f32] {
+        let words = self.first(n);
+        // SAFETY: any word is a float's bits; the borrow is of the words.
+        unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
+    }
+}
+
+/// Floats as their bits.
+pub fn bits(floats: &mut [f32]) -> &mut [u32] {
+    // SAFETY: a float is a word, and any word is a float's bits; the borrow is of the floats.
+    unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), floats.len()) }
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 
 use candle_core::{D, Device};
 
-use super::*;
+use super::{
+    cpu::{Block, Grads, Shared, Side},
+    *,
+};
 use crate::kernels::oracle::{gradients_hold, random};
 
 fn close(a: &Tensor, b: &Tensor, tolerance: f32) {
@@ -12,13 +15,17 @@ fn close(a: &Tensor, b: &Tensor, tolerance: f32) {
 
 #[test]
 fn kernel_equals_plain_tensors_forward_and_backward() {
-    // two pairs: prompt, chosen, rejected each; the second with a prompt of one token and an answer of one
-    let spans = [(0..70, 0..0), (70..130, 0..70), (130..133, 0..70), (133..134, 0..0), (134..135, 133..134)]
-        .map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
-    let groups = [0..3, 3..5];
-    for (n, kv, window, cap) in [(4, 2, None, None), (3, 3, Some(5), None), (6, 1, Some(64), Some(1.5))] {
+    // pairs: prompt, chosen, rejected; the second with a prompt of one token and an answer of one, the third long
+    let of_two = [(0..70, 0..0), (70..130, 0..70), (130..133, 0..70), (133..134, 0..0), (134..135, 133..134)];
+    let long = [(135..535, 0..0), (535..760, 135..535), (760..773, 135..535)];
+    let spans: Vec<_> =
+        of_two.into_iter().chain(long).map(|(own, prefix)| Span { queries: own.clone(), prefix, own }).collect();
+    let groups = [0..3, 3..5, 5..8];
+    for (n, kv, window, cap) in
+        [(4, 2, None, None), (3, 3, Some(5), None), (6, 1, Some(64), Some(1.5)), (9, 3, Some(300), None)]
+    {
         let heads = Heads { n, kv, dim: 8, scale: 0.35, window, cap, compute: Compute::F32 };
-        let random = |width: usize| Tensor::randn(0f32, 1.0, (135, width), &Device::Cpu).unwrap();
+        let random = |width: usize| Tensor::randn(0f32, 1.0, (773, width), &Device::Cpu).unwrap();
         let (q, k, v, d) = (random(n * 8), random(kv * 8), random(kv * 8), random(n * 8));
         let ours = attention(&q, &k, &v, &spans, heads).unwrap();
         let theirs = plain::attention(&q, &k, &v, &spans, heads).unwrap();
@@ -45,22 +52,16 @@ fn heads_side_by_side_touch_their_own_numbers_alone() {
     let side = Side { q: &q, k: &k, v: &v, heads };
     let run = |at_once: bool| {
         let mut results = [(); 4].map(|()| vec![0f32; 36]);
+        let mut log_sums = [0f32; 12];
         let [mixed, dq, dk, dv] = results.each_mut().map(|result| Shared(result.as_mut_ptr()));
-        let grads = Grads { dq, dk, dv };
+        let (out, grads) = ([mixed, Shared(log_sums.as_mut_ptr())], Grads { dq, dk, dv });
         let work = |head: usize| {
-            for span in &spans {
-                let block = 0..span.queries.len();
-                let met = span.met(&block, None);
-                let mut scores = vec![0f32; block.len() * met.len()];
-                side.scores(span, &block, &met, head, &mut scores);
-                for (i, row) in block.clone().zip(scores.chunks_exact_mut(met.len())) {
-                    softmax(row, 0, span.visible(i, None).end);
-                }
-                let first = span.queries.start * heads.width() + head * heads.dim;
-                let len = (block.len() - 1) * heads.width() + heads.dim;
+            for block in spans.iter().flat_map(|span| Block::all(span, head, heads)) {
                 // SAFETY: these rows of this head are this thread's alone.
-                unsafe { side.mix(span, &met, block.len(), &scores, side.v, head, (mixed.get().add(first), len)) };
-                side.block_backward(span, block, head, [&values, &lse, &d_values], &grads);
+                unsafe {
+                    side.attend(&block, &out);
+                    side.block_backward(&block, head, [&values, &lse, &d_values], &grads);
+                }
             }
         };
         match at_once {

@@ -210,7 +210,7 @@ impl<const BITS: usize> View<'_, BITS> {
         let (least, most) = numbers.fold((usize::MAX, 0), |(least, most), n| (least.min(n), most.max(n)));
         let count = most + 1 - least;
         let mut words = [0; LINES * BAND];
-        let (mut places, mut scales, mut zeros) = ([0; PART], [0.0; PART], [0.0; PART]);
+        let mut places = [0; PART];
         let (mut read, mut tables) = TABLES.take();
         read.resize(2 * count * BAND, [0; 4]);
         tables.resize(2 * count * BAND, 0);
@@ -240,15 +240,12 @@ impl<const BITS: usize> View<'_, BITS> {
                     bytes.iter_mut().zip(words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
                     let bytes = bytes.as_flattened();
                     let out = &mut out[(row - rows.start) * width + start - columns.start..][..n];
-                    lookup.pick(&table[..count], &places[..n], &mut scales[..n]);
-                    lookup.pick(&table[count..], &places[..n], &mut zeros[..n]);
                     match BITS {
                         4 => lookup.look_up(&SIXTEEN, Order::LowFirst, bytes, out),
                         _ => out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = f32::from(*byte)),
                     }
-                    for ((out, scale), zero) in out.iter_mut().zip(&scales).zip(&zeros) {
-                        *out = scale * (*out - zero);
-                    }
+                    let (scales, zeros) = table.split_at(count);
+                    lookup.scale_by_place([scales, zeros], &places[..n], out);
                 }
             }
         }

@@ -40,14 +40,14 @@ pub trait LookUp: Copy {
     /// Where `bytes` hold fewer numbers than `out`.
     fn look_up(self, table: &[f32; 16], order: Order, bytes: &[u8], out: &mut [f32]);
 
-    /// `out[i]` has the bits `table[places[i]]`.
-    ///
-    /// # Panics
-    /// Where a place is beyond the table.
+    /// `out[i]` becomes `scale · (out[i] − zero)`, with the bits of scale and zero at `places[i]` of the two tables. A place
+    /// beyond them leaves it as it is.
     #[inline(always)]
-    fn pick(self, table: &[u32], places: &[u32], out: &mut [f32]) {
+    fn scale_by_place(self, [scales, zeros]: [&[u32]; 2], places: &[u32], out: &mut [f32]) {
         for (out, place) in out.iter_mut().zip(places) {
-            *out = f32::from_bits(table[*place as usize]);
+            if let (Some(scale), Some(zero)) = (scales.get(*place as usize), zeros.get(*place as usize)) {
+                *out = f32::from_bits(*scale) * (*out - f32::from_bits(*zero));
+            }
         }
     }
 
@@ -125,37 +125,36 @@ impl LookUp for Avx512 {
     }
 
     #[inline(always)]
-    fn pick(self, table: &[u32], places: &[u32], out: &mut [f32]) {
+    fn scale_by_place(self, [scales, zeros]: [&[u32]; 2], places: &[u32], out: &mut [f32]) {
+        /// Those whose places are in tables of up to 32 that begin with place `start`.
         #[inline]
         #[target_feature(enable = "avx512f")]
-        fn sixteens(table: &[u32], places: &[[u32; 16]], out: &mut [[f32; 16]]) {
-            let most = _mm512_set1_epi32(i32::try_from(table.len()).expect("a short table"));
-            let mut beyond = 0;
-            for start in (0..table.len()).step_by(32) {
-                let half = |at: usize| {
-                    let mask = (1u32 << table.len().saturating_sub(at).min(16)) - 1;
-                    // SAFETY: what the mask leaves out, which may be beyond the table, is not read.
-                    unsafe { _mm512_maskz_loadu_epi32(mask as u16, table.as_ptr().wrapping_add(at).cast()) }
-                };
-                let (low, high) = (half(start), half(start + 16));
-                for (out, places) in out.iter_mut().zip(places) {
-                    // SAFETY: sixteen numbers.
-                    let places = unsafe { _mm512_loadu_epi32(places.as_ptr().cast()) };
-                    beyond |= _mm512_cmpge_epu32_mask(places, most);
-                    let within = _mm512_sub_epi32(places, _mm512_set1_epi32(start as i32));
-                    let here = _mm512_cmplt_epu32_mask(within, _mm512_set1_epi32(32));
-                    let picked = _mm512_castsi512_ps(_mm512_permutex2var_epi32(low, within, high));
-                    // SAFETY: room for sixteen floats.
-                    unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), here, picked) };
-                }
+        fn sixteens([scales, zeros]: [&[u32]; 2], start: usize, places: &[[u32; 16]], out: &mut [[f32; 16]]) {
+            let half = |table: &[u32], at: usize| {
+                let mask = (1u32 << table.len().saturating_sub(at).min(16)) - 1;
+                // SAFETY: what the mask leaves out, which may be beyond the table, is not read.
+                unsafe { _mm512_maskz_loadu_epi32(mask as u16, table.as_ptr().wrapping_add(at).cast()) }
+            };
+            let [first, count] = [start, scales.len()].map(|n| _mm512_set1_epi32(n as i32));
+            let [scales, zeros] = [scales, zeros].map(|table| (half(table, 0), half(table, 16)));
+            for (out, places) in out.iter_mut().zip(places) {
+                // SAFETY: sixteen numbers and sixteen floats.
+                let (places, numbers) =
+                    unsafe { (_mm512_loadu_epi32(places.as_ptr().cast()), _mm512_loadu_ps(out.as_ptr())) };
+                let places = _mm512_sub_epi32(places, first);
+                let pick = |(low, high)| _mm512_castsi512_ps(_mm512_permutex2var_epi32(low, places, high));
+                let scaled = _mm512_mul_ps(pick(scales), _mm512_sub_ps(numbers, pick(zeros)));
+                // SAFETY: room for sixteen floats.
+                unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), _mm512_cmplt_epu32_mask(places, count), scaled) };
             }
-            assert!(beyond == 0, "a place beyond the table");
         }
         let (whole, rest) = out.as_chunks_mut();
-        let (places, others) = places.split_at(16 * whole.len());
-        // SAFETY: this was made where the processor has the feature.
-        unsafe { sixteens(table, places.as_chunks().0, whole) };
-        Plain.pick(table, others, rest);
+        let (of_whole, others) = places.split_at(places.len().min(16 * whole.len()));
+        for (i, (scales, zeros)) in scales.chunks(32).zip(zeros.chunks(32)).enumerate() {
+            // SAFETY: this was made where the processor has the feature.
+            unsafe { sixteens([scales, zeros], 32 * i, of_whole.as_chunks().0, whole) };
+        }
+        Plain.scale_by_place([scales, zeros], others, rest);
     }
 
     #[inline(always)]
@@ -251,29 +250,30 @@ mod tests {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
     #[test]
-    fn vectors_pick_what_plain_code_does() {
-        let Some(way) = Avx512::detect() else { return };
-        for size in [1, 2, 15, 16, 17, 32, 33, 64, 100] {
-            let table: Vec<u32> = (0..size).map(|i| (i as f32 * 1.5).to_bits()).collect();
-            let places: Vec<u32> = (0..71).map(|i| i * i * 7 % size).collect();
-            for length in [0, 1, 15, 16, 33, 71] {
-                let (mut ours, mut plain) = (vec![-1.0; length], vec![-1.0; length]);
-                way.pick(&table, &places[..length], &mut ours);
-                Plain.pick(&table, &places[..length], &mut plain);
-                assert_eq!(ours, plain, "{size} {length}");
-            }
-        }
+    fn plain_scaling_is_the_definition() {
+        let tables = [[0.5f32, 2.0, -1.5], [1.0, 0.0, 4.0]].map(|table| table.map(f32::to_bits));
+        let mut out = [7.0, 7.0, 7.0, 7.0, 3.0];
+        Plain.scale_by_place([&tables[0], &tables[1]], &[2, 0, 1, 3, 0], &mut out);
+        assert_eq!(out, [-4.5, 3.0, 14.0, 7.0, 1.0]);
     }
 
     #[cfg(target_arch = "x86_64")]
     #[test]
-    #[should_panic]
-    fn a_place_beyond_the_table_is_refused() {
-        match Avx512::detect() {
-            Some(way) => way.pick(&[0; 40], &[40; 16], &mut [0.0; 16]),
-            None => Plain.pick(&[0; 40], &[40; 16], &mut [0.0; 16]),
+    fn vectors_scale_by_place_as_plain_code_does() {
+        let Some(way) = Avx512::detect() else { return };
+        for size in [1, 2, 15, 16, 17, 32, 33, 64, 100] {
+            let table = |factor: f32| -> Vec<u32> { (1..=size).map(|i| (i as f32 * factor).to_bits()).collect() };
+            let (scales, zeros) = (table(0.1), table(1.7));
+            // one beyond the tables, too
+            let places: Vec<u32> = (0..71).map(|i| i * i * 7 % (size + 1)).collect();
+            for length in [0, 1, 15, 16, 33, 71] {
+                let mut ours: Vec<f32> = (0..length).map(|i| i as f32 * 0.3).collect();
+                let mut plain = ours.clone();
+                way.scale_by_place([&scales, &zeros], &places, &mut ours);
+                Plain.scale_by_place([&scales, &zeros], &places, &mut plain);
+                assert_eq!(ours, plain, "{size} {length}");
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use dpo_lora::kernels::amx::{self, Terms};
 use dpo_lora::{
     data::TokenizedPair,
     engine::{pass::Engine, schedule::Schedule},
-    kernels::{awake::awake, compute::Compute, micro::Micro, profile},
+    kernels::{compute::Compute, micro::Micro, profile},
     objective::Metrics,
     optim::{Gradient, Optimizer},
     recipe::Recipe,
@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // a fresh reference knows no row yet, so its pass is within the step
         let (mut reference, mut metrics) = (Reference::new(None), Metrics::new(recipe.objective.beta));
         // within the pool, as in the program
-        awake(|| {
+        rayon::scope(|_| {
             let engine = Engine { model: &base.model, schedule: &schedule, scratch: &scratch, poll: &|| Ok(()) };
             pairs::gradient(engine, &pairs, &mut reference, &recipe.objective, (&adapter, None), &mut metrics)
         })?;

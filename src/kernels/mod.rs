@@ -7,7 +7,6 @@ pub mod activation;
 #[cfg(target_arch = "x86_64")]
 pub mod amx;
 pub mod attention;
-pub mod awake;
 pub mod compute;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod cuda;

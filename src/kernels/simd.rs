@@ -23,10 +23,16 @@ pub enum Cache {
 /// Asks for these bytes to come to a cache. A hint: nothing depends on it.
 #[inline(always)]
 pub fn fetch(bytes: &[u8], to: Cache) {
+    fetch_at(bytes.as_ptr(), bytes.len(), to);
+}
+
+/// The same of `n` elements from `start` on, wherever that is.
+#[inline(always)]
+pub fn fetch_at<T>(start: *const T, n: usize, to: Cache) {
     #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(64) {
+    for line in (0..n).step_by(64 / size_of::<T>()).map(|i| start.wrapping_add(i)) {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-        let line = line.as_ptr().cast();
+        let line = line.cast();
         // SAFETY: a prefetch reads nothing, and every x86-64 processor has it.
         unsafe {
             match to {
@@ -36,7 +42,7 @@ pub fn fetch(bytes: &[u8], to: Cache) {
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (bytes, to);
+    let _ = (start, n, to);
 }
 
 /// Defines functions whose bodies are compiled for AVX-512, for AVX2 and for the target's baseline.

@@ -32,7 +32,6 @@ use crate::{
     },
     export::{AdapterConfig, AdapterFolder},
     heap,
-    kernels::awake::awake,
     model::{linear::Through, lora::Adapter},
     objective::{
         Means, Metrics,
@@ -290,15 +289,12 @@ impl<'a> Run<'a> {
         let dropout =
             (p > 0.0).then(|| StepDropout { p, stream: Stream::new(recipe.train.seed, "dropout").at(step as u64) });
         let (signals, schedule, reference) = (&self.signals, &self.plan.schedule, &mut self.reference);
-        let mut gradient = || {
+        // within the pool: a caller outside of it would fall asleep and be woken for every loop
+        rayon::scope(|_| {
             let poll = || signals.stopped();
             let engine = Engine { model: &base.model, schedule, scratch: &recipe.run.output, poll: &poll };
             pairs::gradient(engine, &batch, reference, &recipe.objective, (adapter, dropout), &mut metrics)
-        };
-        match base.model.device.is_cpu() {
-            true => awake(gradient),
-            false => rayon::scope(|_| gradient()),
-        }?;
+        })?;
         let gradient = Gradient::clipped(&adapter.grads, recipe.train.max_grad_norm)?;
         let not_finite = |what: &str| Error::NotFinite {
             why: format!("{what}; lower train.learning_rate or objective.beta, or look at the rows"),

@@ -16,7 +16,7 @@ use crate::kernels::{
     host::dot,
     loose::{columns, product},
     pack::{Floats, transpose},
-    simd::multiversion,
+    simd::{Cache, fetch_at, multiversion},
     soft_cap::{capped, slope_at},
     words::{Words, bits},
 };
@@ -278,6 +278,13 @@ impl Side<'_> {
             }
             for piece in block.pieces() {
                 let keys = piece.rows.len();
+                let to = piece.rows.start * heads.width() + share * dim;
+                // sums that were last touched a block ago
+                for grad in [&grads.dk, &grads.dv] {
+                    (0..keys).for_each(|row| {
+                        fetch_at(grad.get().wrapping_add(to + row * heads.width()), dim, Cache::Second)
+                    });
+                }
                 let [weights, slopes] = [&mut *weights, &mut *slopes].map(|scores| &mut scores[..keys * columns()]);
                 self.scores(block, &piece, queries, weights);
                 self.against(self.v, block, &piece, above, slopes);
@@ -292,7 +299,6 @@ impl Side<'_> {
                 block.hide(&piece, weights, 0.0);
                 block.hide(&piece, slopes, 0.0);
                 self.mix(self.k, block, &piece, slopes, dq);
-                let to = piece.rows.start * heads.width() + share * dim;
                 let len = (keys - 1) * heads.width() + dim;
                 for (left, right, grad) in [(&*slopes, &*query_rows, &grads.dk), (&*weights, &*above_rows, &grads.dv)] {
                     // SAFETY: the caller vouches for the rows of keys.

@@ -33,10 +33,8 @@ impl Products {
         let packed = (left + threads * right) * size_of::<u32>();
         #[cfg(target_arch = "x86_64")]
         if super::amx::available() {
-            // what is left for the general product then: attention's keys and values, and adapters that are not thin
-            let columns = widest.min(gemm::PANELS * 32);
-            let attention = threads * columns * tokens.min(gemm::BLOCK) * size_of::<u32>();
-            let general = if rank > super::thin::THIN_ROWS { packed } else { attention };
+            // adapters that are not thin are left for the general product then
+            let general = if rank > super::thin::THIN_ROWS { packed } else { 0 };
             return general + super::tiles::held(self, threads, compute);
         }
         let _ = (rank, compute);

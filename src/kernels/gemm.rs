@@ -95,6 +95,29 @@ impl<'a> Out<'a> {
         }
     }
 
+    /// Writes, or adds, `rows × columns` of a tile of `nr` columns at row `i` and column `j`.
+    ///
+    /// # Safety
+    /// They lie in the result, are initialised where it adds, and nobody else touches them meanwhile.
+    pub(super) unsafe fn put(
+        &self,
+        tile: &[f32],
+        nr: usize,
+        [i, j]: [usize; 2],
+        [rows, columns]: [usize; 2],
+        add: bool,
+    ) {
+        for (r, sums) in tile.chunks_exact(nr).take(rows).enumerate() {
+            for (c, sum) in sums.iter().take(columns).enumerate() {
+                // SAFETY: the caller vouches for them.
+                unsafe {
+                    let at = self.data.add((i + r) * self.ld + j + c);
+                    at.write(if add { *at + sum } else { *sum });
+                }
+            }
+        }
+    }
+
     /// # Panics
     /// Where `m` rows of `n` columns do not lie in it.
     pub(super) fn check(&self, m: usize, n: usize) {

@@ -36,12 +36,7 @@ pub fn product([m, n, k]: [usize; 3], a: Lhs, b: &[f32], out: Out) {
                 }
                 let mut whole = [0f32; MAX_TILE];
                 kernel(k, left, [a.row, a.col], right, whole.as_mut_ptr(), nr, false);
-                for (r, sums) in whole.chunks_exact(nr).take(*rows).enumerate() {
-                    for (j, sum) in sums.iter().take(columns).enumerate() {
-                        let at = c.add(r * out.ld + j);
-                        at.write(if out.add { *at + sum } else { *sum });
-                    }
-                }
+                out.put(&whole, nr, [i, j], [*rows, columns], out.add);
             }
         }
         i += rows;

@@ -195,11 +195,6 @@ fn tile(
         }
         let mut whole = [0f32; MAX_TILE];
         tile(steps, left.as_ptr(), right.as_ptr(), whole.as_mut_ptr(), nr, false);
-        for (r, sums) in whole.chunks_exact(nr).take(rows).enumerate() {
-            for (j, sum) in sums.iter().take(columns).enumerate() {
-                let at = c.add(r * out.ld + j);
-                at.write(if add { *at + sum } else { *sum });
-            }
-        }
+        out.put(&whole, nr, [i, j], [rows, columns], add);
     }
 }

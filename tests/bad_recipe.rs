@@ -137,6 +137,11 @@ fn a_bad_argument_is_named() {
         (&["--device", "cuda"], "--set run.device=cuda: ", &["did you mean `cuda:0`?"]),
         (&["--output", ""], "--set run.output=: `run.output` is an empty string; expected a folder to write", &[]),
         (
+            &["--output", "./"],
+            "--set run.output=./: `run.output`: \"./\" is no name for a folder; expected one like",
+            &[],
+        ),
+        (
             &["--max-steps", "3", "--set", "train.warmup_steps=5"],
             "--set train.warmup_steps=5: `train.warmup_steps` is 5, more than the 3 of `train.max_steps`",
             &[],

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use dpo_lora::data::{ChatTemplate, Message, TokenizedPair, Tokenizer};
+use dpo_lora::data::{ChatTemplate, Extras, Message, TokenizedPair, Tokenizer};
 use dpo_lora::kernels::compute::Compute;
 use dpo_lora::model::Config;
 use numbers::devices::Place;
@@ -82,7 +82,7 @@ fn the_tokenizer_in_the_file_is_the_folder_s() {
     let chat = |tokenizer: &Tokenizer| {
         let template = ChatTemplate::choose("auto", tokenizer).unwrap().expect("a template");
         let message = Message::from_iter([("role".into(), "user".into()), ("content".into(), "hi".into())]);
-        template.render(&[message], true).unwrap()
+        template.render(&[message], &Extras::default(), true).unwrap()
     };
     assert_eq!(chat(&ours), chat(&theirs));
 }

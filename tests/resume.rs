@@ -251,6 +251,59 @@ fn a_checkpoint_of_the_past_can_be_gone_on_from_and_stopped_again() {
     assert_same(&tiny, "a", "whole");
 }
 
+/// All that a run's folder holds, but for its lock: names and digests.
+fn all_of(tiny: &Tiny, run: &str) -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    let mut folders = vec![format!("runs/{run}")];
+    while let Some(folder) = folders.pop() {
+        for name in tiny.names(&folder).into_iter().filter(|name| name != ".lock") {
+            let path = format!("{folder}/{name}");
+            match tiny.path(&path).is_dir() {
+                true => folders.push(path),
+                false => files.push((path.clone(), tiny.digest(&path))),
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn what_is_refused_changes_nothing() {
+    let tiny = tiny();
+    let set = [&LONG[..3], &["train.keep_checkpoints=99"]].concat();
+    tiny.train("a", &set);
+    tiny.train("a", &set);
+    let (now, earlier) = (all_of(&tiny, "a"), all_of(&tiny, "a.1"));
+    let refused = |set: &[&str], more: &[&str], code: i32, what: &str| {
+        let output = tiny.run(&arguments("a", set, more));
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(what), "{said}");
+        assert!(all_of(&tiny, "a") == now && all_of(&tiny, "a.1") == earlier, "{what}");
+    };
+    // the checkpoint of the run that was moved aside, though it is made of the same
+    refused(&set, &["--resume", "runs/a.1/checkpoint-14"], 2, "a run goes on in its own folder");
+    let shorter = [&set[..], &["train.max_steps=3"]].concat();
+    refused(&shorter, &["--resume", "runs/a/checkpoint-14", "--extend"], 2, "the recipe has 3 steps");
+    // in its own folder it does go on
+    tiny.ok(&arguments("a.1", &set, &["--resume", "runs/a.1/checkpoint-14"]));
+    assert_same(&tiny, "a.1", "a");
+}
+
+#[test]
+fn rows_that_are_missing_change_nothing() {
+    let tiny = tiny();
+    let set = [&LONG[..3], &["train.keep_checkpoints=99"]].concat();
+    tiny.train("a", &set);
+    let metrics = tiny.bytes("runs/a/metrics.jsonl");
+    tiny.write("runs/a/metrics.jsonl", &metrics[..100]);
+    let before = all_of(&tiny, "a");
+    let output = tiny.run(&arguments("a", &set, &["--resume", "runs/a/checkpoint-14"]));
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("100 bytes long, but the checkpoint was taken after"), "{}", stderr(&output));
+    assert!(all_of(&tiny, "a") == before);
+}
+
 /// Every way to make another run of it, the code, and what is named.
 #[test]
 fn another_run_does_not_go_on_from_it() {

@@ -409,3 +409,21 @@ fn data_check_says_what_becomes_of_the_rows() {
     let expected = format!("{} pairs to train on, {held_out} held out", 4 - held_out);
     assert!(said.contains("7 rows read, 4 used") && said.contains(&expected), "{said}");
 }
+
+/// A model whose rope changes beyond a length is exact up to it alone, whatever rows a command reads.
+#[test]
+fn rows_longer_than_the_model_is_exact_are_refused() {
+    let tiny = Tiny::new();
+    tiny.set_json("base/config.json", "rope_scaling", serde_json::json!({"rope_type": "dynamic", "factor": 2.0}));
+    let refused: [&[&str]; 2] = [&["train", "recipe.toml"], &["eval", "recipe.toml", "--data", "rows.jsonl"]];
+    for command in refused {
+        let output = tiny.run(command);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(
+            said.contains("data.max_length is 1024, but of this model the rope is scaled dynamically beyond 512"),
+            "{said}"
+        );
+    }
+    tiny.ok(&["eval", "recipe.toml", "--data", "rows.jsonl", "--set", "data.max_length=512"]);
+}

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{args::GenerateArgs, stdout};
 use crate::{
     Error, Result,
-    data::{ChatTemplate, Message},
+    data::{ChatTemplate, Extras, Message},
     engine::generate::{Sampling, generate},
     export::AdapterFolder,
     model::linear::Through,
@@ -76,7 +76,7 @@ fn ids(base: &Base, prompt: &str, chat: bool) -> Result<Vec<u32>> {
             Error::recipe(format!("--chat: {} brings no chat template; leave --chat away", base.path.display()))
         })?;
         let message = Message::from_iter([("role".into(), "user".into()), ("content".into(), prompt.into())]);
-        base.tokenizer.encode(&template.render(&[message], true)?, false)?
+        base.tokenizer.encode(&template.render(&[message], &Extras::default(), true)?, false)?
     } else {
         base.tokenizer.encode(prompt, true)?
     };

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::template::Message;
+use super::template::{Extras, Message};
 use crate::recipe::Format;
 
 /// What opens the assistant's turns in an HH dialogue.
@@ -48,8 +48,25 @@ pub enum Row {
         chosen: Vec<Message>,
         /// The other.
         rejected: Vec<Message>,
+        /// What else the template is told.
+        extras: Extras,
     },
 }
+
+/// Names in `chat_template_kwargs` that are no template's own: what they stand for is said in other ways.
+const NOT_OF_A_TEMPLATE: [&str; 11] = [
+    "messages",
+    "conversation",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "padding",
+    "truncation",
+    "max_length",
+];
 
 /// Why a row that can be read is not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -133,7 +150,10 @@ impl Shape {
             }
             Self::ImplicitMessages => common_turns(messages(row, "chosen")?, messages(row, "rejected")?),
         };
-        let Some(pair) = pair else { return Ok(Parsed::Refused(Refusal::PromptsDiffer)) };
+        let Some(mut pair) = pair else { return Ok(Parsed::Refused(Refusal::PromptsDiffer)) };
+        if let Row::Messages { extras, .. } = &mut pair {
+            *extras = extras_of(row)?;
+        }
         Ok(match pair.fault() {
             Some(refusal) => Parsed::Refused(refusal),
             None => Parsed::Pair(pair),
@@ -179,7 +199,8 @@ fn common_turns(mut chosen: Vec<Message>, mut rejected: Vec<Message>) -> Option<
     let most = chosen.len().min(rejected.len()).saturating_sub(1);
     let split = chosen.iter().zip(&rejected).take(most).take_while(|(a, b)| a == b).count();
     let (after_chosen, after_rejected) = (chosen.split_off(split), rejected.split_off(split));
-    (split > 0).then_some(Row::Messages { prompt: chosen, chosen: after_chosen, rejected: after_rejected })
+    let extras = Extras::default();
+    (split > 0).then_some(Row::Messages { prompt: chosen, chosen: after_chosen, rejected: after_rejected, extras })
 }
 
 /// Takes the prompt's turns off answers that repeat them; one that does and one that does not is no pair.
@@ -193,7 +214,7 @@ fn after_prompt(prompt: Vec<Message>, mut chosen: Vec<Message>, mut rejected: Ve
         (false, false) => {}
         _ => return None,
     }
-    Some(Row::Messages { prompt, chosen, rejected })
+    Some(Row::Messages { prompt, chosen, rejected, extras: Extras::default() })
 }
 
 fn asks(pair: &Row, question: &str) -> bool {
@@ -211,6 +232,29 @@ fn silent(turns: &[Message]) -> bool {
         };
         !content && turn.get("tool_calls").is_none_or(Value::is_null)
     })
+}
+
+/// TRL's columns beside the messages: `tools`, a list or its JSON as text, and `chat_template_kwargs`.
+fn extras_of(row: &Object) -> Result<Extras, String> {
+    let expected = "`tools` must be a list of objects, or that list as JSON text";
+    let tools = match row.get("tools") {
+        Some(Value::String(text)) => serde_json::from_str(text).map_err(|error| format!("{expected}: {error}"))?,
+        given => given.cloned().unwrap_or_default(),
+    };
+    let tools = match tools {
+        Value::Null => None,
+        Value::Array(tools) if tools.iter().all(Value::is_object) => Some(tools),
+        _ => return Err(expected.into()),
+    };
+    let names = match row.get("chat_template_kwargs") {
+        None | Some(Value::Null) => Object::new(),
+        Some(Value::Object(names)) => names.clone(),
+        Some(other) => return Err(format!("`chat_template_kwargs` must be an object, not {}", kind(other))),
+    };
+    match NOT_OF_A_TEMPLATE.iter().find(|name| names.contains_key(**name)) {
+        Some(name) => Err(format!("`chat_template_kwargs.{name}` is not for a template; leave it away")),
+        None => Ok(Extras { tools, names }),
+    }
 }
 
 fn text<'a>(row: &'a Object, field: &str) -> Result<&'a str, String> {

@@ -22,7 +22,8 @@ fn turns(json: Value) -> Vec<Message> {
 }
 
 fn chat_pair(prompt: Value, chosen: Value, rejected: Value) -> Parsed {
-    Parsed::Pair(Row::Messages { prompt: turns(prompt), chosen: turns(chosen), rejected: turns(rejected) })
+    let (prompt, chosen, rejected) = (turns(prompt), turns(chosen), turns(rejected));
+    Parsed::Pair(Row::Messages { prompt, chosen, rejected, extras: Extras::default() })
 }
 
 fn user(text: &str) -> Value {
@@ -114,5 +115,34 @@ fn wrong_fields_are_named() {
     ] {
         let error = parse(format, row).unwrap_err();
         assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn what_a_template_is_told_besides() {
+    let extras = |more: Value| {
+        let mut row = object(json!({"prompt": [user("p")], "chosen": [assistant("c")], "rejected": [assistant("r")]}));
+        row.extend(object(more));
+        Shape::Messages.parse(&row).map(|parsed| match parsed {
+            Parsed::Pair(Row::Messages { extras, .. }) => extras,
+            other => panic!("{other:?}"),
+        })
+    };
+    let tools = vec![json!({"name": "w"})];
+    let given = Extras { tools: Some(tools.clone()), names: object(json!({"enable_thinking": false})) };
+    let names = json!({"enable_thinking": false});
+    assert_eq!(extras(json!({"tools": tools, "chat_template_kwargs": names})), Ok(given.clone()));
+    let as_text = Value::Array(tools).to_string();
+    assert_eq!(extras(json!({"tools": as_text, "chat_template_kwargs": names})), Ok(given));
+    assert_eq!(extras(json!({"tools": null, "chat_template_kwargs": null})), Ok(Extras::default()));
+    for (wrong, says) in [
+        (json!({"tools": "no JSON"}), "`tools` must be a list of objects, or that list as JSON text: expected"),
+        (json!({"tools": ["w"]}), "`tools` must be a list of objects"),
+        (json!({"tools": {"name": "w"}}), "`tools` must be a list of objects"),
+        (json!({"chat_template_kwargs": "x"}), "`chat_template_kwargs` must be an object, not text"),
+        (json!({"chat_template_kwargs": {"tools": []}}), "`chat_template_kwargs.tools` is not for a template"),
+    ] {
+        let error = extras(wrong).unwrap_err();
+        assert!(error.starts_with(says), "{error}");
     }
 }

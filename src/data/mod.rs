@@ -19,7 +19,7 @@ mod tokenizer_config;
 pub use dataset::{Dataset, Options, fingerprint};
 pub use order::{order, split_eval};
 pub use report::Report;
-pub use template::{ChatTemplate, Message};
+pub use template::{ChatTemplate, Extras, Message};
 pub use tokenizer::Tokenizer;
 
 /// A pair of answers to one prompt, as tokens. Both answers hold at least one token and differ; a text ends with EOS,

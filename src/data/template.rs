@@ -49,9 +49,20 @@ const MAX_DEPTH: usize = 64;
 /// A message of a chat: `role`, `content`, and whatever else the row gives.
 pub type Message = Map<String, Json>;
 
+/// What a template is told of a chat besides its messages: a row's `tools` and `chat_template_kwargs`, as TRL has them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Extras {
+    /// The functions that the assistant may call, each as its JSON schema.
+    pub tools: Option<Vec<Json>>,
+    /// Names of the template's own, as in `enable_thinking`.
+    pub names: Map<String, Json>,
+}
+
 /// A compiled chat template.
 pub struct ChatTemplate {
     compiled: Arc<Compiled>,
+    /// Whether the model has another one for chats with tools.
+    another_for_tools: bool,
     /// What is said of every chat once a bound of memory or time was broken: each one more would leave a thread behind.
     broken: OnceLock<String>,
 }
@@ -73,8 +84,9 @@ impl ChatTemplate {
         match choice {
             "none" => Ok(None),
             "auto" => {
-                let own = tokenizer.template();
-                own.map(|own| Self::compile(&own.file.to_string_lossy(), &own.text, tokenizer)).transpose()
+                let Some(own) = tokenizer.template() else { return Ok(None) };
+                let compiled = Self::compile(&own.file.to_string_lossy(), &own.text, tokenizer)?;
+                Ok(Some(Self { another_for_tools: own.another_for_tools, ..compiled }))
             }
             file => {
                 let path = Path::new(file);
@@ -102,7 +114,7 @@ impl ChatTemplate {
         // Constant expressions are computed when a template is compiled.
         let compiled = within(source.len(), move || Compiled::new(&name, source, special));
         let compiled = compiled.unwrap_or_else(|broken| Err(failed(file, &why(&broken))))?;
-        Ok(Self { compiled: Arc::new(compiled), broken: OnceLock::new() })
+        Ok(Self { compiled: Arc::new(compiled), another_for_tools: false, broken: OnceLock::new() })
     }
 
     /// The text of a chat. With `add_generation_prompt` it ends where the assistant's answer begins.
@@ -110,15 +122,24 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Input`] that names the template's file and line where it refuses the messages, fails, or exceeds its
     /// bounds.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    pub fn render(&self, messages: &[Message], extras: &Extras, add_generation_prompt: bool) -> Result<String> {
         let file = &self.compiled.file;
+        if self.another_for_tools && extras.tools.is_some() {
+            return Err(Error::input(format!(
+                "{file}: for chats with `tools` this model has a template of its own, named tool_use; save it to a file and \
+                 name that as data.chat_template"
+            )));
+        }
         if let Some(broken) = self.broken.get() {
             return Err(failed(file, broken));
         }
         let chat: Vec<Message> = messages.iter().map(as_transformers_passes_it).collect();
-        let size = messages.iter().map(size_of).sum();
+        let extras = extras.clone();
+        let size = messages.iter().map(size_of).sum::<usize>()
+            + size_of(&extras.names)
+            + extras.tools.iter().flatten().map(size_of_value).sum::<usize>();
         let compiled = self.compiled.clone();
-        within(size, move || compiled.render(chat, add_generation_prompt)).unwrap_or_else(|broken| {
+        within(size, move || compiled.render(chat, extras, add_generation_prompt)).unwrap_or_else(|broken| {
             let why = why(&broken);
             if matches!(broken, Broken::Memory | Broken::Time) {
                 let _ = self.broken.set(why.clone());
@@ -152,13 +173,13 @@ impl Compiled {
         Ok(Self { environment, file: file.to_owned(), source, special })
     }
 
-    fn render(&self, chat: Vec<Message>, add_generation_prompt: bool) -> Result<String> {
+    fn render(&self, chat: Vec<Message>, extras: Extras, add_generation_prompt: bool) -> Result<String> {
         let context = minijinja::context! {
             messages => Value::from_serialize(&chat),
-            tools => Value::from(()),
+            tools => Value::from_serialize(&extras.tools),
             documents => Value::from(()),
             add_generation_prompt,
-            ..self.special.clone()
+            ..minijinja::context! { ..Value::from_serialize(&extras.names), ..self.special.clone() }
         };
         let mut environment = self.environment.clone();
         environment.set_fuel(Some((STEPS + STEPS_A_MESSAGE * chat.len() as u64).min(MAX_STEPS)));
@@ -186,17 +207,18 @@ fn why(broken: &Broken) -> String {
     }
 }
 
-/// Bytes of the texts in a message.
+/// Bytes of the texts in a message, or in another object.
 fn size_of(message: &Message) -> usize {
-    fn size(value: &Json) -> usize {
-        match value {
-            Json::String(text) => text.len(),
-            Json::Array(items) => items.iter().map(size).sum(),
-            Json::Object(object) => size_of(object),
-            _ => 0,
-        }
+    message.iter().map(|(key, value)| key.len() + 1 + size_of_value(value)).sum()
+}
+
+fn size_of_value(value: &Json) -> usize {
+    match value {
+        Json::String(text) => text.len(),
+        Json::Array(items) => items.iter().map(size_of_value).sum(),
+        Json::Object(object) => size_of(object),
+        _ => 0,
     }
-    message.iter().map(|(key, value)| key.len() + 1 + size(value)).sum()
 }
 
 fn failed(place: &str, why: &str) -> Error {

@@ -17,7 +17,8 @@ fn chat(json: Json) -> Vec<Message> {
 
 fn refused(source: &str) -> String {
     let messages = chat(serde_json::json!([{"role": "user", "content": "hi"}]));
-    let error = compiled(source).and_then(|template| template.render(&messages, false)).unwrap_err();
+    let error =
+        compiled(source).and_then(|template| template.render(&messages, &Extras::default(), false)).unwrap_err();
     assert_eq!(error.exit_code(), 3);
     error.to_string()
 }
@@ -26,12 +27,16 @@ fn refused(source: &str) -> String {
 fn as_transformers_renders_it() {
     let fixture: Json = serde_json::from_str(include_str!("../../tests/fixtures/templates.json")).unwrap();
     let cases = fixture["cases"].as_array().unwrap();
-    assert!(cases.len() >= 90);
+    assert!(cases.len() >= 110);
     for case in cases {
         let name = case["template"].as_str().unwrap();
         let messages = chat(fixture["chats"][case["chat"].as_str().unwrap()].clone());
         let template = template(fixture["templates"][name].as_str().unwrap());
-        let got = template.render(&messages, case["add_generation_prompt"].as_bool().unwrap());
+        let extras = Extras {
+            tools: case.get("tools").map(|tools| tools.as_array().unwrap().clone()),
+            names: case.get("names").map_or_else(Map::new, |names| names.as_object().unwrap().clone()),
+        };
+        let got = template.render(&messages, &extras, case["add_generation_prompt"].as_bool().unwrap());
         match case["text"].as_str() {
             // Python's own text of a list of parts, which ours does not imitate.
             Some(expected) if expected.contains("[{'type': 'image'}") => {
@@ -128,7 +133,7 @@ fn sources_nested_as_deep_as_their_size_allows_are_walked() {
         let n = (MAX_SOURCE as usize - 10) / (open.len() + close.len());
         let source = [start, &open.repeat(n), middle, &close.repeat(n), end].concat();
         if let Ok(template) = compiled(&source) {
-            let _ = template.render(&[], false);
+            let _ = template.render(&[], &Extras::default(), false);
         }
     }
 }
@@ -138,7 +143,7 @@ fn values_nested_as_deep_as_the_steps_allow_are_walked() {
     let messages = vec![Message::new(); 200];
     let render = |end: &str| {
         let nest = "{% set ns = namespace(x=1) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}";
-        template(&format!("{nest}{end}")).render(&messages, false)
+        template(&format!("{nest}{end}")).render(&messages, &Extras::default(), false)
     };
     assert_eq!(render("").unwrap(), "");
     assert_eq!(render("{{ ns.x | tojson | length }}").unwrap(), "199999");
@@ -168,7 +173,9 @@ fn real_templates_are_far_from_the_bounds() {
 
 #[test]
 fn the_day_stands_still() {
-    let text = template("{{ strftime_now('%d %b %Y, %A %B %-y'.replace('%-y', '%y')) }}").render(&[], false).unwrap();
+    let text = template("{{ strftime_now('%d %b %Y, %A %B %-y'.replace('%-y', '%y')) }}")
+        .render(&[], &Extras::default(), false)
+        .unwrap();
     assert_eq!(text, "26 Jul 2024, Friday July 24");
 }
 
@@ -179,4 +186,14 @@ fn generation_marks_leave_lines_and_strings_alone() {
         "a\n{%- with -%}\nb {% endwith %}{% if x %}"
     );
     assert_eq!(without_generation_marks("generation {{ generation }} {% "), "generation {{ generation }} {% ");
+}
+
+#[test]
+fn tools_are_not_written_by_a_template_that_is_not_for_them() {
+    let template = ChatTemplate { another_for_tools: true, ..template("{{ messages[0].content }}") };
+    let messages = chat(serde_json::json!([{"role": "user", "content": "hi"}]));
+    assert_eq!(template.render(&messages, &Extras::default(), false).unwrap(), "hi");
+    let with_tools = Extras { tools: Some(vec![]), ..Extras::default() };
+    let error = template.render(&messages, &with_tools, false).unwrap_err();
+    assert!(error.exit_code() == 3 && error.to_string().contains("named tool_use"), "{error}");
 }

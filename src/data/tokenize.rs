@@ -32,9 +32,9 @@ pub(super) fn tokenize(row: &Row, tokenizer: &Tokenizer, template: Option<&ChatT
             };
             [tokenizer.encode(prompt, true)?, ended(chosen)?, ended(rejected)?]
         }
-        Row::Messages { prompt, chosen, rejected } => {
+        Row::Messages { prompt, chosen, rejected, extras } => {
             let chat = |messages: &[Message], open: bool| match template {
-                Some(template) => tokenizer.encode(&template.render(messages, open)?, false),
+                Some(template) => tokenizer.encode(&template.render(messages, extras, open)?, false),
                 None => Ok(Vec::new()),
             };
             let with = |answer: &[Message]| chat(&[prompt, answer].concat(), false);

@@ -118,7 +118,12 @@ impl Tokenizer {
     /// [`Error::Input`] where the tokenizer has no token for a piece of the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoded = quietly(|| self.backend.encode_fast(text, add_special)).map_err(|_| self.contradicts())?;
-        Ok(encoded.map_err(|error| self.failed(&error))?.get_ids().to_vec())
+        let ids = encoded.map_err(|error| self.failed(&error))?.get_ids().to_vec();
+        // a post-processor may put any number around a text
+        match ids.iter().all(|id| (*id as usize) < self.vocab_size) {
+            true => Ok(ids),
+            false => Err(self.contradicts()),
+        }
     }
 
     /// The text of `ids`, without special tokens where `skip_special`. Bytes that are no text become U+FFFD; ids

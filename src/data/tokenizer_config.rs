@@ -19,6 +19,8 @@ pub(super) struct TemplateSource {
     pub file: PathBuf,
     /// Its text.
     pub text: String,
+    /// Whether the model brings another one, `tool_use`, for chats with tools.
+    pub another_for_tools: bool,
 }
 
 /// What the files beside `tokenizer.json` say.
@@ -68,9 +70,11 @@ impl TokenizerConfig {
         };
         config.read_special_tokens(path, &object("tokenizer_config.json")?)?;
         config.eos_ids = eos_ids(path, object("generation_config.json")?.get("eos_token_id"))?;
-        config.template = files
-            .get("chat_template.jinja")
-            .map(|text| TemplateSource { file: path.to_path_buf(), text: text.clone() });
+        config.template = files.get("chat_template.jinja").map(|text| TemplateSource {
+            file: path.to_path_buf(),
+            text: text.clone(),
+            another_for_tools: false,
+        });
         Ok(config)
     }
 
@@ -84,13 +88,14 @@ impl TokenizerConfig {
     }
 
     /// `chat_template.jinja` goes before `tokenizer_config.json`; `chat_template.json`, an older way, comes last.
-    /// `additional_chat_templates/` holds templates for tools and documents, which no row here has.
+    /// `additional_chat_templates/` holds those for special chats.
     fn read_template_files(&mut self, folder: &Path) -> Result<()> {
         let path = folder.join("chat_template.jinja");
         if let Some(bytes) = read_if_present(&path, MAX_SOURCE)? {
             let text = String::from_utf8(bytes)
                 .map_err(|_| Error::input(format!("{}: not UTF-8 text; fetch the file again", path.display())))?;
-            self.template = Some(TemplateSource { file: path, text });
+            let another_for_tools = folder.join("additional_chat_templates/tool_use.jinja").exists();
+            self.template = Some(TemplateSource { file: path, text, another_for_tools });
         }
         if self.template.is_none() {
             let path = folder.join("chat_template.json");
@@ -136,10 +141,12 @@ fn special_token(path: &Path, name: &str, value: Option<&Value>) -> Result<Optio
 
 /// One template, or the one named `default` of several.
 fn named_template(path: &Path, value: Option<&Value>) -> Result<Option<TemplateSource>> {
-    let source = |text: &str| Some(TemplateSource { file: path.to_owned(), text: text.to_owned() });
+    let source = |text: &str, another_for_tools: bool| {
+        Some(TemplateSource { file: path.to_owned(), text: text.to_owned(), another_for_tools })
+    };
     match value {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(source(text)),
+        Some(Value::String(text)) => Ok(source(text, false)),
         Some(Value::Array(templates)) => {
             let text_of = |template: &Value, key: &str| template.get(key).and_then(Value::as_str).map(str::to_owned);
             for template in templates {
@@ -147,7 +154,8 @@ fn named_template(path: &Path, value: Option<&Value>) -> Result<Option<TemplateS
                     return Err(malformed(path, "chat_template", "text or a list of {name, template}"));
                 };
                 if name == "default" {
-                    return Ok(source(&text));
+                    let for_tools = |template| text_of(template, "name").is_some_and(|name| name == "tool_use");
+                    return Ok(source(&text, templates.iter().any(for_tools)));
                 }
             }
             Ok(None)
@@ -219,7 +227,8 @@ mod tests {
     fn of_named_templates_the_default_is_taken() {
         let named =
             r#"{"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]}"#;
-        assert_eq!(read(&[("tokenizer_config.json", named)]).unwrap().template.unwrap().text, "D");
+        let template = read(&[("tokenizer_config.json", named)]).unwrap().template.unwrap();
+        assert_eq!((template.text.as_str(), template.another_for_tools), ("D", true));
     }
 
     #[test]

@@ -114,3 +114,15 @@ fn broken_folders_are_named() {
         assert!(error.to_string().contains("tokenizer") && error.to_string().contains(says), "{error}");
     }
 }
+
+/// The library puts them around a text without a further look.
+#[test]
+fn a_token_outside_the_vocabulary_is_refused() {
+    let end = serde_json::json!({"</s>": {"id": "</s>", "ids": [999_999], "tokens": ["</s>"]}});
+    let lying = serde_json::json!({"type": "TemplateProcessing", "pair": [], "special_tokens": end,
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}]});
+    let tokenizer = edited(|json| json["post_processor"] = lying).unwrap();
+    let error = tokenizer.encode("ab", true).unwrap_err();
+    assert!(error.exit_code() == 3 && error.to_string().contains("tokenizer.json: "), "{error}");
+    assert!(tokenizer.encode("ab", false).is_ok());
+}

@@ -35,7 +35,7 @@ pub(super) fn resolve(entry: &mut Entry, must_exist: bool) -> crate::Result<()> 
                 Kind::Template => at.file(given).map_err(|message| format!("{message}; expected {}", kind.expected())),
                 Kind::File if !given.is_empty() => at.file(given),
                 Kind::Folder if !given.is_empty() => at.folder(given),
-                Kind::Output => from_home(given).and_then(utf8),
+                Kind::Output => from_home(given).and_then(output),
                 _ => return Ok(()),
             };
             *given = resolved.map_err(|message| failed(&entry.place, message))?;
@@ -180,6 +180,14 @@ pub(super) fn neighbour(path: &Path) -> Option<String> {
     nearest(path.file_name()?.to_str()?, names.iter().map(String::as_str)).map(String::from)
 }
 
+/// A folder that can be moved aside: it has a name of its own, and no slash at its end.
+fn output(path: PathBuf) -> Named<String> {
+    match path.file_name() {
+        Some(_) => utf8(path.components().collect()),
+        None => Err(format!("{:?} is no name for a folder; expected one like runs/hh", path.display().to_string())),
+    }
+}
+
 fn utf8(path: PathBuf) -> Named<String> {
     path.into_os_string().into_string().map_err(|path| format!("{} is not UTF-8; rename it", path.display()))
 }
@@ -195,6 +203,17 @@ mod tests {
         assert_eq!(at("./x/./y"), Path::new("/a/b/x/y"));
         assert_eq!(at("x/../y"), Path::new("/a/b/x/../y"));
         assert_eq!(at("/c/d"), Path::new("/c/d"));
+    }
+
+    #[test]
+    fn an_output_has_a_name_and_no_slash_at_its_end() {
+        let output = |path: &str| output(path.into());
+        assert_eq!(output("runs/hh/"), Ok("runs/hh".into()));
+        assert_eq!(output("/a//b/./"), Ok("/a/b".into()));
+        assert_eq!(output("../b"), Ok("../b".into()));
+        for nameless in [".", "./", "..", "a/..", "/", ""] {
+            assert!(output(nameless).unwrap_err().contains("is no name for a folder"), "{nameless}");
+        }
     }
 
     #[test]

@@ -23,10 +23,12 @@ impl MetricsFile {
         Ok(Self { path: path.to_path_buf(), file, len: 0 })
     }
 
-    /// Goes on with the file at `path` after its first `len` bytes: rows behind them belong to steps after the
-    /// checkpoint, which will be taken again.
-    pub fn resume(path: &Path, len: u64) -> Result<Self> {
-        let mut file = File::open(path).map_err(|error| Error::reading(path, error))?;
+    /// Opens the file at `path`, to go on after its first `len` bytes once [`MetricsFile::rewind`] took the rest away.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where it is not that long.
+    pub fn open(path: &Path, len: u64) -> Result<Self> {
+        let file = File::open(path).map_err(|error| Error::reading(path, error))?;
         let found = file.size().map_err(|error| Error::reading(path, error))?;
         if found < len {
             return Err(Error::input(format!(
@@ -34,10 +36,14 @@ impl MetricsFile {
                 path.display()
             )));
         }
-        file.set_len(len)
-            .and_then(|()| file.seek(SeekFrom::Start(len)))
-            .map_err(|error| Error::writing(path, error))?;
         Ok(Self { path: path.to_path_buf(), file, len })
+    }
+
+    /// Takes away what an opened file holds behind the bytes that stay: rows of steps after the checkpoint, which will be
+    /// taken again.
+    pub fn rewind(&mut self) -> Result<()> {
+        let cut = self.file.set_len(self.len).and_then(|()| self.file.seek(SeekFrom::Start(self.len)));
+        cut.map(drop).map_err(|error| Error::writing(&self.path, error))
     }
 
     /// Appends one row, handed to the system as a whole line. After a failure no further row may follow.
@@ -98,7 +104,8 @@ mod tests {
         let cursor = file.len();
         file.append(&json!({"step": 2, "loss": "of a run that crashed"}))?;
         drop(file);
-        let mut file = MetricsFile::resume(&cut, cursor)?;
+        let mut file = MetricsFile::open(&cut, cursor)?;
+        file.rewind()?;
         rows[1..].iter().try_for_each(|row| file.append(row))?;
         assert_eq!(std::fs::read(&whole).expect("read"), std::fs::read(&cut).expect("read"));
         assert_eq!(read_rows(&cut)?, rows);
@@ -111,7 +118,7 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut file = MetricsFile::create(&path)?;
         file.append(&json!({"step": 1}))?;
-        let error = MetricsFile::resume(&path, file.len() + 1).expect_err("too short");
+        let error = MetricsFile::open(&path, file.len() + 1).expect_err("too short");
         assert!(error.to_string().contains("rows are missing"), "{error}");
         assert_eq!(error.exit_code(), 3);
         Ok(())

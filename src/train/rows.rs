@@ -25,9 +25,8 @@ impl Rows {
     /// Loads what the recipe names.
     ///
     /// # Errors
-    /// As [`Dataset::load`], and where a file is neither here nor to be had.
+    /// As [`load`].
     pub fn load(recipe: &Recipe, base: &Base) -> Result<Self> {
-        base.check_length(recipe.data.max_length)?;
         let train = load(&recipe.data.train, recipe, base, &Options::train(&recipe.data))?;
         if recipe.data.eval.is_empty() {
             let (kept, eval) = split_eval(train.pairs, recipe.data.eval_fraction, recipe.train.seed);
@@ -50,7 +49,11 @@ impl Rows {
 }
 
 /// Loads the pairs of the files that `names` names: paths, globs, or files on a hub.
+///
+/// # Errors
+/// As [`Dataset::load`], where a file is neither here nor to be had, and where rows may be longer than the model is exact.
 pub fn load(names: &[String], recipe: &Recipe, base: &Base, options: &Options) -> Result<Dataset> {
+    base.check_length(recipe.data.max_length)?;
     let template = ChatTemplate::choose(&recipe.data.chat_template, &base.tokenizer)?;
     Dataset::load(&files(names)?, &base.tokenizer, template.as_ref(), options)
 }

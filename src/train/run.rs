@@ -138,28 +138,27 @@ impl<'a> Run<'a> {
             true => Memory::Host(Held::measure(&memory)),
             false => Memory::Device { free, card: device.is_cuda(), peak: device::peak(&device) },
         };
-        let (config, adapter) = adapters::start(recipe, &base)?;
-        let made_of = identity::made_of(recipe, &base, &fingerprint, &rows, &adapter.values.to_vec1()?)?;
-        let planned = budget::plan(recipe, &base, &rows, &adapter.shapes, *from != From::Start, held)?;
+        let start = adapters::Start::of(recipe, &base)?;
+        let planned = budget::plan(recipe, &base, &rows, &start.shapes, *from != From::Start, held)?;
         progress.note(&format!("memory.budget {}; predicted peak {}", planned.budget, Mib(planned.plan.peak())));
+        let (config, adapter) = start.make(recipe, &base)?;
+        let made_of = identity::made_of(recipe, &base, &fingerprint, &rows, &adapter.values.to_vec1()?)?;
         let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
         let held_to = match (recipe.objective.reference, &recipe.adapter.start_from) {
-            (recipe::Reference::Start, Some(_)) => Some(adapters::start(recipe, &base)?.1),
+            (recipe::Reference::Start, Some(_)) => Some(adapters::Start::of(recipe, &base)?.make(recipe, &base)?.1),
             _ => None,
         };
 
         watch.check()?;
         signals.hold();
         let output = &recipe.run.output;
-        let write_recipe =
-            || store::write_atomic(&output.join(folder::RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()));
         let (lock, metrics, at) = match from {
             From::Start => {
                 let (lock, aside) = folder::begin(output)?;
                 if let Some(aside) = aside {
                     progress.note(&format!("{} holds an earlier run; it is {} now", output.display(), aside.display()));
                 }
-                write_recipe()?;
+                write_recipe(recipe)?;
                 (lock, MetricsFile::create(&output.join(folder::METRICS))?, None)
             }
             From::Latest | From::Checkpoint(_) => {
@@ -177,13 +176,7 @@ impl<'a> Run<'a> {
                 adapter.values.slice_set(&saved.values, 0, 0)?;
                 optimizer.load(&path.join(checkpoint::OPTIMIZER))?;
                 progress.note(&format!("going on from {} after step {}", path.display(), state.step));
-                // first the checkpoints that count on rows of the metrics, then these rows
-                checkpoint::rewind(output, state.step)?;
-                // a process that died between saving and removing left one too many
-                checkpoint::prune(output, recipe.train.keep_checkpoints.max(1))?;
-                let metrics = MetricsFile::resume(&output.join(folder::METRICS), state.metrics_bytes)?;
-                write_recipe()?;
-                (lock, metrics, Some(state))
+                (lock, MetricsFile::open(&output.join(folder::METRICS), state.metrics_bytes)?, Some(state))
             }
         };
         let (first, num_tokens, skipped) = at.map_or((0, 0, 0), |at| (at.step as usize, at.num_tokens, at.skipped));
@@ -191,7 +184,7 @@ impl<'a> Run<'a> {
         if recipe.memory.reference_cache {
             reference = reference.cached(&output.join(folder::REFERENCE), &fingerprint, compute)?;
         }
-        let run = Self {
+        let mut run = Self {
             recipe,
             base,
             rows,
@@ -220,7 +213,22 @@ impl<'a> Run<'a> {
             )));
         }
         store::space::require(output, run.bytes_to_write(first, total)?, "the run")?;
+        // what may be refused has been, before the first file changes
+        if *from != From::Start {
+            run.rewind(first)?;
+        }
         Ok((run, first))
+    }
+
+    /// Takes the run's folder back to the checkpoint of that step.
+    fn rewind(&mut self, step: usize) -> Result<()> {
+        let output = &self.recipe.run.output;
+        // first the checkpoints that count on rows of the metrics, then these rows
+        checkpoint::rewind(output, step as u64)?;
+        // a process that died between saving and removing left one too many
+        checkpoint::prune(output, self.recipe.train.keep_checkpoints.max(1))?;
+        self.metrics.rewind()?;
+        write_recipe(self.recipe)
     }
 
     /// At most so many bytes come to stand in the run's folder besides what is there.
@@ -475,10 +483,24 @@ fn due(done: usize, every: usize) -> bool {
     every > 0 && done > 0 && done.is_multiple_of(every)
 }
 
+/// Writes the recipe into the run's folder.
+fn write_recipe(recipe: &Recipe) -> Result<()> {
+    store::write_atomic(&recipe.run.output.join(folder::RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()))
+}
+
 /// The checkpoint that a run goes on from; says which newer ones are damaged.
 fn checkpoint_of(run: &Path, from: &From, progress: &Progress) -> Result<PathBuf> {
     if let From::Checkpoint(path) = from {
-        return Ok(path.clone());
+        return match (path.canonicalize(), run.canonicalize()) {
+            (Ok(there), Ok(run)) if there.parent() != Some(&run) => Err(Error::recipe(format!(
+                "--resume {}: a run goes on in its own folder, and this one is {}; name the checkpoint's with --output, or \
+                 start anew from its adapter (adapter.start_from)",
+                path.display(),
+                run.display()
+            ))),
+            // what is not there is told by who opens it
+            _ => Ok(path.clone()),
+        };
     }
     let found = checkpoint::latest(run)?;
     found.damaged.iter().for_each(|damaged| progress.note(&format!("passed over: {damaged}")));

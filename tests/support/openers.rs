@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use dpo_lora::Result;
-use dpo_lora::data::{ChatTemplate, Dataset, Options, Tokenizer};
+use dpo_lora::data::{ChatTemplate, Dataset, Extras, Options, Tokenizer};
 use dpo_lora::export::AdapterFolder;
 use dpo_lora::model::Config;
 use dpo_lora::recipe::{Format, Recipe, Truncation};
@@ -374,13 +374,13 @@ impl Bench {
                 tokenizer.decode(&ids, false)?;
                 tokenizer.pieces(&ids)?;
                 match ChatTemplate::choose("auto", &tokenizer)? {
-                    Some(template) => template.render(&chat(), true).map(drop),
+                    Some(template) => template.render(&chat(), &Extras::default(), true).map(drop),
                     None => Ok(()),
                 }
             }
             Kind::Template => {
                 let template = ChatTemplate::choose(file.to_str().unwrap(), &self.tokenizer)?;
-                template.unwrap().render(&chat(), true).map(drop)
+                template.unwrap().render(&chat(), &Extras::default(), true).map(drop)
             }
             Kind::AdapterConfig | Kind::AdapterWeights => {
                 let adapter = AdapterFolder::read(folder)?;

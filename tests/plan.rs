@@ -172,6 +172,20 @@ fn a_budget_that_is_too_small_ends_with_4_before_anything_is_written() {
     assert_eq!((output.status.code(), stderr(&output).contains("a size like `6GiB`")), (Some(2), true));
 }
 
+/// An adapter that no machine holds is refused by the plan, not by the allocator.
+#[test]
+fn a_rank_beyond_the_memory_ends_with_4() {
+    let tiny = Tiny::new();
+    for command in ["plan", "train"] {
+        let set = ["--set", "adapter.r=65536", "--set", "memory.budget=100MiB"];
+        let output = tiny.run(&[&[command, "recipe.toml"][..], &set].concat());
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        assert!(said.contains("memory.budget is 100 MiB, but this run needs at least "), "{said}");
+    }
+    assert!(!tiny.path("runs").exists());
+}
+
 /// The weights are a part of what a device holds; no device is needed to say so.
 #[test]
 fn a_plan_for_a_device_needs_no_device() {

@@ -41,7 +41,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         return Err(Error::recipe("the recipe holds no rows out; name some with --data FILE"));
     }
     let start = match (recipe.objective.reference, &recipe.adapter.start_from) {
-        (recipe::Reference::Start, Some(_)) => Some(adapters::start(&recipe, &base)?.1),
+        (recipe::Reference::Start, Some(_)) => Some(adapters::Start::of(&recipe, &base)?.make(&recipe, &base)?.1),
         _ => None,
     };
     let means = evaluate(&recipe, &base, Through::of(adapter.as_ref()), start, &held_out)?;

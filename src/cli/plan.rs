@@ -60,10 +60,10 @@ pub fn run(args: PlanArgs) -> Result<()> {
     samples::check(&base, &recipe.samples)?;
     let rows = Rows::load(&recipe, &base)?;
     let held = Held::measure(&meter);
-    let (_, adapter) = adapters::start(&recipe, &base)?;
+    let start = adapters::Start::of(&recipe, &base)?;
     let card = device::is_card(&recipe.run.device);
     let memory = if accelerator { Memory::Device { free, card, peak } } else { Memory::Host(held) };
-    let planned = budget::plan(&recipe, &base, &rows, &adapter.shapes, false, memory)?;
+    let planned = budget::plan(&recipe, &base, &rows, &start.shapes, false, memory)?;
     let pace = budget::pace(&planned, &base)?;
     match args.json {
         true => stdout::json(&told(&planned, pace)),

@@ -1,7 +1,5 @@
 //! Adapters between PEFT's folders and the model's layers.
 
-use std::path::Path;
-
 use crate::{
     Error, Result,
     export::{AdapterConfig, AdapterFolder, AdapterMatrix, select},
@@ -13,36 +11,52 @@ use crate::{
     train::base::Base,
 };
 
-/// The adapter that a recipe starts from: fresh, or that of `adapter.start_from`.
-///
-/// # Errors
-/// [`Error::Recipe`] where `target_modules` names nothing; [`Error::Input`] where the folder of `start_from` is unreadable
-/// or made for another base.
-pub fn start(recipe: &Recipe, base: &Base) -> Result<(AdapterConfig, Adapter)> {
-    if let Some(folder) = &recipe.adapter.start_from {
-        return go_on_from(folder, recipe, base);
-    }
-    let mut config = AdapterConfig::of_recipe(&recipe.model, &recipe.adapter);
-    config.fan_in_fan_out = base.config.family.turned;
-    let linears = base.linears();
-    let names: Vec<String> = linears.iter().map(|(name, ..)| name.clone()).collect();
-    let chosen = select(&recipe.adapter.target_modules, &names)?;
-    let shape = |(linear, (module, inputs, outputs)): (usize, &(String, usize, usize))| {
-        let (r, scale) = (config.rank_of(module)?, config.scale_of(module)?);
-        Ok(Shape { module: module.clone(), linear, r, scale, inputs: *inputs, outputs: *outputs })
-    };
-    let adapted = linears.iter().enumerate().filter(|(_, (module, ..))| chosen.contains(module));
-    let shapes = adapted.map(shape).collect::<Result<_>>()?;
-    let adapter = Adapter::fresh(shapes, linears.len(), recipe.adapter.init_seed, &base.model.device)?;
-    Ok((config, adapter))
+/// The adapter that a recipe starts from, before it takes memory: a plan comes first.
+#[derive(Debug)]
+pub struct Start {
+    config: AdapterConfig,
+    /// Which layers are adapted, and how.
+    pub shapes: Vec<Shape>,
+    /// Where it goes on from another.
+    folder: Option<AdapterFolder>,
 }
 
-fn go_on_from(folder: &Path, recipe: &Recipe, base: &Base) -> Result<(AdapterConfig, Adapter)> {
-    let read = AdapterFolder::read(folder)?;
-    let adapter = from_folder(&read, base)?;
-    let mut config = read.config;
-    config.lora_dropout = recipe.adapter.lora_dropout;
-    Ok((config, adapter))
+impl Start {
+    /// A fresh one, or that of `adapter.start_from`.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] where `target_modules` names nothing; [`Error::Input`] where the folder of `start_from` is
+    /// unreadable or made for another base.
+    pub fn of(recipe: &Recipe, base: &Base) -> Result<Self> {
+        if let Some(folder) = &recipe.adapter.start_from {
+            let folder = AdapterFolder::read(folder)?;
+            let shapes = placed(&folder, &base.linears())?.into_iter().map(|(shape, _)| shape).collect();
+            let mut config = folder.config.clone();
+            config.lora_dropout = recipe.adapter.lora_dropout;
+            return Ok(Self { config, shapes, folder: Some(folder) });
+        }
+        let mut config = AdapterConfig::of_recipe(&recipe.model, &recipe.adapter);
+        config.fan_in_fan_out = base.config.family.turned;
+        let linears = base.linears();
+        let names: Vec<String> = linears.iter().map(|(name, ..)| name.clone()).collect();
+        let chosen = select(&recipe.adapter.target_modules, &names)?;
+        let shape = |(linear, (module, inputs, outputs)): (usize, &(String, usize, usize))| {
+            let (r, scale) = (config.rank_of(module)?, config.scale_of(module)?);
+            Ok(Shape { module: module.clone(), linear, r, scale, inputs: *inputs, outputs: *outputs })
+        };
+        let adapted = linears.iter().enumerate().filter(|(_, (module, ..))| chosen.contains(module));
+        let shapes = adapted.map(shape).collect::<Result<_>>()?;
+        Ok(Self { config, shapes, folder: None })
+    }
+
+    /// The adapter itself, on the base's device.
+    pub fn make(self, recipe: &Recipe, base: &Base) -> Result<(AdapterConfig, Adapter)> {
+        let adapter = match &self.folder {
+            Some(folder) => from_folder(folder, base)?,
+            None => Adapter::fresh(self.shapes, base.linears().len(), recipe.adapter.init_seed, &base.model.device)?,
+        };
+        Ok((self.config, adapter))
+    }
 }
 
 /// An adapter on the base's device, from its folder.
@@ -59,7 +73,18 @@ pub fn from_folder(folder: &AdapterFolder, base: &Base) -> Result<Adapter> {
 /// [`Error::Input`] where it was made for another model.
 pub fn on_model(folder: &AdapterFolder, model: &Decoder) -> Result<Adapter> {
     let linears = model.linear_shapes();
-    folder.check_fits(&linears)?;
+    let (shapes, matrices): (Vec<_>, Vec<_>) = placed(folder, &linears)?.into_iter().unzip();
+    let adapter = Adapter::zeros(shapes, linears.len(), &model.device)?;
+    adapter.set(matrices.iter().flat_map(|matrix| matrix.a.iter().chain(&matrix.b)).copied().collect())?;
+    Ok(adapter)
+}
+
+/// A folder's matrices beside their places in a model of these layers (name, inputs, outputs).
+fn placed<'a>(
+    folder: &'a AdapterFolder,
+    linears: &[(String, usize, usize)],
+) -> Result<Vec<(Shape, &'a AdapterMatrix)>> {
+    folder.check_fits(linears)?;
     let mut placed = Vec::with_capacity(folder.matrices.len());
     for matrix in &folder.matrices {
         let linear = linears.iter().position(|(module, ..)| *module == matrix.module).ok_or_else(|| {
@@ -71,10 +96,7 @@ pub fn on_model(folder: &AdapterFolder, model: &Decoder) -> Result<Adapter> {
     }
     // The order of a fresh adapter: its values and an optimizer's moments lie side by side whatever file they come from.
     placed.sort_by_key(|(shape, _)| shape.linear);
-    let (shapes, matrices): (Vec<_>, Vec<_>) = placed.into_iter().unzip();
-    let adapter = Adapter::zeros(shapes, linears.len(), &model.device)?;
-    adapter.set(matrices.iter().flat_map(|matrix| matrix.a.iter().chain(&matrix.b)).copied().collect())?;
-    Ok(adapter)
+    Ok(placed)
 }
 
 /// The adapter as PEFT stores it.

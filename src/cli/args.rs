@@ -14,7 +14,7 @@ Start:  dpo-lora train recipes/quickstart.toml
 
 Results go to stdout, all else to stderr.
 Exit codes: 0 done; 1 the run failed; 2 usage or recipe; 3 bad input; 4 not enough memory or disk;
-130 / 143 stopped by a signal after saving.")]
+130 / 143 stopped by a signal; a run saves its whole steps first.")]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -42,7 +42,7 @@ pub enum Command {
         #[command(subcommand)]
         command: DataCommand,
     },
-    /// Say what a folder is: a model, an adapter or a run
+    /// Say what a folder or a .gguf file is: a model, an adapter or a run
     Inspect(InspectArgs),
     /// Write a shell's completions to stdout
     #[command(after_help = "Example:  dpo-lora completions bash > ~/.local/share/bash-completion/completions/dpo-lora")]
@@ -101,7 +101,7 @@ pub struct TrainArgs {
     /// The run's folder; the same as --set run.output=DIR
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub output: Option<String>,
-    /// Print one JSON object a line instead of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
 }
@@ -155,7 +155,7 @@ impl PlanArgs {
 #[command(after_help = "\
 Examples:
   dpo-lora eval runs/hh
-  dpo-lora eval recipes/hh.toml --adapter runs/hh/checkpoint-100 --data held-out.jsonl")]
+  dpo-lora eval recipes/hh.toml --adapter runs/hh/checkpoint-192 --data held-out.jsonl --set data.format=auto")]
 pub struct EvalArgs {
     /// A recipe, or a run's folder
     #[arg(value_name = "RECIPE|RUN", value_hint = ValueHint::AnyPath)]
@@ -169,7 +169,7 @@ pub struct EvalArgs {
     /// Values over the recipe's own.
     #[command(flatten)]
     pub set: SetArgs,
-    /// Print one JSON object a line instead of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
 }
@@ -182,7 +182,7 @@ Examples:
   dpo-lora generate assets/quickstart/base --adapter runs/quickstart/adapter --compare --prompt \"The film\"")]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["prompt", "prompts"])))]
 pub struct GenerateArgs {
-    /// The model: a folder or a hub id
+    /// The model: a folder, a .gguf file or a hub id
     #[arg(value_hint = ValueHint::DirPath)]
     pub model: String,
     /// A PEFT adapter on it
@@ -228,7 +228,7 @@ pub struct GenerateArgs {
 #[command(after_help = "\
 Examples:
   dpo-lora export runs/hh --to merged hh-merged
-  dpo-lora export runs/hh/checkpoint-100 --to peft hh-adapter
+  dpo-lora export runs/hh/checkpoint-192 --to peft hh-adapter
   dpo-lora export runs/hh --to gguf-adapter hh.gguf")]
 pub struct ExportArgs {
     /// A run's folder, or an adapter's
@@ -349,7 +349,7 @@ pub struct DataCheckArgs {
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:  dpo-lora inspect runs/quickstart")]
 pub struct InspectArgs {
-    /// A model's, an adapter's or a run's folder
+    /// A model's, an adapter's or a run's folder, or a .gguf file
     #[arg(value_hint = ValueHint::AnyPath)]
     pub path: PathBuf,
     /// Print one JSON object instead of text

@@ -122,7 +122,7 @@ fn paths_of_set_start_at_the_current_folder() {
 fn what_is_missing_is_named() {
     assert_eq!(
         error("[data]\ntrain = ['pairs.jsonl']", &[]),
-        "my.toml:1: `model.base` is missing; expected a model folder, or a hub id like `owner/name`"
+        "my.toml:1: `model.base` is missing; expected a model folder, a `.gguf` file, or a hub id like `owner/name`"
     );
     assert!(error("model.base = 'a/b'\n\n[data]\n", &[]).starts_with("my.toml:3: `data.train` is missing"));
     let text = "model.base = 'a/b'\ndata.train = [\n  'pairs.jsonl',\n  'pears.jsonl',\n]\n";

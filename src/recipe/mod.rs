@@ -98,7 +98,7 @@ pub struct Data {
     pub truncation: Truncation,
     /// Whether rows are visited in a new order every epoch.
     pub shuffle: bool,
-    /// Most rows used of `train`, from the start; 0: all.
+    /// Most rows read of `train`, from the start, refused ones included; 0: all.
     pub limit: usize,
 }
 
@@ -190,13 +190,13 @@ pub struct Train {
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm; 0: never.
     pub max_grad_norm: f64,
-    /// Seed of the order of rows and of dropout.
+    /// Seed of the order of rows, of which of them `eval_fraction` holds out, of dropout and of the samples.
     pub seed: u64,
     /// Evaluate every so many steps (and at the end); 0: before and after only.
     pub eval_every: usize,
     /// Save a checkpoint every so many steps; 0: only when stopped and at the end.
     pub save_every: usize,
-    /// How many checkpoints stay.
+    /// How many checkpoints stay; 0 keeps one, too.
     pub keep_checkpoints: usize,
 }
 
@@ -250,7 +250,7 @@ pub enum Compute {
 pub struct Samples {
     /// Prompts to go on from, as text; none: no samples.
     pub prompts: Vec<String>,
-    /// Samples drawn from base and tuned model each, spread over the prompts.
+    /// Samples drawn from base and tuned model each, spread over the prompts; rounded up to the same number for each.
     pub count: usize,
     /// Most tokens a sample.
     pub max_new_tokens: usize,

@@ -49,7 +49,7 @@ pub(super) enum Kind {
     Device,
     /// `all-linear`, a regex, or a list of module names.
     Modules,
-    /// A model's folder or hub id.
+    /// A model's folder, GGUF file or hub id.
     Base,
     /// `auto`, `none`, or a template's file.
     Template,
@@ -184,7 +184,7 @@ impl Kind {
             Self::Choice(names) => format!("one of {}", listed(names)),
             Self::Device => "`auto`, `cpu`, `cuda:N` or `metal`".into(),
             Self::Modules => "`all-linear`, a regex, or a list of module names".into(),
-            Self::Base => "a model folder, or a hub id like `owner/name`".into(),
+            Self::Base => "a model folder, a `.gguf` file, or a hub id like `owner/name`".into(),
             Self::Template => "`auto`, `none`, or a template file".into(),
             Self::Rows { at_least_one: true } => "a list of files, at least one".into(),
             Self::Rows { at_least_one: false } => "a list of files".into(),

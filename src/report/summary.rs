@@ -16,7 +16,8 @@ pub struct Summary {
     pub pairs: u64,
     /// Positions worked on in training: prompt, chosen and rejected answer of a pair once each.
     pub tokens: u64,
-    /// Wall time of the training steps, without loading, reference, evaluation and samples.
+    /// Wall time of the training steps, the reference's log-probs included where a step computes them; without loading,
+    /// evaluation and samples.
     pub train_seconds: f64,
     /// Wall time of the whole run.
     pub seconds: f64,
@@ -47,7 +48,7 @@ pub struct HeldOut {
     pub pairs: usize,
     /// Mean loss.
     pub loss: f64,
-    /// Share of pairs whose chosen reward is strictly the larger one.
+    /// Share of pairs whose chosen reward is the larger one; a tie counts one half.
     pub accuracy: f64,
     /// Mean reward margin.
     pub margin: f64,

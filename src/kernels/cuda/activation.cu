@@ -68,7 +68,9 @@ KERNEL activation_backward(const float* x, const float* dy, float* dx,
 }
 
 DEVICE float capped(float x, float cap) {
-  return cap * tanhf(fminf(fmaxf(x / cap, -10.0f), 10.0f));
+  float u = x / cap;
+  // compared, since fminf and fmaxf make a number of a NaN
+  return cap * tanhf(u < -10.0f ? -10.0f : u > 10.0f ? 10.0f : u);
 }
 
 // cap · tanh(x / cap), in place

@@ -280,6 +280,27 @@ mod tests {
     }
 
     #[test]
+    fn a_query_that_is_no_number_makes_none_under_a_cap() -> Result<()> {
+        let spans = spans([(0..5, 0..0)]);
+        let row = Tensor::full(f32::NAN, (1, 16), &Device::Cpu)?;
+        for compute in [Compute::F32, Compute::Bf16] {
+            let heads = Heads { n: 2, kv: 1, dim: 8, scale: 0.3, window: None, cap: Some(1.5), compute };
+            let [q, k, v] = [(16, 1), (8, 2), (8, 3)].map(|(width, seed)| random((5, width), seed));
+            let q = q.slice_assign(&[3..4, 0..16], &row)?;
+            on([&q, &k, &v], |[q, k, v]| {
+                let Attended { values, lse } = attention(q, k, v, &spans, heads)?;
+                for rows in [values, lse] {
+                    let finite: Vec<bool> =
+                        rows.to_vec2::<f32>()?.iter().map(|row| row.iter().all(|x| x.is_finite())).collect();
+                    assert_eq!(finite, [true, true, true, false, true], "{compute:?}");
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    #[test]
     fn blocks_of_every_length_equal_the_cpus() -> Result<()> {
         for (prompt, chosen, rejected) in [(1, 1, 1), (31, 32, 33), (64, 1, 95), (32, 96, 2)] {
             let (a, b) = (prompt + chosen, prompt + chosen + rejected);

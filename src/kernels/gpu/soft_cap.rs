@@ -22,11 +22,24 @@ pub fn soft_cap_slope(y: &Tensor, cap: f64) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::{super::host::on, *};
     use crate::kernels::{
         oracle::{random, worst},
         soft_cap as cpu,
     };
+
+    #[test]
+    fn what_is_no_number_stays_none() -> Result<()> {
+        let x = Tensor::new(&[[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -f32::NAN]], &Device::Cpu)?;
+        on([&x], |[there]| {
+            let capped = soft_cap(there.copy()?, 15.0)?.flatten_all()?.to_vec1::<f32>()?;
+            assert!(capped[0].is_nan() && capped[3].is_nan(), "{capped:?}");
+            assert_eq!(capped[1..3], [15.0, -15.0]);
+            Ok(())
+        })
+    }
 
     #[test]
     fn equals_the_cpus() -> Result<()> {

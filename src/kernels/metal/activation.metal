@@ -88,7 +88,9 @@ KERNEL activation_backward(device const float* x, device const float* dy, device
 }
 
 inline float capped(float x, float cap) {
-  return cap * precise::tanh(fmin(fmax(x / cap, -10.0f), 10.0f));
+  float u = x / cap;
+  // compared, since fmin and fmax make a number of a NaN
+  return cap * precise::tanh(u < -10.0f ? -10.0f : u > 10.0f ? 10.0f : u);
 }
 
 // cap · tanh(x / cap), in place

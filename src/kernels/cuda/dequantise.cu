@@ -56,7 +56,8 @@ DEVICE float q6_k(const uchar* block, uint i) {
   return (float(low | high << 4) - 32.0f) * (signed_byte(block[192 + i / 16]) * half_at(block + 208));
 }
 
-// To the nearest bf16, ties to even. A card's NaN, which a file's infinite scale makes, has all bits set: it would come out as zero.
+// To the nearest bf16, ties to even. A card's NaN, which a file's infinite scale makes, has all bits set: it would come out as
+// zero, here and as an f16.
 DEVICE float rounded_to_bfloat(float x) {
   if (x != x) return x;
   uint bits = __float_as_uint(x);
@@ -121,6 +122,7 @@ struct FourBitShape {
 
 // To the nearest f16, ties to even.
 DEVICE float rounded_to_half(float x) {
+  if (x != x) return x;
   float size = fabsf(x);
   // below 2^-14 an f16 counts in steps of 2^-24, as f32 does between 1/2 and 1
   if (size < 6.1035156e-5f) return copysignf((x + 0.75f) - 0.75f, x);

@@ -156,6 +156,25 @@ mod tests {
         Ok(())
     }
 
+    /// A card's own NaN has all bits set.
+    #[test]
+    fn four_bit_codes_under_a_scale_that_is_no_number_are_none() -> Result<()> {
+        let (packed, codes) = (Tensor::from_vec(bytes(32, 1), 32, &Device::Cpu)?, random(16, 2));
+        let absmax = Tensor::new(&[f32::from_bits(0x7fff_ffff)], &Device::Cpu)?;
+        on([&packed, &codes, &absmax], |[bytes, codes, absmax]| {
+            for round in [DType::F32, DType::F16, DType::BF16] {
+                let [bytes, codes, absmax] = [bytes, codes, absmax].map(Tensor::clone);
+                let four_bit = FourBit { bytes, codes, absmax: Absmax::Plain(absmax), block: 64, round };
+                let form = Form { rows: 1, columns: 64, numbers: Numbers::FourBit(four_bit) };
+                for dtype in [DType::F32, DType::BF16].into_iter().take(1 + usize::from(knows_bf16())) {
+                    let numbers = dequantise(&form, dtype)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+                    assert!(numbers.iter().all(|x| x.is_nan()), "{round:?}, {dtype:?}: {numbers:?}");
+                }
+            }
+            Ok(())
+        })
+    }
+
     #[test]
     fn four_bit_codes_have_the_bits_of_the_plain_form() -> Result<()> {
         for (rows, columns, block, inner) in [(1, 1, 64, 256), (3, 5, 8, 2), (7, 100, 64, 4), (16, 64, 64, 256)] {

@@ -85,8 +85,9 @@ struct FourBitShape {
   uint round;
 };
 
-// To the nearest f16, ties to even.
+// To the nearest f16, ties to even. A NaN with all bits set would come out as zero, here and as a bf16.
 inline float rounded_to_half(float x) {
+  if (x != x) return x;
   float size = fabs(x);
   // below 2^-14 an f16 counts in steps of 2^-24, as f32 does between 1/2 and 1
   if (size < 6.1035156e-5f) return copysign((x + 0.75f) - 0.75f, x);
@@ -96,6 +97,7 @@ inline float rounded_to_half(float x) {
 }
 
 inline float rounded_to_bfloat(float x) {
+  if (x != x) return x;
   uint bits = as_type<uint>(x);
   return as_type<float>((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
 }

@@ -51,6 +51,15 @@ pub fn is_card(name: &str) -> bool {
     }
 }
 
+/// The kind of a device: `cpu`, `cuda` or `metal`.
+pub fn kind(device: &Device) -> &'static str {
+    match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        Device::Metal(_) => "metal",
+    }
+}
+
 /// Nothing, or why no card can be used.
 fn cuda_is_there() -> std::result::Result<(), String> {
     #[cfg(feature = "cuda")]

@@ -12,9 +12,9 @@ use crate::{
     objective::reference_cache::{ReferenceCache, row_hash},
 };
 
-/// Names, with the type of the products, the arithmetic that log-probs in a cache depend on: raised when results change by
-/// a bit.
-const ARITHMETIC: &[u8] = b"cpu 5";
+/// Of the arithmetic that log-probs in a cache depend on, as are the kind of device and the type of the products: raised when
+/// results change by a bit.
+const VERSION: &str = " 5";
 
 /// What the policy is held to.
 #[derive(Debug)]
@@ -29,10 +29,12 @@ impl Reference {
         Self { adapter, cache: None }
     }
 
-    /// Keeps what is computed in the file at `path`, and uses what is there; `base` is the base's fingerprint.
-    pub fn cached(self, path: &Path, base: &[u8; 32], compute: Compute) -> Result<Self> {
+    /// Keeps what is computed in the file at `path`, and uses what is there, if it was computed on the same `kind` of device;
+    /// `base` is the base's fingerprint.
+    pub fn cached(self, path: &Path, base: &[u8; 32], kind: &str, compute: Compute) -> Result<Self> {
         let mut key = Sha256::new();
-        key.update(ARITHMETIC);
+        key.update(kind);
+        key.update(VERSION);
         key.update(compute.name());
         key.update(base);
         if let Some(adapter) = &self.adapter {
@@ -70,5 +72,31 @@ impl Reference {
     /// Brings what was computed to the disk.
     pub fn flush(&mut self) -> Result<()> {
         self.cache.as_mut().map_or(Ok(()), ReferenceCache::flush)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_of_devices_and_of_products_share_no_cache() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pair = TokenizedPair { prompt: vec![1], chosen: vec![2], rejected: vec![3], origin: (0, 1) };
+        let at = |kind: &str, compute| {
+            Reference::new(None).cached(&folder.path().join("reference.cache"), &[7; 32], kind, compute)
+        };
+        let kept = || -> Result<()> {
+            let mut reference = at("cpu", Compute::F32)?;
+            reference.learn(&pair, [-1.0, -2.0])?;
+            reference.flush()
+        };
+        kept()?;
+        assert_eq!(at("cpu", Compute::F32)?.known(&pair), Some([-1.0, -2.0]));
+        for (kind, compute) in [("cuda", Compute::F32), ("metal", Compute::F32), ("cpu", Compute::Bf16)] {
+            assert_eq!(at(kind, compute)?.known(&pair), None, "{kind}, {compute:?}");
+            kept()?;
+        }
+        Ok(())
     }
 }

@@ -182,7 +182,8 @@ impl<'a> Run<'a> {
         let (first, num_tokens, skipped) = at.map_or((0, 0, 0), |at| (at.step as usize, at.num_tokens, at.skipped));
         let mut reference = Reference::new(held_to);
         if recipe.memory.reference_cache {
-            reference = reference.cached(&output.join(folder::REFERENCE), &fingerprint, compute)?;
+            reference =
+                reference.cached(&output.join(folder::REFERENCE), &fingerprint, device::kind(&device), compute)?;
         }
         let mut run = Self {
             recipe,

@@ -5,7 +5,12 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
-use super::{ahead::Ahead, pack::Packed, saved::Inputs, schedule::Schedule};
+use super::{
+    ahead::Ahead,
+    pack::Packed,
+    saved::Inputs,
+    schedule::{Direction, Schedule},
+};
 use crate::{
     Result,
     model::{
@@ -211,15 +216,11 @@ impl Engine<'_> {
     fn enter(&self, layer: usize, direction: Direction) -> &Block {
         let blocks = &self.model.blocks;
         if self.schedule.stream {
-            let goes = |layer: &usize| self.schedule.lets_go(*layer, blocks.len());
-            let next = match direction {
-                Direction::Forward => (layer + 1..blocks.len()).find(goes),
-                Direction::Backward => (0..layer).rev().find(goes),
-            };
-            match next {
-                Some(next) => blocks[next].linears().for_each(|linear| linear.weight.will_need()),
-                None if direction == Direction::Forward => self.model.head.weight.will_need(),
-                None => {}
+            let asked = self.schedule.asks_for(layer, blocks.len(), direction);
+            let linears = asked.iter().flatten().flat_map(|layer| blocks[*layer].linears());
+            linears.for_each(|linear| linear.weight.will_need());
+            if asked[1].is_none() && direction == Direction::Forward {
+                self.model.head.weight.will_need();
             }
         }
         &blocks[layer]
@@ -238,10 +239,4 @@ impl Engine<'_> {
             self.model.head.weight.done_with(false);
         }
     }
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Direction {
-    Forward,
-    Backward,
 }

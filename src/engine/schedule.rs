@@ -25,6 +25,15 @@ pub struct Schedule {
 }
 
 impl Default for Schedule {
+/// Which way a pass goes through the layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// First to last.
+    Forward,
+    /// Last to first.
+    Backward,
+}
+
     /// Full speed for a base that fits into memory, without keeping: products run at full speed from a few hundred
     /// tokens on (measured on SmolLM2), and what a layer holds grows with them.
     fn default() -> Self {
@@ -49,6 +58,17 @@ impl Schedule {
     }
 }
 
+    /// Layers of so many whose weights are asked for as a pass comes to `layer`, in this order: itself where the pass begins with
+    /// it, so that nobody asked before, and the next one that was let go of.
+    pub fn asks_for(&self, layer: usize, layers: usize, direction: Direction) -> [Option<usize>; 2] {
+        let goes = |layer: &usize| self.lets_go(*layer, layers);
+        let (first, next) = match direction {
+            Direction::Forward => (0, (layer + 1..layers).find(goes)),
+            Direction::Backward => (layers - 1, (0..layer).rev().find(goes)),
+        };
+        [Some(layer).filter(|layer| *layer == first && goes(layer)), next]
+    }
+
 /// Cuts items into runs of at most so many tokens, or of one item.
 pub fn cut<T>(items: &[T], most: usize, tokens: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
     let mut rest = items;
@@ -63,4 +83,29 @@ pub fn cut<T>(items: &[T], most: usize, tokens: impl Fn(&T) -> usize) -> impl It
         rest = tail;
         (n > 0).then_some(run)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is asked for on the way through four layers, layer after layer.
+    fn asked(resident: usize, direction: Direction) -> Vec<Vec<usize>> {
+        let schedule = Schedule { stream: true, resident, ..Schedule::default() };
+        let order: Vec<usize> = match direction {
+            Direction::Forward => (0..4).collect(),
+            Direction::Backward => (0..4).rev().collect(),
+        };
+        order.into_iter().map(|layer| schedule.asks_for(layer, 4, direction).into_iter().flatten().collect()).collect()
+    }
+
+    #[test]
+    fn a_pass_asks_for_its_first_layer_before_the_next() {
+        assert_eq!(asked(0, Direction::Forward), [vec![0, 1], vec![2], vec![3], vec![]]);
+        assert_eq!(asked(0, Direction::Backward), [vec![3, 2], vec![1], vec![0], vec![]]);
+        // layers 1 and 3 go
+        assert_eq!(asked(2, Direction::Forward), [vec![1], vec![3], vec![3], vec![]]);
+        assert_eq!(asked(2, Direction::Backward), [vec![3, 1], vec![1], vec![], vec![]]);
+        assert!(asked(4, Direction::Forward).concat().is_empty());
+    }
 }

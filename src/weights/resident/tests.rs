@@ -188,6 +188,9 @@ fn pass(deaf: Option<Wait>) -> (Vec<&'static str>, bool) {
     for order in [[0, 1, 2, 3], [3, 2, 1, 0]] {
         for (i, layer) in order.into_iter().enumerate() {
             let before = std::mem::replace(&mut entered, queues.counts().computed);
+            if i == 0 {
+                layers[layer].iter().for_each(Resident::will_need);
+            }
             if let Some(next) = order.get(i + 1) {
                 layers[*next].iter().for_each(Resident::will_need);
             }

@@ -130,6 +130,34 @@ fn weights_of_a_device_stay_where_they_fit_and_stream_where_they_do_not() {
     assert!(at(&run, 400 * MIB).unwrap_err().to_string().contains("weights 480 MiB"));
 }
 
+/// Llama 8B in 8 GiB of a device, 8 pairs of 1,390 tokens a step.
+fn eight_billion(card: bool) -> (Demand, Loads, Limits) {
+    let (mut demand, _, limits) = demand();
+    (demand.start, demand.loading, demand.samples) = (0, 0, None);
+    (demand.layers, demand.widths.hidden, demand.compute, demand.rate) = (32, 4096, Compute::Bf16, plan::DEVICE_RATE);
+    let [all, layer, head, scratch] = [15_320, 416, 1_002, 0].map(|mib: usize| mib << 20);
+    demand.device = Some(DeviceWeights { all, layer, head, scratch, operand: 2, card });
+    let mut loads = Loads::default();
+    (0..5).for_each(|_| loads.step(&[PairSize { tokens: 1_390, rows: 700, seen: 700_000 }; 8]));
+    (demand, loads, Limits { weights: all as u64, matrices: 6_980_000_000, ..limits })
+}
+
+#[test]
+fn a_sweep_s_inputs_wait_on_a_card_s_host_up_to_2_gib_and_else_in_a_file_which_takes_longer() {
+    let saved = |plan: &Plan| 4 * (plan.schedule.sweep.max(1_390) * 4_096 * 32) as u64;
+    let card = eight_billion(true);
+    let plan = at(&card, 6_000 * MIB).unwrap();
+    // a whole step in one sweep would read the weights once, but its inputs would have to go through a file
+    assert!(plan.schedule.scratch && plan.file_bytes == 0 && saved(&plan) <= 2_048 * MIB, "{plan:?}");
+    // so does all that another device or the CPU puts aside
+    let other = eight_billion(false);
+    let least = plan::least(&other.0, &other.1, &other.2);
+    assert!(least.schedule.scratch && least.file_bytes == saved(&least), "{least:?}");
+    let run = demand();
+    let (least, fastest) = (plan::least(&run.0, &run.1, &run.2), at(&run, u64::MAX).unwrap());
+    assert!(least.schedule.scratch && least.file_bytes > 0 && fastest.file_bytes == 0, "{least:?}");
+}
+
 fn planned(tiny: &Tiny, set: &[&str]) -> Value {
     let sets = set.iter().flat_map(|set| ["--set", set]);
     let arguments: Vec<&str> = ["plan", "recipe.toml", "--json"].into_iter().chain(sets).collect();

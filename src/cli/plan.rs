@@ -76,7 +76,7 @@ fn told(planned: &Planned, pace: Option<f64>) -> Told<'_> {
     let rung = |plan: Plan| Rung {
         budget: Mib::up(plan.peak()).0,
         seconds_a_step: pace.map(|pace| plan.cost * pace),
-        schedule: words(&plan, planned.layers(), planned.on_device()),
+        schedule: words(&plan, planned.layers()),
     };
     Told {
         budget: planned.limits.budget,
@@ -101,7 +101,7 @@ fn text(name: &str, planned: &Planned, pace: Option<f64>) -> String {
     line(format!("{name}: {} of weights, {counted}\n", Mib(planned.limits.weights)));
     line(format!("memory.budget   {}", planned.budget));
     line(format!("predicted peak  {}, in the {} phase", Mib(plan.peak()), plan.highest().name));
-    line(format!("schedule        {}", words(plan, planned.layers(), planned.on_device())));
+    line(format!("schedule        {}", words(plan, planned.layers())));
     let time = |cost: f64| pace.map_or("not known".into(), |pace| duration(cost * pace));
     line(format!("time a step     {}", time(plan.cost)));
     line(format!("\n{:<40}{:>10}", format!("Held then ({})", plan.highest().name), "MiB"));
@@ -117,18 +117,14 @@ fn text(name: &str, planned: &Planned, pace: Option<f64>) -> String {
     line(format!("\n{:<18}{:>14}   {}", "With a budget of", "time a step", "schedule"));
     for rung in planned.ladder() {
         let budget = Mib::up(rung.peak()).to_string();
-        line(format!(
-            "  {budget:<16}{:>14}   {}",
-            time(rung.cost),
-            words(&rung, planned.layers(), planned.on_device())
-        ));
+        line(format!("  {budget:<16}{:>14}   {}", time(rung.cost), words(&rung, planned.layers())));
     }
     line("Less than the first does not work; more than the last makes nothing faster.".to_string());
     out
 }
 
 /// A schedule in words.
-fn words(plan: &Plan, layers: usize, on_device: bool) -> String {
+fn words(plan: &Plan, layers: usize) -> String {
     let schedule = &plan.schedule;
     let tokens = |tokens: usize| match tokens {
         0..=1 => "one pair".to_string(),
@@ -145,7 +141,7 @@ fn words(plan: &Plan, layers: usize, on_device: bool) -> String {
     };
     words += &format!(", {} positions at the head", schedule.head_chunk);
     if schedule.scratch {
-        words += if on_device { ", layers' inputs on the host" } else { ", layers' inputs in a file" };
+        words += if plan.file_bytes > 0 { ", layers' inputs in a file" } else { ", layers' inputs on the host" };
     }
     let go = layers - schedule.resident.min(layers);
     words += &match go {
@@ -175,7 +171,7 @@ mod tests {
     use crate::engine::schedule::Schedule;
 
     fn plan(schedule: Schedule, from_disk: bool) -> Plan {
-        Plan { schedule, at_once: 1, from_disk, phases: vec![], cost: 1.0 }
+        Plan { schedule, at_once: 1, from_disk, file_bytes: 0, phases: vec![], cost: 1.0 }
     }
 
     #[test]
@@ -191,7 +187,7 @@ mod tests {
             head_stays: false,
         };
         assert_eq!(
-            words(&plan(full.clone(), false), 30, false),
+            words(&plan(full.clone(), false), 30),
             "up to 768 tokens at once, nothing computed twice, 128 positions at the head"
         );
         let tight = Schedule {
@@ -205,13 +201,14 @@ mod tests {
             head_stays: false,
         };
         assert_eq!(
-            words(&plan(tight, true), 30, false),
+            words(&Plan { file_bytes: 1, ..plan(tight, true) }, 30),
             "one pair at once, up to 900 tokens a sweep, every layer computed again on the way back, 16 positions at the \
              head, layers' inputs in a file, the base read from the disk layer by layer"
         );
         assert!(
-            words(&plan(Schedule { keep: 3, ..full }, false), 30, false)
+            words(&plan(Schedule { keep: 3, ..full.clone() }, false), 30)
                 .contains(", 3 of 30 layers not computed twice")
         );
+        assert!(words(&plan(Schedule { scratch: true, ..full }, false), 30).ends_with(", layers' inputs on the host"));
     }
 }

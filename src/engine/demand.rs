@@ -5,7 +5,10 @@
 
 use serde::Serialize;
 
-use super::schedule::{Schedule, cut};
+use super::{
+    saved::wait_on_host,
+    schedule::{Schedule, cut},
+};
 use crate::{
     kernels::{
         attention::{self, Heads},
@@ -194,6 +197,13 @@ impl Demand {
             }
         }
         phases
+    }
+
+    /// Bytes of the largest sweep's saved inputs where they wait in a file; 0 where they do not.
+    pub fn in_file(&self, schedule: &Schedule, training: &Load) -> u64 {
+        let numbers = training.sweep_tokens * self.widths.hidden * self.layers;
+        let card = self.device.is_some_and(|device| device.card);
+        if schedule.scratch && !wait_on_host(card, numbers) { (numbers * F32) as u64 } else { 0 }
     }
 
     /// What is held from the first step to the last. `scoring`: where the head is about to be used.

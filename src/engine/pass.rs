@@ -21,9 +21,6 @@ use crate::{
     objective::logps::{TokenScore, score},
 };
 
-/// Saved numbers that a card's host may hold, 2 GiB; more wait in a file.
-const ON_HOST: usize = 512 << 20;
-
 /// Called between a layer's micro-batches; an error ends the pass there.
 pub type Poll<'a> = &'a dyn Fn() -> Result<()>;
 
@@ -183,8 +180,7 @@ impl Engine<'_> {
             return Ok(Inputs::in_memory());
         }
         let numbers = xs.iter().map(Tensor::elem_count).sum::<usize>() * self.model.blocks.len();
-        let on_host = (numbers <= ON_HOST).then(|| Inputs::on_host(&self.model.device, numbers)).flatten();
-        on_host.map_or_else(|| Inputs::in_file(self.scratch), Ok)
+        Inputs::aside(&self.model.device, numbers, self.scratch)
     }
 
     fn embed(&self, micros: &[Micro]) -> Result<Vec<Tensor>> {

@@ -36,7 +36,8 @@ const AGAIN: f64 = 0.75;
 const DISK: f64 = 1e9;
 /// Operations a second of a device in bf16 that does not say how fast it is.
 pub const DEVICE_RATE: f64 = 1e14;
-/// Bytes a second of weights from a file to a device beside its work, and of layers' inputs to the host and back (H200).
+/// Bytes a second of weights from a file to a device beside its work, and of layers' inputs to the host's memory and back
+/// (H200).
 const WEIGHTS_COME: f64 = 1.4e10;
 const INPUTS_COME: f64 = 2.5e10;
 /// Share of the shorter of two that it adds where a device computes while layers come to it.
@@ -118,6 +119,8 @@ pub struct Plan {
     pub at_once: usize,
     /// Whether the base is larger than what the machine or the device has for it, so that every sweep reads it twice.
     pub from_disk: bool,
+    /// Bytes of layers' inputs that wait in a file at once; 0: they wait in memory.
+    pub file_bytes: u64,
     /// What is held when.
     pub phases: Vec<Phase>,
     /// A guess at a step's seconds; good for comparing plans alone.
@@ -211,7 +214,7 @@ fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<
                     let (micro, stream) = (cut.micro, layers != Layers::Stay);
                     let schedule = Schedule { sweep, micro, keep, head_chunk, scratch, stream, resident, head_stays };
                     let phases = demand.phases(&schedule, &cut.training, &cut.evaluation, at_once);
-                    Plan { schedule, at_once, from_disk: false, phases, cost: 0.0 }
+                    Plan { schedule, at_once, from_disk: false, file_bytes: 0, phases, cost: 0.0 }
                 };
                 let most = |plan: &dyn Fn(usize) -> Plan| {
                     (1..=demand.layers).rev().find(|n| plan(*n).peak() <= limits.budget).unwrap_or(0)
@@ -235,6 +238,7 @@ fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<
                 } else {
                     chosen.from_disk = chosen.schedule.stream;
                 }
+                chosen.file_bytes = demand.in_file(&chosen.schedule, &cut.training);
                 chosen.cost = cost(demand, loads, limits, &chosen, &cut.training);
                 chosen
             })
@@ -276,18 +280,19 @@ fn cost(demand: &Demand, loads: &Loads, limits: &Limits, plan: &Plan, load: &Loa
     let hidden = demand.widths.hidden as f64;
     let head = 4.0 * rows * hidden * demand.head.vocabulary() as f64 * (1.0 + HEAD_PACKING / head_chunk as f64);
     let saved = if scratch { 2.0 * tokens * hidden * 4.0 * demand.layers as f64 } else { 0.0 };
+    let saved = saved / if plan.file_bytes > 0 { DISK } else { INPUTS_COME };
     let attention = ATTENTION[usize::from(demand.compute == Compute::Bf16)];
     let computing = (layers + head + attention * attended) / demand.rate;
     let Some(weights) = demand.device else {
         let read = if plan.from_disk { 2.0 * limits.weights as f64 / DISK } else { 0.0 };
-        return computing + saved / DISK + sweeps * read;
+        return computing + saved + sweeps * read;
     };
     let go = 1.0 - resident as f64 / demand.layers.max(1) as f64;
     let read = |bytes: f64| if plan.from_disk { sweeps * bytes / WEIGHTS_COME } else { 0.0 };
     let layers_come = read(2.0 * go * (weights.all - weights.head) as f64);
     // its copy begins behind the last layer's, and is waited for
     let head_comes = if head_stays { 0.0 } else { read(weights.head as f64) };
-    computing.max(layers_come) + NOT_HIDDEN * computing.min(layers_come) + head_comes + saved / INPUTS_COME
+    computing.max(layers_come) + NOT_HIDDEN * computing.min(layers_come) + head_comes + saved
 }
 
 /// A size in MiB.

@@ -17,6 +17,15 @@ use crate::{
     kernels::host::{bytes, floats_from},
 };
 
+/// Numbers of a sweep that a card's host may hold, 2 GiB.
+const ON_HOST: usize = 512 << 20;
+
+/// Whether so many numbers of a sweep, where they are not to stay where they are computed, wait in the host's memory: a CUDA
+/// card's, if they are not too many. All others wait in a file.
+pub fn wait_on_host(card: bool, numbers: usize) -> bool {
+    card && numbers <= ON_HOST
+}
+
 /// Tensors by the order in which they were put in; each is taken once.
 pub struct Inputs(Place);
 
@@ -33,10 +42,18 @@ impl Inputs {
         Self(Place::Memory(Vec::new()))
     }
 
-    /// Keeps so many numbers of a card in the host's memory. None for another device, and where the host has no room that the
-    /// card can reach.
+    /// Keeps so many numbers of a device elsewhere: in the host's memory where they [`wait_on_host`], else in a file of their own
+    /// in `folder`, as where the host has no room that the card can reach.
+    ///
+    /// # Errors
+    /// [`Error::Run`] where the file cannot be made.
+    pub fn aside(device: &Device, numbers: usize, folder: &Path) -> Result<Self> {
+        let on_host = wait_on_host(device.is_cuda(), numbers).then(|| Self::on_host(device, numbers)).flatten();
+        on_host.map_or_else(|| Self::in_file(folder), Ok)
+    }
+
     #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
-    pub fn on_host(device: &Device, numbers: usize) -> Option<Self> {
+    fn on_host(device: &Device, numbers: usize) -> Option<Self> {
         match device {
             #[cfg(feature = "cuda")]
             Device::Cuda(card) => Pinned::new(card, numbers).ok().map(|pinned| Self(Place::Pinned(pinned))),
@@ -44,11 +61,7 @@ impl Inputs {
         }
     }
 
-    /// Keeps tensors in a file of their own in `folder`.
-    ///
-    /// # Errors
-    /// [`Error::Run`] where it cannot be made.
-    pub fn in_file(folder: &Path) -> Result<Self> {
+    fn in_file(folder: &Path) -> Result<Self> {
         Ok(Self(Place::File(Scratch::create(folder)?)))
     }
 

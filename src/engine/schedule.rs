@@ -14,7 +14,8 @@ pub struct Schedule {
     pub keep: usize,
     /// Positions whose logits exist at once.
     pub head_chunk: usize,
-    /// Whether the layers' inputs wait in a file instead of in memory; a card's in the host's memory up to 2 GiB.
+    /// Whether the layers' inputs wait elsewhere than in the memory that is planned: in a file, or in a card's host
+    /// ([`super::saved::wait_on_host`]).
     pub scratch: bool,
     /// Whether a layer's pages are dropped after use, and those of the next are read ahead.
     pub stream: bool,
@@ -24,7 +25,6 @@ pub struct Schedule {
     pub head_stays: bool,
 }
 
-impl Default for Schedule {
 /// Which way a pass goes through the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -34,6 +34,7 @@ pub enum Direction {
     Backward,
 }
 
+impl Default for Schedule {
     /// Full speed for a base that fits into memory, without keeping: products run at full speed from a few hundred
     /// tokens on (measured on SmolLM2), and what a layer holds grows with them.
     fn default() -> Self {
@@ -56,7 +57,6 @@ impl Schedule {
         let go = layers.saturating_sub(self.resident);
         self.stream && (layer + 1) * go / layers != layer * go / layers
     }
-}
 
     /// Layers of so many whose weights are asked for as a pass comes to `layer`, in this order: itself where the pass begins with
     /// it, so that nobody asked before, and the next one that was let go of.
@@ -68,6 +68,7 @@ impl Schedule {
         };
         [Some(layer).filter(|layer| *layer == first && goes(layer)), next]
     }
+}
 
 /// Cuts items into runs of at most so many tokens, or of one item.
 pub fn cut<T>(items: &[T], most: usize, tokens: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {

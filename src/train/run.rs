@@ -232,7 +232,8 @@ impl<'a> Run<'a> {
         write_recipe(self.recipe)
     }
 
-    /// At most so many bytes come to stand in the run's folder besides what is there.
+    /// At most so many bytes come to stand in the run's folder besides what is there, among them for a while the layers'
+    /// inputs that wait in a file.
     fn bytes_to_write(&self, first: usize, total: usize) -> Result<u64> {
         let recipe = &self.recipe.train;
         let moments: usize = self.optimizer.state().1.iter().map(|(_, moment)| moment.elem_count()).sum();
@@ -249,7 +250,7 @@ impl<'a> Run<'a> {
             true => (self.rows.train.len() + self.rows.eval.len()) as u64 * RECORD as u64,
             false => 0,
         };
-        Ok(new.saturating_mul(checkpoint).saturating_add(adapter + rows + cache))
+        Ok(new.saturating_mul(checkpoint).saturating_add(adapter + rows + cache + self.plan.file_bytes))
     }
 
     /// Steps `first` to the last, with the evaluations and checkpoints between them; returns the held-out averages

@@ -203,14 +203,11 @@ fn read_matrices(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<A
     Ok(matrices)
 }
 
-/// The order of dotted names in which layer 2 stands before layer 10.
+/// The order of dotted names in which layer 2 stands before layer 10: part by part, numbers (by size, then by spelling)
+/// before texts.
 fn by_layer(x: &str, y: &str) -> Ordering {
-    let part = |x: &str, y: &str| match (x.parse::<u64>(), y.parse::<u64>()) {
-        (Ok(x), Ok(y)) => x.cmp(&y),
-        _ => x.cmp(y),
-    };
-    let parts = x.split('.').zip(y.split('.')).map(|(x, y)| part(x, y));
-    parts.fold(Ordering::Equal, Ordering::then).then_with(|| x.cmp(y))
+    let parts = |name| str::split(name, '.').map(|part| (part.parse::<u64>().map_err(drop), part));
+    parts(x).cmp(parts(y))
 }
 
 #[cfg(test)]
@@ -272,6 +269,17 @@ mod tests {
         assert_eq!(first, file());
         let card = std::fs::read_to_string(folder.path().join("README.md")).unwrap();
         assert!(card.contains("base_model: \"owner/base\""), "{card}");
+    }
+
+    #[test]
+    fn the_order_of_names_is_one_whatever_they_are() {
+        let sorted = "01 1 1.a 9 010.b 10 10.a 18446744073709551615 18446744073709551616 1a a a.9.x a.10 a.1a b";
+        let sorted: Vec<&str> = sorted.split(' ').collect();
+        for (i, x) in sorted.iter().enumerate() {
+            for (j, y) in sorted.iter().enumerate() {
+                assert_eq!(by_layer(x, y), i.cmp(&j), "{x:?} and {y:?}");
+            }
+        }
     }
 
     #[test]

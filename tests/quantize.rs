@@ -10,10 +10,16 @@ mod tiny;
 
 use std::{fs, process::Command};
 
-use dpo_lora::{data::TokenizedPair, export::quantize, model::linear::Through};
+use dpo_lora::{data::TokenizedPair, export::quantize, model::linear::Through, weights::ModelFolder};
 use numbers::{Ids, Most, open, token_logps, worst};
+use safetensors::{
+    SafeTensors,
+    tensor::{Dtype, TensorView},
+};
 use serde_json::{Value, json};
-use tiny::{Tiny, stderr};
+use tiny::{Tiny, stderr, weights, write_weights};
+
+const WEIGHTS: &str = "base/model.safetensors";
 
 #[test]
 fn a_gguf_file_of_ours_is_a_base_like_any_other() {
@@ -57,6 +63,96 @@ fn rows_that_do_not_fit_a_format_take_the_next_one_or_are_refused() {
     let refused = tiny.run(&["quantize", "base", "--to", "nf4", "small"]);
     assert!(refused.status.code() == Some(3) && stderr(&refused).contains("choose --to q8_0"), "{}", stderr(&refused));
     assert!(!tiny.path("small").exists());
+}
+
+/// Older checkpoints hold the causal mask of every layer beside the weights, as bytes or as floats.
+#[test]
+fn masks_of_older_checkpoints_are_copied_as_they_lie() {
+    let tiny = Tiny::new();
+    // NF4 wants rows in blocks of 64
+    tiny.set_json("base/config.json", "intermediate_size", json!(64));
+    let mut all = weights(2);
+    for (name, (shape, values)) in all.iter_mut().filter(|(name, _)| name.contains(".mlp.")) {
+        *shape = if name.contains("down_proj") { vec![32, 64] } else { vec![64, 32] };
+        *values = values.iter().copied().cycle().take(32 * 64).collect();
+    }
+    let float = "model.layers.1.attn.bias";
+    all.insert(float.into(), (vec![1, 1, 4, 4], (0..16).map(|i| (i % 2) as f32).collect()));
+    write_weights(&tiny.path(WEIGHTS), &all);
+    let (bytes, mask) = (tiny.bytes(WEIGHTS), [1, 0, 0, 1, 1, 0, 1, 1, 1]);
+    let mut tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    let masks = [("model.layers.0.attn.bias", Dtype::U8), ("model.layers.1.attn.mask", Dtype::BOOL)];
+    for (name, dtype) in masks {
+        tensors.push((name.into(), TensorView::new(dtype, vec![1, 1, 3, 3], &mask).unwrap()));
+    }
+    safetensors::serialize_to_file(tensors, None, &tiny.path(WEIGHTS)).unwrap();
+
+    tiny.train("run", &["train.max_steps=1"]);
+    tiny.ok(&["export", "runs/run", "--to", "merged", "merged"]);
+    tiny.ok(&["export", "runs/run", "--to", "merged", "narrow", "--dtype", "bf16"]);
+    tiny.ok(&["quantize", "base", "--to", "nf4", "small"]);
+    tiny.ok(&["generate", "small", "--prompt", "a", "--max-new-tokens", "3"]);
+    let base = ModelFolder::open(&tiny.path("base")).unwrap();
+    for folder in ["merged", "narrow", "small"] {
+        let written = ModelFolder::open(&tiny.path(folder)).unwrap();
+        for (name, _) in masks {
+            let (before, after) = (base.raw(name).unwrap(), written.raw(name).unwrap());
+            assert_eq!((before.stored, before.shape), (after.stored, after.shape), "{name} of {folder}");
+            assert_eq!(before.bytes, after.bytes, "{name} of {folder}");
+        }
+        assert_eq!(written.plain(float).unwrap().to_f32(), all[float].1, "{folder}");
+    }
+
+    // a weight of such a type is none that could be copied
+    let header = String::from_utf8_lossy(&tiny.bytes(WEIGHTS)).find("lm_head.weight").unwrap();
+    let mut bytes = tiny.bytes(WEIGHTS);
+    let at = header + bytes[header..].windows(3).position(|three| three == b"F32").unwrap();
+    bytes[at..at + 3].copy_from_slice(b"I32");
+    tiny.write(WEIGHTS, bytes);
+    for command in [&["export", "runs/run", "--to", "merged", "out"][..], &["quantize", "base", "--to", "nf4", "out"]] {
+        let refused = tiny.run(command);
+        let said = stderr(&refused);
+        assert!(refused.status.code() == Some(3) && said.contains("is stored as I32, which is not read"), "{said}");
+        assert!(!tiny.path("out").exists());
+    }
+}
+
+#[test]
+fn weights_that_are_not_those_of_the_config_are_not_quantised() {
+    type Case = (fn(&Tiny), &'static [&'static str], &'static str);
+    fn set(tiny: &Tiny, key: &str, value: u64) {
+        tiny.set_json("base/config.json", key, json!(value));
+    }
+    fn with(tiny: &Tiny, name: &str, length: usize) {
+        let mut weights = weights(2);
+        weights.insert(name.into(), (vec![length], vec![0.0; length]));
+        write_weights(&tiny.path(WEIGHTS), &weights);
+    }
+    let shape = "the two files do not belong together";
+    let more = "is no part of what is written as GGUF";
+    let (all, gguf) = (&["q8_0", "q4_k", "nf4"][..], &["q8_0", "q4_k"][..]);
+    let cases: [Case; 8] = [
+        // it divides the rows of every matrix
+        (|t| set(t, "head_dim", 16), all, shape),
+        (|t| set(t, "head_dim", 128), all, shape),
+        (|t| set(t, "vocab_size", 331), all, shape),
+        (|t| set(t, "num_hidden_layers", 3), all, "there is no tensor \"model.layers.2."),
+        (|t| with(t, "model.norm.weight", 33), all, shape),
+        (|t| with(t, "model.layers.0.mlp.up_proj.weight", 48 * 32), all, shape),
+        (|t| set(t, "num_hidden_layers", 1), gguf, more),
+        (|t| with(t, "model.layers.0.self_attn.q_proj.bias", 32), gguf, more),
+    ];
+    for (i, (spoil, formats, says)) in cases.into_iter().enumerate() {
+        let tiny = Tiny::new();
+        spoil(&tiny);
+        let before = tiny.names("");
+        for to in formats {
+            let refused = tiny.run(&["quantize", "base", "--to", to, "out.gguf"]);
+            let said = stderr(&refused);
+            assert!(refused.status.code() == Some(3) && said.contains(says), "case {i}, {to}: {said}");
+            assert_eq!(tiny.names(""), before, "case {i}, {to}");
+        }
+    }
 }
 
 /// A Conv1D is quantised as the linear layer that it is.

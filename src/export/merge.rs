@@ -14,7 +14,8 @@ use super::peft::{AdapterFolder, AdapterMatrix};
 use crate::model::Config;
 use crate::store::{Folder, SafetensorsWriter, write_atomic};
 use crate::weights::gguf::{self, GgufFile};
-use crate::weights::{DType, ModelFolder, StoredMatrix, StoredTensor, config_object, is_gguf};
+use crate::weights::safetensors::Stored;
+use crate::weights::{DType, ModelFolder, StoredMatrix, StoredTensor, config_object, folder::Raw, is_gguf};
 use crate::{Error, Result};
 
 /// Bytes of tensors in one file, as transformers splits them at most.
@@ -41,7 +42,8 @@ const COMPANIONS: [&str; 10] = [
 ];
 
 /// Writes the merged model to `out`, which must not exist yet. Without `dtype` every tensor keeps its own, which a
-/// quantised one cannot: an update does not survive in four bits.
+/// quantised one cannot: an update does not survive in four bits. What is in a format that weights are not read from, as
+/// the masks of older checkpoints are, is copied as it lies, whatever `dtype` says.
 ///
 /// # Errors
 /// [`Error::Recipe`] where `out` is taken, or the base is quantised and no `dtype` is named; [`Error::Input`] where the adapter does not fit the base or a value does
@@ -129,15 +131,19 @@ fn merge_in_shards(
     for (number, shard) in shards.iter().enumerate() {
         let path = folder.path().join(file_name(number));
         let mut writer = SafetensorsWriter::create(&path, shard, &[("format", "pt")])?;
-        for (name, dtype, _) in shard {
-            let tensor = tensor(name)?;
-            match (matrices.get(name), base.plain(name)) {
-                (None, Some(plain)) if plain.dtype == *dtype => writer.write(name, plain.bytes())?,
-                (None, _) => write_blocks(&mut writer, name, &tensor, *dtype, |_, _| {})?,
-                (Some(matrix), _) => {
-                    let scale = adapter.config.scale_of(&matrix.module)? as f32;
-                    let add = if turned(matrix) { add_turned } else { add };
-                    write_blocks(&mut writer, name, &tensor, *dtype, |row, rows| add(matrix, scale, row, rows))?;
+        for (name, stored, _) in shard {
+            let matrix = matrices.get(name);
+            if let Some(raw) = base.raw(name).filter(|raw| matrix.is_none() && raw.stored == *stored) {
+                writer.write(name, raw.bytes)?;
+            } else if let Stored::Float(dtype) = *stored {
+                let tensor = tensor(name)?;
+                match matrix {
+                    None => write_blocks(&mut writer, name, &tensor, dtype, |_, _| {})?,
+                    Some(matrix) => {
+                        let scale = adapter.config.scale_of(&matrix.module)? as f32;
+                        let add = if turned(matrix) { add_turned } else { add };
+                        write_blocks(&mut writer, name, &tensor, dtype, |row, rows| add(matrix, scale, row, rows))?;
+                    }
                 }
             }
         }
@@ -145,7 +151,7 @@ fn merge_in_shards(
     }
     if shards.len() > 1 {
         let tensors = || shards.iter().enumerate().flat_map(|(number, shard)| shard.iter().map(move |t| (number, t)));
-        let total: u64 = tensors().map(|(_, (_, dtype, shape))| bytes_of(*dtype, shape)).sum();
+        let total: u64 = tensors().map(|(_, (_, stored, shape))| bytes_of(*stored, shape)).sum();
         let map: BTreeMap<&str, String> = tensors().map(|(n, (name, ..))| (name.as_str(), file_name(n))).collect();
         let index = json!({"metadata": {"total_size": total}, "weight_map": map});
         write_json(&folder.path().join("model.safetensors.index.json"), &index)?;
@@ -154,7 +160,7 @@ fn merge_in_shards(
     folder.finish()
 }
 
-type Shard = Vec<(String, DType, Vec<usize>)>;
+type Shard = Vec<(String, Stored, Vec<usize>)>;
 
 /// Fills files with tensors in the order of their names; within a file the wider numbers come first, so that all
 /// are aligned.
@@ -166,27 +172,32 @@ fn plan_shards(
 ) -> Result<Vec<Shard>> {
     let (mut shards, mut filled) = (vec![Shard::new()], 0);
     for name in base.names() {
-        let tensor = tensor(name)?;
-        let own = || DType::named(&tensor.format).ok_or_else(|| unnamed_type(base));
-        let dtype = dtype.map_or_else(own, Ok)?;
-        let bytes = bytes_of(dtype, &tensor.shape);
+        let (stored, shape) = match base.raw(name) {
+            Some(Raw { stored: stored @ Stored::Other(_), shape, .. }) => (stored, shape.to_vec()),
+            _ => {
+                let tensor = tensor(name)?;
+                let own = || DType::named(&tensor.format).ok_or_else(|| unnamed_type(base));
+                (dtype.map_or_else(own, Ok)?.into(), tensor.shape)
+            }
+        };
+        let bytes = bytes_of(stored, &shape);
         if filled > 0 && filled + bytes > max_shard {
             shards.push(Shard::new());
             filled = 0;
         }
         filled += bytes;
         if let Some(shard) = shards.last_mut() {
-            shard.push((name.to_string(), dtype, tensor.shape));
+            shard.push((name.to_string(), stored, shape));
         }
     }
     for shard in &mut shards {
-        shard.sort_by_key(|(_, dtype, _)| std::cmp::Reverse(dtype.size()));
+        shard.sort_by_key(|(_, stored, _)| std::cmp::Reverse(stored.name_and_size().1));
     }
     Ok(shards)
 }
 
-fn bytes_of(dtype: DType, shape: &[usize]) -> u64 {
-    shape.iter().product::<usize>() as u64 * dtype.size() as u64
+fn bytes_of(stored: Stored, shape: &[usize]) -> u64 {
+    shape.iter().product::<usize>() as u64 * stored.name_and_size().1 as u64
 }
 
 /// Writes a tensor in another format or with something added: `change` gets the first row's number and the rows.
@@ -198,10 +209,11 @@ fn write_blocks(
     change: impl Fn(usize, &mut [f32]),
 ) -> Result<()> {
     let (width, height) = (tensor.columns(), tensor.rows());
-    if width == 0 {
+    // where there is no row, a row may be of any width
+    if width == 0 || height == 0 {
         return Ok(());
     }
-    let block = (BLOCK / width).clamp(1, height.max(1));
+    let block = (BLOCK / width).clamp(1, height);
     let (mut values, mut bytes) = (vec![0.0; block * width], Vec::new());
     for first in (0..height).step_by(block) {
         let rows = first..height.min(first + block);
@@ -300,18 +312,29 @@ mod tests {
 
     /// A base of an embedding, a norm (f32), two adapted matrices and a head.
     fn base() -> (tempfile::TempDir, ModelFolder) {
+        base_with(&[])
+    }
+
+    /// The same with more tensors; those of other formats hold bytes that count up.
+    fn base_with(more: &[(&str, Stored, &[usize])]) -> (tempfile::TempDir, ModelFolder) {
         let folder = tempfile::tempdir().unwrap();
-        let entries: Vec<(String, DType, Vec<usize>)> = vec![
-            ("model.norm.weight".into(), DType::F32, vec![4]),
-            ("model.embed_tokens.weight".into(), DType::BF16, vec![5, 4]),
-            ("model.layers.0.mlp.up_proj.weight".into(), DType::BF16, vec![6, 4]),
-            ("model.layers.0.mlp.down_proj.weight".into(), DType::BF16, vec![4, 6]),
-            ("lm_head.weight".into(), DType::BF16, vec![5, 4]),
+        let own: [(&str, Stored, &[usize]); 5] = [
+            ("model.norm.weight", DType::F32.into(), &[4]),
+            ("model.embed_tokens.weight", DType::BF16.into(), &[5, 4]),
+            ("model.layers.0.mlp.up_proj.weight", DType::BF16.into(), &[6, 4]),
+            ("model.layers.0.mlp.down_proj.weight", DType::BF16.into(), &[4, 6]),
+            ("lm_head.weight", DType::BF16.into(), &[5, 4]),
         ];
+        let entry = |(name, stored, shape): &(&str, Stored, &[usize])| (name.to_string(), *stored, shape.to_vec());
+        let entries: Vec<_> = own.iter().chain(more).map(entry).collect();
         let mut writer = SafetensorsWriter::create(&folder.path().join("model.safetensors"), &entries, &[]).unwrap();
-        for (name, dtype, shape) in &entries {
+        for (name, stored, shape) in &entries {
+            let elements: usize = shape.iter().product();
             let mut bytes = Vec::new();
-            dtype.encode(&values(shape.iter().product()), &mut bytes);
+            match stored {
+                Stored::Float(dtype) => dtype.encode(&values(elements), &mut bytes),
+                Stored::Other(_) => bytes.extend((0..).take(elements * stored.name_and_size().1)),
+            }
             writer.write(name, &bytes).unwrap();
         }
         writer.finish().unwrap();
@@ -389,6 +412,44 @@ mod tests {
         }
         let config = fs::read_to_string(many.path().join("config.json")).unwrap();
         assert!(config.contains("\"dtype\": \"float32\"") && !config.contains("torch_dtype"), "{config}");
+    }
+
+    #[test]
+    fn what_is_no_weight_is_copied_whatever_the_type() {
+        let types: Vec<&str> =
+            "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ U16 I16 U32 I32 U64 I64 F64 C64"
+                .split(' ')
+                .collect();
+        let more: Vec<(&str, Stored, &[usize])> =
+            types.iter().map(|name| (*name, Stored::Other(name), &[1, 3, 1][..])).collect();
+        let (_folder, base) = base_with(&more);
+        let place = tempfile::tempdir().unwrap();
+        for (name, dtype) in [("own", None), ("f32", Some(DType::F32))] {
+            let out = place.path().join(name);
+            merge_in_shards(&base, &adapter(), &out, dtype, 100).unwrap();
+            let merged = ModelFolder::open(&out).unwrap();
+            assert!(merged.names().eq(base.names()));
+            for name in &types {
+                let (before, after) = (base.raw(name).unwrap(), merged.raw(name).unwrap());
+                assert_eq!((before.stored, before.shape), (after.stored, after.shape), "{name}");
+                assert_eq!(before.bytes, after.bytes, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_tensor_without_rows_stays_without() {
+        let shapes = [("a", [0, 1 << 61]), ("b", [1 << 60, 0])];
+        let (_folder, base) = base_with(&shapes.each_ref().map(|(name, shape)| (*name, DType::F32.into(), &shape[..])));
+        let place = tempfile::tempdir().unwrap();
+        for dtype in [DType::F32, DType::BF16] {
+            let out = place.path().join(dtype.to_string());
+            merge(&base, &adapter(), &out, Some(dtype)).unwrap();
+            let merged = ModelFolder::open(&out).unwrap();
+            for (name, shape) in &shapes {
+                assert_eq!(merged.raw(name).unwrap().shape, shape);
+            }
+        }
     }
 
     #[test]

@@ -64,6 +64,14 @@ impl Decoder {
         Self::opened(Opener { folder, config, device, compute, uploader })
     }
 
+    /// Holds a folder against a config: all that a decoder is made of is there, in the shapes that the config says.
+    ///
+    /// # Errors
+    /// As [`Decoder::open`].
+    pub fn check(folder: &ModelFolder, config: &Config) -> Result<()> {
+        Self::open(folder, config, &Device::Cpu, Compute::F32).map(drop)
+    }
+
     fn opened(open: Opener) -> Result<Self> {
         let Opener { config, device, .. } = open;
         let (family, hidden) = (config.family, config.hidden_size);

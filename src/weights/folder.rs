@@ -67,6 +67,17 @@ pub struct Info {
     pub bytes: usize,
 }
 
+/// A tensor as a safetensors file has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Raw<'a> {
+    /// Its number format.
+    pub stored: Stored,
+    /// Its dimensions, outermost first.
+    pub shape: &'a [usize],
+    /// Its numbers, row-major, little-endian.
+    pub bytes: &'a [u8],
+}
+
 /// Whether a path is that of a GGUF file, by its name.
 pub fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) && !path.is_dir()
@@ -178,6 +189,16 @@ impl ModelFolder {
             Some(Held::Plain(tensor)) => Some(tensor),
             _ => None,
         }
+    }
+
+    /// A tensor as it lies, be it a weight or not; `None` where there is none of this name, or it is quantised.
+    pub fn raw(&self, name: &str) -> Option<Raw<'_>> {
+        Some(match self.tensors.get(name)? {
+            Held::Plain(tensor) => Raw { stored: tensor.dtype.into(), shape: &tensor.shape, bytes: &tensor.bytes },
+            // ggml's blocks are no format of safetensors
+            Held::Unread(Unread { format, shape, bytes, .. }) => Raw { stored: Stored::parse(format)?.0, shape, bytes },
+            Held::Quantised(_) => return None,
+        })
     }
 
     /// The quantised formats in it, sorted; none where all numbers are plain.

@@ -101,13 +101,15 @@ impl SafetensorsFile {
 }
 
 /// Formats that are no weights by themselves, and their bytes.
-const OTHERS: [(&str, usize); 13] = [
+const OTHERS: [(&str, usize); 16] = [
     ("BOOL", 1),
     ("U8", 1),
     ("I8", 1),
     ("F8_E4M3", 1),
     ("F8_E5M2", 1),
     ("F8_E8M0", 1),
+    ("F8_E4M3FNUZ", 1),
+    ("F8_E5M2FNUZ", 1),
     ("U16", 2),
     ("I16", 2),
     ("U32", 4),
@@ -115,11 +117,12 @@ const OTHERS: [(&str, usize); 13] = [
     ("U64", 8),
     ("I64", 8),
     ("F64", 8),
+    ("C64", 8),
 ];
 
 impl Stored {
     /// The format of a name in the header, with its size in bytes. Formats under a byte are not known here.
-    fn parse(name: &str) -> Option<(Self, usize)> {
+    pub(super) fn parse(name: &str) -> Option<(Self, usize)> {
         if let Some(dtype) = [DType::F32, DType::F16, DType::BF16].into_iter().find(|d| d.safetensors_name() == name) {
             return Some((Self::Float(dtype), dtype.size()));
         }

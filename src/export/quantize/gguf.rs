@@ -9,23 +9,28 @@ use crate::model::Config;
 use crate::weights::gguf::GgmlType;
 use crate::weights::gguf::encode::encode;
 use crate::weights::gguf::matrix::row_of_halves;
-use crate::weights::gguf::names::{Architecture, Change};
+use crate::weights::gguf::names::{Architecture, Change, layer_of};
 use crate::weights::gguf::writer::{Entry, GgufWriter, Keys};
 use crate::weights::{DType, ModelFolder};
 use crate::{Error, Result};
 
-pub fn write(model: &ModelFolder, to: To, out: &Path, told: &mut dyn FnMut(&Written) -> Result<()>) -> Result<()> {
-    let config = Config::read(model.path())?;
+pub fn write(
+    model: &ModelFolder,
+    config: &Config,
+    to: To,
+    out: &Path,
+    told: &mut dyn FnMut(&Written) -> Result<()>,
+) -> Result<()> {
     let refuse = |reason: &str| Error::input(format!("{}: {reason}", model.path().display()));
     let architecture = Architecture::of_model_type(config.family.model_type)
         .ok_or_else(|| refuse("models of this family are not written as GGUF; choose --to nf4"))?;
     let mut keys = Keys::default();
-    gguf_keys::describe(&mut keys, &architecture, &config, to)
+    gguf_keys::describe(&mut keys, &architecture, config, to)
         .map_err(|reason| refuse(&format!("{reason} is not written as GGUF; choose --to nf4")))?;
-    gguf_tokenizer::describe(&mut keys, model.path(), &config)?;
+    gguf_tokenizer::describe(&mut keys, model.path(), config)?;
 
     let mut planned: Vec<(Source, Entry)> = Vec::new();
-    for (name, numbers) in gguf_keys::factors(&config, model.path())? {
+    for (name, numbers) in gguf_keys::factors(config, model.path())? {
         let entry = (name.to_string(), GgmlType::F32, vec![numbers.len()]);
         planned.push((Source::Numbers(numbers), entry));
     }
@@ -33,7 +38,12 @@ pub fn write(model: &ModelFolder, to: To, out: &Path, told: &mut dyn FnMut(&Writ
         if config.tie_word_embeddings && folder_name.strip_suffix(".weight") == Some(config.family.head) {
             continue;
         }
-        let Some((gguf_name, change)) = architecture.gguf_name(folder_name) else {
+        // llama.cpp would read what the config knows nothing of: more layers, biases that it does not state
+        let stated = |name: &str| {
+            let inside = layer_of(name).is_none_or(|(layer, _)| (layer as usize) < config.num_hidden_layers);
+            inside && (config.qkv_bias || !name.ends_with(".bias"))
+        };
+        let Some((gguf_name, change)) = architecture.gguf_name(folder_name).filter(|(name, _)| stated(name)) else {
             return Err(refuse(&format!("tensor {folder_name:?} is no part of what is written as GGUF")));
         };
         let shape = model.info(folder_name).map(|info| info.shape).unwrap_or_default();

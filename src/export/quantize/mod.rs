@@ -11,6 +11,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use crate::model::{Config, decoder::Decoder};
 use crate::weights::{ModelFolder, StoredMatrix, StoredTensor};
 use crate::{Error, Result};
 
@@ -76,8 +77,9 @@ impl Loss {
 /// Writes the model at `path` to `out`, which must not exist yet; calls `told` for each tensor written.
 ///
 /// # Errors
-/// [`Error::Recipe`] where `out` is taken; [`Error::Input`] where the model is not one that can be written so;
-/// [`Error::Run`] or [`Error::Resource`] where writing fails. `out` is then left absent.
+/// [`Error::Recipe`] where `out` is taken; [`Error::Input`] where the model is not one that can be written so, or its
+/// weights are not those of its config; [`Error::Run`] or [`Error::Resource`] where writing fails. `out` is then left
+/// absent.
 pub fn quantize(path: &Path, to: To, out: &Path, told: &mut dyn FnMut(&Written) -> Result<()>) -> Result<()> {
     super::merge::refuse_taken(out)?;
     let model = ModelFolder::open(path)?;
@@ -88,9 +90,11 @@ pub fn quantize(path: &Path, to: To, out: &Path, told: &mut dyn FnMut(&Written) 
             model.quantised().join(", ")
         )));
     }
+    let config = Config::read(path)?;
+    Decoder::check(&model, &config)?;
     match to {
-        To::Nf4 => nf4::write(&model, out, told),
-        To::Q8_0 | To::Q4K => gguf::write(&model, to, out, told),
+        To::Nf4 => nf4::write(&model, &config, out, told),
+        To::Q8_0 | To::Q4K => gguf::write(&model, &config, to, out, told),
     }
 }
 

@@ -17,8 +17,12 @@ use crate::{Error, Result};
 const STATE: &str = "quant_state.bitsandbytes__nf4";
 const SHARD: &str = "model.safetensors";
 
-pub fn write(model: &ModelFolder, out: &Path, told: &mut dyn FnMut(&Written) -> Result<()>) -> Result<()> {
-    let config = Config::read(model.path())?;
+pub fn write(
+    model: &ModelFolder,
+    config: &Config,
+    out: &Path,
+    told: &mut dyn FnMut(&Written) -> Result<()>,
+) -> Result<()> {
     // transformers quantises a `Conv1D` as the linear layer that it is
     let tensor = |name: &str| -> Result<StoredTensor> {
         let tensor = model.tensor(name)?;
@@ -38,15 +42,6 @@ pub fn write(model: &ModelFolder, out: &Path, told: &mut dyn FnMut(&Written) -> 
             model.path().display()
         )));
     }
-    for (name, shape) in &matrices {
-        let stored = tensor(name)?.shape;
-        if stored != shape {
-            return Err(Error::input(format!(
-                "{}: tensor {name:?} has the shape {stored:?}, config.json says {shape:?}; the two files do not belong together",
-                model.path().display()
-            )));
-        }
-    }
     // What bitsandbytes rounds the numbers to again: the model's own type.
     let dtype = matrices.keys().find_map(|name| model.plain(name)).map_or(DType::BF16, |plain| plain.dtype);
 
@@ -56,10 +51,10 @@ pub fn write(model: &ModelFolder, out: &Path, told: &mut dyn FnMut(&Written) -> 
     let mut writer = SafetensorsWriter::create(&folder.path().join(SHARD), &entries, &[("format", "pt")])?;
     let mut losses = BTreeMap::new();
     for (name, ..) in &entries {
-        if let Some(plain) = model.plain(name).filter(|_| !matrices.contains_key(name)) {
-            writer.write(name, plain.bytes())?;
-            let format = plain.dtype.to_string();
-            told(&Written { name: name.clone(), format, bytes: plain.bytes().len() as u64, error: Loss::default() })?;
+        if let Some(raw) = model.raw(name).filter(|_| !matrices.contains_key(name)) {
+            writer.write(name, raw.bytes)?;
+            let format = raw.stored.name_and_size().0.to_lowercase();
+            told(&Written { name: name.clone(), format, bytes: raw.bytes.len() as u64, error: Loss::default() })?;
         } else if model.has(name) && !matrices.contains_key(name) {
             let bytes: Vec<u8> = tensor(name)?.to_f32().iter().flat_map(|x| x.to_le_bytes()).collect();
             writer.write(name, &bytes)?;
@@ -105,12 +100,12 @@ fn entries(
     let mut entries = Vec::new();
     for name in model.names() {
         let Some([rows, columns]) = matrices.get(name) else {
-            // what is not plain here is a norm of a GGUF file from which one is taken: no matrix is quantised already
-            let (dtype, shape) = match model.plain(name) {
-                Some(plain) => (plain.dtype, plain.shape.clone()),
-                None => (DType::F32, model.tensor(name)?.shape.clone()),
+            // no matrix is quantised already: what is decoded is a norm of a GGUF file, from which one is taken
+            let (stored, shape) = match model.raw(name) {
+                Some(raw) => (raw.stored, raw.shape.to_vec()),
+                None => (DType::F32.into(), model.tensor(name)?.shape),
             };
-            entries.push((name.to_string(), Stored::Float(dtype), shape));
+            entries.push((name.to_string(), stored, shape));
             continue;
         };
         let elements = rows * columns;

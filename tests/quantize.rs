@@ -155,6 +155,29 @@ fn weights_that_are_not_those_of_the_config_are_not_quantised() {
     }
 }
 
+#[test]
+fn a_gguf_file_is_not_quantised() {
+    let tiny = Tiny::new();
+    let model = tiny::fixture("gguf/llama/model.gguf");
+    for to in ["q8_0", "q4_k", "nf4"] {
+        let refused = tiny.run(&["quantize", model.to_str().unwrap(), "--to", to, "out"]);
+        let said = stderr(&refused);
+        assert!(refused.status.code() == Some(3) && said.contains("model.gguf: quantize reads a folder"), "{said}");
+        assert!(!tiny.path("out").exists());
+    }
+}
+
+/// They follow from the config.
+#[test]
+fn frequencies_beside_the_weights_are_left_away() {
+    let tiny = Tiny::new();
+    let mut all = weights(2);
+    all.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), (vec![4], vec![1.0, 0.1, 0.01, 0.001]));
+    write_weights(&tiny.path(WEIGHTS), &all);
+    tiny.ok(&["quantize", "base", "--to", "q8_0", "small.gguf"]);
+    tiny.ok(&["generate", "small.gguf", "--prompt", "a", "--max-new-tokens", "3"]);
+}
+
 /// A Conv1D is quantised as the linear layer that it is.
 #[test]
 fn transformers_and_bitsandbytes_read_our_nf4_with_our_log_probs() {

@@ -38,6 +38,10 @@ pub fn write(
         if config.tie_word_embeddings && folder_name.strip_suffix(".weight") == Some(config.family.head) {
             continue;
         }
+        // older checkpoints keep the rope's frequencies, which follow from the config
+        if folder_name.ends_with(".rotary_emb.inv_freq") {
+            continue;
+        }
         // llama.cpp would read what the config knows nothing of: more layers, biases that it does not state
         let stated = |name: &str| {
             let inside = layer_of(name).is_none_or(|(layer, _)| (layer as usize) < config.num_hidden_layers);

@@ -55,7 +55,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let compute = device::compute(recipe.memory.compute, false);
     let base = Base::open(&recipe.model.base, &recipe.model.revision, &cpu, compute)?;
     let rows = Rows::load(&recipe, &base)?.train;
-    let (_, adapter) = adapters::start(&recipe, &base)?;
+    let (_, adapter) = adapters::Start::of(&recipe, &base)?.make(&recipe, &base)?;
     let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
 
     let schedule = Schedule::default();

@@ -141,7 +141,12 @@ fn a_model_comes_into_the_shared_layout() {
     assert_eq!(place.files("blobs").len(), needed.len());
     assert!(place.repo().join("blobs").join(sha256(&weights())).is_file());
     assert!(place.repo().join("blobs").join(small_etag(b"{}")).is_file());
-    let absent = ["chat_template.jinja", "generation_config.json", "special_tokens_map.json"];
+    let absent = [
+        "additional_chat_templates/tool_use.jinja",
+        "chat_template.jinja",
+        "generation_config.json",
+        "special_tokens_map.json",
+    ];
     assert_eq!(place.files(&format!(".no_exist/{COMMIT}")), absent);
     #[cfg(unix)]
     assert_eq!(
@@ -442,7 +447,12 @@ fn the_python_client_shares_the_cache() {
     let Some(python) = support::required_env("DPO_LORA_PEERS_PYTHON") else { return };
     let server = HubServer::start(&[tiny()]);
     let files = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
-    let absent = ["generation_config.json", "special_tokens_map.json", "chat_template.jinja"];
+    let absent = [
+        "generation_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+    ];
     let run = |place: &Place, offline: &str, code: &str| {
         let out = std::process::Command::new(&python)
             .args(["-c", code])

@@ -200,7 +200,7 @@ fn a_budget_that_is_too_small_ends_with_4_before_anything_is_written() {
     assert_eq!((output.status.code(), stderr(&output).contains("a size like `6GiB`")), (Some(2), true));
 }
 
-/// An adapter that no machine holds is refused by the plan, not by the allocator.
+/// It is the plan's to refuse; that the adapter takes no memory before that is not tested here.
 #[test]
 fn a_rank_beyond_the_memory_ends_with_4() {
     let tiny = Tiny::new();

@@ -283,6 +283,7 @@ fn what_is_refused_changes_nothing() {
     };
     // the checkpoint of the run that was moved aside, though it is made of the same
     refused(&set, &["--resume", "runs/a.1/checkpoint-14"], 2, "a run goes on in its own folder");
+    refused(&set, &["--resume", "runs/a"], 2, "that is the run's folder; name one of its checkpoints");
     let shorter = [&set[..], &["train.max_steps=3"]].concat();
     refused(&shorter, &["--resume", "runs/a/checkpoint-14", "--extend"], 2, "the recipe has 3 steps");
     // in its own folder it does go on

@@ -61,7 +61,7 @@ fn measure(path: &Path, set: &[String], waits: bool) -> Result<serde_json::Value
     let (meter, free) = device::meter(&on);
     let base = Base::open(&recipe.model.base, &recipe.model.revision, &on, compute)?;
     let rows = Rows::load(&recipe, &base)?;
-    let (_, adapter) = adapters::start(&recipe, &base)?;
+    let (_, adapter) = adapters::Start::of(&recipe, &base)?.make(&recipe, &base)?;
     let memory = match on.is_cpu() {
         true => Memory::Host(Held::measure(&meter)),
         false => Memory::Device { free, card: on.is_cuda(), peak: device::peak(&on) },

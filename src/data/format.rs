@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::template::{Extras, Message};
-use crate::recipe::Format;
+use crate::{outside, recipe::Format};
 
 /// What opens the assistant's turns in an HH dialogue.
 const ASSISTANT: &str = "\n\nAssistant:";
@@ -54,7 +54,7 @@ pub enum Row {
 }
 
 /// Names in `chat_template_kwargs` that are no template's own: what they stand for is said in other ways.
-const NOT_OF_A_TEMPLATE: [&str; 11] = [
+const NOT_OF_A_TEMPLATE: [&str; 16] = [
     "messages",
     "conversation",
     "tools",
@@ -63,9 +63,14 @@ const NOT_OF_A_TEMPLATE: [&str; 11] = [
     "add_generation_prompt",
     "continue_final_message",
     "tokenize",
+    "sanitize_control_tokens",
     "padding",
     "truncation",
     "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
 ];
 
 /// Why a row that can be read is not used.
@@ -238,7 +243,7 @@ fn silent(turns: &[Message]) -> bool {
 fn extras_of(row: &Object) -> Result<Extras, String> {
     let expected = "`tools` must be a list of objects, or that list as JSON text";
     let tools = match row.get("tools") {
-        Some(Value::String(text)) => serde_json::from_str(text).map_err(|error| format!("{expected}: {error}"))?,
+        Some(Value::String(text)) => outside::json(text.as_bytes()).map_err(|error| format!("{expected}: {error}"))?,
         given => given.cloned().unwrap_or_default(),
     };
     let tools = match tools {

@@ -140,7 +140,15 @@ fn what_a_template_is_told_besides() {
         (json!({"tools": ["w"]}), "`tools` must be a list of objects"),
         (json!({"tools": {"name": "w"}}), "`tools` must be a list of objects"),
         (json!({"chat_template_kwargs": "x"}), "`chat_template_kwargs` must be an object, not text"),
+        (
+            json!({"tools": format!("[{}0]", "0,".repeat(300_000))}),
+            "`tools` must be a list of objects, or that list as JSON text",
+        ),
         (json!({"chat_template_kwargs": {"tools": []}}), "`chat_template_kwargs.tools` is not for a template"),
+        (
+            json!({"chat_template_kwargs": {"sanitize_control_tokens": true}}),
+            "`chat_template_kwargs.sanitize_control_tokens` is not for a template",
+        ),
     ] {
         let error = extras(wrong).unwrap_err();
         assert!(error.starts_with(says), "{error}");

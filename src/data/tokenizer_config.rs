@@ -229,6 +229,12 @@ mod tests {
             r#"{"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]}"#;
         let template = read(&[("tokenizer_config.json", named)]).unwrap().template.unwrap();
         assert_eq!((template.text.as_str(), template.another_for_tools), ("D", true));
+        let folder = folder(&[("chat_template.jinja", "D")]);
+        let for_tools = || TokenizerConfig::read(folder.path()).unwrap().template.unwrap().another_for_tools;
+        assert!(!for_tools());
+        std::fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+        std::fs::write(folder.path().join("additional_chat_templates/tool_use.jinja"), "T").unwrap();
+        assert!(for_tools());
     }
 
     #[test]

@@ -11,8 +11,13 @@ use crate::{Error, Result, outside};
 /// Without these no model can be trained.
 pub(super) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 /// Used where they exist.
-pub(super) const OPTIONAL: [&str; 4] =
-    ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+pub(super) const OPTIONAL: [&str; 5] = [
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
+];
 /// The weights in one file; it goes before the index, as in transformers.
 pub(super) const WEIGHTS: &str = "model.safetensors";
 /// Which shard holds which tensor.

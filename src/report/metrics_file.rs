@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::store::disk::File;
 use crate::{Error, Result};
 
-/// The file, open at its end.
+/// The file, open at its end; one that was [opened](MetricsFile::open), once it was rewound.
 #[derive(Debug)]
 pub struct MetricsFile {
     path: PathBuf,

@@ -50,6 +50,9 @@ impl Start {
     }
 
     /// The adapter itself, on the base's device.
+    ///
+    /// # Errors
+    /// As [`from_folder`], and where the device has no room.
     pub fn make(self, recipe: &Recipe, base: &Base) -> Result<(AdapterConfig, Adapter)> {
         let adapter = match &self.folder {
             Some(folder) => from_folder(folder, base)?,

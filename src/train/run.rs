@@ -180,11 +180,6 @@ impl<'a> Run<'a> {
             }
         };
         let (first, num_tokens, skipped) = at.map_or((0, 0, 0), |at| (at.step as usize, at.num_tokens, at.skipped));
-        let mut reference = Reference::new(held_to);
-        if recipe.memory.reference_cache {
-            reference =
-                reference.cached(&output.join(folder::REFERENCE), &fingerprint, device::kind(&device), compute)?;
-        }
         let mut run = Self {
             recipe,
             base,
@@ -192,7 +187,7 @@ impl<'a> Run<'a> {
             config,
             adapter,
             plan: planned.plan,
-            reference,
+            reference: Reference::new(held_to),
             optimizer,
             metrics,
             made_of,
@@ -217,6 +212,10 @@ impl<'a> Run<'a> {
         // what may be refused has been, before the first file changes
         if *from != From::Start {
             run.rewind(first)?;
+        }
+        if recipe.memory.reference_cache {
+            let cache = run.recipe.run.output.join(folder::REFERENCE);
+            run.reference = run.reference.cached(&cache, &fingerprint, device::kind(&device), compute)?;
         }
         Ok((run, first))
     }
@@ -494,6 +493,10 @@ fn write_recipe(recipe: &Recipe) -> Result<()> {
 fn checkpoint_of(run: &Path, from: &From, progress: &Progress) -> Result<PathBuf> {
     if let From::Checkpoint(path) = from {
         return match (path.canonicalize(), run.canonicalize()) {
+            (Ok(there), Ok(run)) if there == run => Err(Error::recipe(format!(
+                "--resume {}: that is the run's folder; name one of its checkpoints, or none for the newest",
+                path.display()
+            ))),
             (Ok(there), Ok(run)) if there.parent() != Some(&run) => Err(Error::recipe(format!(
                 "--resume {}: a run goes on in its own folder, and this one is {}; name the checkpoint's with --output, or \
                  start anew from its adapter (adapter.start_from)",

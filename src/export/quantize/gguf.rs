@@ -11,7 +11,7 @@ use crate::weights::gguf::encode::encode;
 use crate::weights::gguf::matrix::row_of_halves;
 use crate::weights::gguf::names::{Architecture, Change, layer_of};
 use crate::weights::gguf::writer::{Entry, GgufWriter, Keys};
-use crate::weights::{DType, ModelFolder};
+use crate::weights::{DType, ModelFolder, is_gguf};
 use crate::{Error, Result};
 
 pub fn write(
@@ -22,6 +22,11 @@ pub fn write(
     told: &mut dyn FnMut(&Written) -> Result<()>,
 ) -> Result<()> {
     let refuse = |reason: &str| Error::input(format!("{}: {reason}", model.path().display()));
+    if is_gguf(model.path()) {
+        return Err(refuse(
+            "GGUF is written from a folder of safetensors alone; name the model that this file was made from",
+        ));
+    }
     let architecture = Architecture::of_model_type(config.family.model_type)
         .ok_or_else(|| refuse("models of this family are not written as GGUF; choose --to nf4"))?;
     let mut keys = Keys::default();

@@ -12,7 +12,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::model::{Config, decoder::Decoder};
-use crate::weights::{ModelFolder, StoredMatrix, StoredTensor, is_gguf};
+use crate::weights::{ModelFolder, StoredMatrix, StoredTensor};
 use crate::{Error, Result};
 
 /// What is written.
@@ -88,12 +88,6 @@ pub fn quantize(path: &Path, to: To, out: &Path, told: &mut dyn FnMut(&Written) 
             "{}: the model is quantised already ({}); what is lost twice is lost for good. Name the unquantised model",
             path.display(),
             model.quantised().join(", ")
-        )));
-    }
-    if is_gguf(path) {
-        return Err(Error::input(format!(
-            "{}: quantize reads a folder of safetensors, not GGUF; name the model that the file was made from",
-            path.display()
         )));
     }
     let config = Config::read(path)?;

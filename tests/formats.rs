@@ -101,6 +101,31 @@ fn model(folder: &Path, logps: &mut Most, grads: &mut Most) {
     }
 }
 
+/// The numbers of `fp8-blocks` as compressed-tensors names them; the last blocks are cut off, so their size must be stated.
+#[test]
+fn fp8_blocks_of_compressed_tensors_are_of_the_size_that_it_states() {
+    let (from, folder) = (fixtures().join("fp8-blocks"), tempfile::tempdir().unwrap());
+    let mut bytes = fs::read(from.join("model.safetensors")).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header = String::from_utf8(bytes[8..8 + length].to_vec()).unwrap().replace("weight_scale_inv", "weight_scale");
+    bytes[8..8 + length].copy_from_slice(format!("{header:length$}").as_bytes());
+    fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+    let mut config: serde_json::Value = json(&from.join("config.json"));
+    let mut write = |block: serde_json::Value| {
+        let group = serde_json::json!({"weights": {"num_bits": 8, "strategy": "block", "block_structure": block}});
+        config["quantization_config"] =
+            serde_json::json!({"quant_method": "compressed-tensors", "config_groups": {"group_0": group}});
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        ModelFolder::open(folder.path())
+    };
+    let model = write(serde_json::json!([128, 128])).unwrap();
+    for (name, theirs) in &tensors(&from.join("expected.safetensors")) {
+        assert!(model.tensor(name).unwrap().to_f32() == *theirs, "{name}");
+    }
+    let error = write(serde_json::Value::Null).expect_err("no size is stated");
+    assert!(error.exit_code() == 3 && error.to_string().contains("weight_scale"), "{error}");
+}
+
 #[test]
 fn ggml_blocks_are_those_of_gguf_py() {
     matrices("ggml");

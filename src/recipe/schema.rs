@@ -74,6 +74,7 @@ pub(super) struct Range {
 }
 
 const POSITIVE: Range = Range { text: "a finite number above 0", holds: |x| x > 0.0 && x.is_finite() };
+const EPOCHS: Range = Range { text: "a number above 0, at most 1e6", holds: |x| x > 0.0 && x <= 1e6 };
 const FROM_ZERO: Range = Range { text: "a finite number, at least 0", holds: |x| x >= 0.0 && x.is_finite() };
 const SHARE: Range = Range { text: "a number in [0, 1)", holds: |x| (0.0..1.0).contains(&x) };
 const BELOW_HALF: Range = Range { text: "a number in [0, 0.5)", holds: |x| (0.0..0.5).contains(&x) };
@@ -135,7 +136,7 @@ pub(super) static KEYS: &[Key] = &[
     key("objective", "label_smoothing", Kind::Number(&BELOW_HALF), "0.0"),
     key("objective", "reference", Kind::Choice(&["start", "base"]), r#""start""#).also(&["ref_model"]),
 
-    key("train", "epochs", Kind::Number(&POSITIVE), "1.0").also(&["num_train_epochs"]),
+    key("train", "epochs", Kind::Number(&EPOCHS), "1.0").also(&["num_train_epochs"]),
     key("train", "max_steps", whole(0, MANY), "0"),
     key("train", "batch_size", whole(1, MANY), "16").also(&["per_device_train_batch_size", "gradient_accumulation_steps"]),
     key("train", "learning_rate", Kind::Number(&FROM_ZERO), "5e-6").also(&["lr"]),

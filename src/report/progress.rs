@@ -180,8 +180,9 @@ impl Stage {
         let mut text = describe(&self.figures, elapsed);
         let (taken, left) = (self.done.saturating_sub(self.first), self.total.saturating_sub(self.done));
         if taken > 0 && left > 0 {
-            let left = elapsed.mul_f64(left as f64 / taken as f64);
-            write!(text, " · {} left", units::duration(left)).expect("a string takes all that is written");
+            let left = Duration::try_from_secs_f64(elapsed.as_secs_f64() * left as f64 / taken as f64);
+            let left = units::duration(left.unwrap_or(Duration::MAX));
+            write!(text, " · {left} left").expect("a string takes all that is written");
         }
         text
     }

@@ -30,10 +30,12 @@ pub(super) fn gather(parts: &mut Parts, suffix: &str, block: Option<[usize; 2]>)
             [down] if down == rows => [down, 1],
             _ => return Err(parts.misfit(&scales_name, &shape, &[rows, 1])),
         };
-        // without a stated size, blocks are even
+        // all of it, whole rows, or equal parts of each; blocks that rows share may be cut off at an edge, so their size is stated
         let block = match block {
-            Some(block) if grid != [1, 1] && grid != [rows, 1] => block,
-            _ => [rows.div_ceil(grid[0]), columns.div_ceil(grid[1])],
+            _ if grid == [1, 1] => [rows, columns],
+            Some(block) if grid != [rows, 1] => block,
+            _ if grid[0] == rows && columns.is_multiple_of(grid[1]) => [1, columns / grid[1]],
+            _ => return Err(parts.misfit(&scales_name, &shape, &[rows, 1])),
         };
         let covered = rows.div_ceil(block[0]) == grid[0] && columns.div_ceil(block[1]) == grid[1];
         if !covered || (grid[1] > 1 && !block[1].is_multiple_of(RUN)) {

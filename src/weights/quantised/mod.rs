@@ -40,8 +40,11 @@ pub(super) fn gather(path: &Path, config: &Map<String, Value>, tensors: &mut BTr
         Some("bitsandbytes") => bitsandbytes::gather(&mut parts)?,
         Some("gptq") => gptq::gather(&section, &mut parts)?,
         Some("awq") => awq::gather(&section, &mut parts)?,
-        Some("fp8") => fp8::gather(&mut parts, "weight_scale_inv", block_size(&section)?)?,
-        Some("compressed-tensors") => compressed::gather(&mut parts)? + fp8::gather(&mut parts, "weight_scale", None)?,
+        Some("fp8") => fp8::gather(&mut parts, "weight_scale_inv", block_size(&section, "weight_block_size")?)?,
+        Some("compressed-tensors") => {
+            let block = block_structure(&section)?;
+            compressed::gather(&mut parts)? + fp8::gather(&mut parts, "weight_scale", block)?
+        }
         // MLX's own section names no method
         None if section.raw("bits").is_some() => affine::gather(&section, &mut parts)?,
         other => return Err(unread(path, other)),
@@ -57,10 +60,25 @@ pub(super) fn gather(path: &Path, config: &Map<String, Value>, tensors: &mut BTr
     }
 }
 
-/// `weight_block_size`: rows and columns under one scale.
-fn block_size(section: &Keys) -> Result<Option<[usize; 2]>> {
+/// The size of blocks that compressed-tensors' groups of layers state, where it is one.
+fn block_structure(section: &Keys) -> Result<Option<[usize; 2]>> {
+    let Some(groups) = section.object("config_groups")? else { return Ok(None) };
+    let mut stated = Vec::new();
+    for name in groups.names() {
+        if let Some(group) = groups.object(name)?
+            && let Some(weights) = group.object("weights")?
+        {
+            stated.extend(block_size(&weights, "block_structure")?);
+        }
+    }
+    stated.dedup();
+    Ok(if let [one] = stated[..] { Some(one) } else { None })
+}
+
+/// Rows and columns under one scale, as a key states them.
+fn block_size(section: &Keys, key: &str) -> Result<Option<[usize; 2]>> {
     let size = |value: &Value| value.as_u64().filter(|size| (1..=1 << 24).contains(size)).map(|size| size as usize);
-    section.typed("weight_block_size", "two sizes", |value| match value.as_array()?.as_slice() {
+    section.typed(key, "two sizes", |value| match value.as_array()?.as_slice() {
         [rows, columns] => Some([size(rows)?, size(columns)?]),
         _ => None,
     })

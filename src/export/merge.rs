@@ -4,6 +4,7 @@
 //! whatever the model's size.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -15,7 +16,7 @@ use crate::store::{Folder, SafetensorsWriter, write_atomic};
 use crate::weights::gguf::{self, GgufFile};
 use crate::weights::safetensors::Stored;
 use crate::weights::{DType, ModelFolder, StoredMatrix, StoredTensor, config_object, folder::Raw, is_gguf};
-use crate::{Error, Result, outside};
+use crate::{Error, Result};
 
 /// Bytes of tensors in one file, as transformers splits them at most.
 const MAX_SHARD: u64 = 5_000_000_000;
@@ -39,9 +40,6 @@ const COMPANIONS: [&str; 10] = [
     "tokenizer_config.json",
     "vocab.json",
 ];
-
-/// Most bytes of one of them.
-const MAX_COMPANION: u64 = 256 << 20;
 
 /// Writes the merged model to `out`, which must not exist yet. Without `dtype` every tensor keeps its own, which a
 /// quantised one cannot: an update does not survive in four bits. What is in a format that weights are not read from, as
@@ -276,7 +274,7 @@ pub(super) fn copy_companions(from: &Path, to: &Path, dtype: Option<DType>) -> R
     for name in COMPANIONS.into_iter().filter(|_| !is_gguf(from)) {
         let source = from.join(name);
         if source.exists() {
-            let bytes = outside::read(&source, MAX_COMPANION)?;
+            let bytes = fs::read(&source).map_err(|e| Error::reading(&source, e))?;
             write_atomic(&to.join(name), |file| std::io::Write::write_all(file, &bytes))?;
         }
     }
@@ -296,8 +294,6 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
     use crate::export::AdapterConfig;
     use crate::store::verify;

@@ -2,7 +2,7 @@
 //!
 //! What is read starts at the folder of the recipe (or, from the command line, at the current folder) and is made
 //! absolute, so that the resolved recipe in the run's folder names the same files. What is written, `run.output`,
-//! starts at the current folder and stays as it is.
+//! starts at the current folder and stays as it is, but for a slash at its end.
 
 use std::path::{Component, Path, PathBuf};
 

@@ -27,7 +27,7 @@ miri setup >/dev/null 2>&1 || { printf '\n!! NOT CHECKED: Miri cannot build its 
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/miri
 
 tests=(
-  heap::tests confined::tests kernels::words::tests kernels::host::tests kernels::micro::tests kernels::loose::tests
+  heap:: confined::tests kernels::words::tests kernels::host::tests kernels::micro::tests kernels::loose::tests
   gemm::tests::columns_of_one_matrix attention::tests::heads_side_by_side matrix::tests::a_product_fills
 )
 log=$(mktemp)

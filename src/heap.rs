@@ -4,7 +4,11 @@
 //! and above what it ever used at once. Here a freed block stays for the next one only as long as blocks in use and blocks
 //! kept together are no more than the most that was ever in use at once. So keeping never raises the peak, and in the
 //! steady state of a training loop nothing is asked of the system: its page faults cost more than what is done with the
-//! pages (docs/memory.md has the figures). Blocks under [`LARGE`] go to the system's allocator.
+//! pages (docs/memory.md has the figures). Blocks under [`LARGE`] go to the system's allocator, but for those that are said
+//! to be [`lasting`].
+
+#[cfg(target_os = "linux")]
+mod lasting;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -27,6 +31,15 @@ pub fn one_for_all_threads() {
     }
 }
 
+/// Does `work`, whose small blocks are taken to last as long as the program and are never used for anything else: what is
+/// left of reading something large, not the reading.
+pub fn lasting<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(target_os = "linux")]
+    return lasting::lasting(work);
+    #[cfg(not(target_os = "linux"))]
+    work()
+}
+
 /// Gives everything that is not in use back to the system, and forgets how much was ever in use at once.
 ///
 /// Called where a run knows that what came before, reading files say, is no measure of what follows.
@@ -45,17 +58,19 @@ pub fn settle() {
 // it is given back; what is not ours is the system allocator's, told apart by the layout alone.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match large::is(layout) {
-            true => large::lock().take(layout.size()).0,
-            // SAFETY: the caller's promise is passed on.
-            false => unsafe { System.alloc(layout) },
+        if large::is(layout) {
+            return large::lock().take(layout.size()).0;
         }
+        let block = lasting::take(layout);
+        // SAFETY: the caller's promise is passed on.
+        if block.is_null() { unsafe { System.alloc(layout) } } else { block }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if !large::is(layout) {
+            let block = lasting::take(layout);
             // SAFETY: the caller's promise is passed on.
-            return unsafe { System.alloc_zeroed(layout) };
+            return if block.is_null() { unsafe { System.alloc_zeroed(layout) } } else { block };
         }
         let (block, fresh) = large::lock().take(layout.size());
         if !fresh && !block.is_null() {
@@ -68,6 +83,7 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match large::is(layout) {
             true => large::lock().give(block, layout.size()),
+            false if lasting::holds(block) => {}
             // SAFETY: the caller's promise is passed on.
             false => unsafe { System.dealloc(block, layout) },
         }
@@ -78,7 +94,7 @@ unsafe impl GlobalAlloc for Heap {
         let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         match (large::is(layout), large::is(new)) {
             // SAFETY: the caller's promise is passed on.
-            (false, false) => unsafe { System.realloc(block, layout, size) },
+            (false, false) if !lasting::holds(block) => unsafe { System.realloc(block, layout, size) },
             (true, true) if size <= layout.size() => {
                 large::lock().shrink(block, layout.size(), size);
                 block
@@ -133,7 +149,7 @@ mod large {
     use super::LARGE;
 
     /// The largest page of the systems this runs on, so that sizes are the same on all of them.
-    const PAGE: usize = 4 << 10;
+    pub const PAGE: usize = 4 << 10;
     /// Runs of free pages that are remembered; a run more is given back.
     const RUNS: usize = 512;
 
@@ -271,7 +287,7 @@ mod large {
     }
 
     /// Fresh pages, all zero; null where the system has none.
-    fn map(size: usize) -> *mut u8 {
+    pub fn map(size: usize) -> *mut u8 {
         let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: an anonymous mapping at an address of the system's choice touches nothing that exists.
         let block = unsafe { libc::mmap(null_mut(), size, access, kind, -1, 0) };

@@ -56,6 +56,7 @@ fn a_bad_line_is_named() {
         ("[train]\nbatch_size = 0", 7, &["`train.batch_size` is the number 0; expected a whole number, at least 1"]),
         ("[train]\nseed = 99999999999999999999", 7, &["99999999999999999999 is too large"]),
         ("[train]\nlearning_rate = -1e-5", 7, &["`train.learning_rate`", "at least 0"]),
+        ("[train]\nepochs = 1e7", 7, &["`train.epochs`", "a number above 0, at most 1e6"]),
         ("[train]\nlearning_rate = inf", 7, &["`train.learning_rate`", "a finite number"]),
         ("[train]\nadam_betas = [0.9, 1.0]", 7, &["a list of two numbers, each a number in [0, 1)"]),
         ("[train]\nadam_betas = [0.9]", 7, &["a list of two numbers"]),
@@ -160,6 +161,8 @@ fn a_recipe_that_is_not_there_is_named() {
     assert_eq!(absent, "hhh.toml: there is no such recipe; did you mean `hh.toml`?");
     let is_folder = message(run_in(folder.path(), &["train", "."]));
     assert_eq!(is_folder, ".: is a folder; expected a recipe's file");
+    let endless = message(run_in(folder.path(), &["train", "/dev/zero"]));
+    assert_eq!(endless, "/dev/zero: no recipe has more than 1048576 bytes");
 }
 
 #[test]

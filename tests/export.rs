@@ -21,6 +21,10 @@ use serde_json::{Value, json};
 
 #[path = "support/mod.rs"]
 mod support;
+#[path = "support/tiny.rs"]
+mod tiny;
+
+use tiny::Tiny;
 
 const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/quickstart/base");
 
@@ -54,6 +58,45 @@ fn a_merged_model_gives_the_samples_of_base_and_adapter() {
     assert_eq!(tuned.len(), 40);
     assert_eq!(tuned, texts(&[merged.to_str().unwrap()]));
     assert_ne!(tuned, texts(&[BASE]), "the adapter changes something");
+}
+
+/// GPT-2 knows no position beyond those it learned.
+#[test]
+fn a_prompt_that_fills_the_positions_is_compared_as_well() {
+    let tiny = Tiny::new();
+    let config = json!({
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "vocab_size": 330,
+        "n_positions": 64, "n_embd": 8, "n_head": 2, "n_inner": 16, "n_layer": 1, "layer_norm_epsilon": 1e-5,
+    });
+    tiny.write("base/config.json", config.to_string());
+    let mut weights = tiny::Weights::new();
+    for (name, shape) in [
+        ("wte.weight", &[330, 8][..]),
+        ("wpe.weight", &[64, 8]),
+        ("h.0.ln_1.weight", &[8]),
+        ("h.0.ln_1.bias", &[8]),
+        ("h.0.attn.c_attn.weight", &[8, 24]),
+        ("h.0.attn.c_attn.bias", &[24]),
+        ("h.0.attn.c_proj.weight", &[8, 8]),
+        ("h.0.attn.c_proj.bias", &[8]),
+        ("h.0.ln_2.weight", &[8]),
+        ("h.0.ln_2.bias", &[8]),
+        ("h.0.mlp.c_fc.weight", &[8, 16]),
+        ("h.0.mlp.c_fc.bias", &[16]),
+        ("h.0.mlp.c_proj.weight", &[16, 8]),
+        ("h.0.mlp.c_proj.bias", &[8]),
+        ("ln_f.weight", &[8]),
+        ("ln_f.bias", &[8]),
+    ] {
+        let count: usize = shape.iter().product();
+        let values = (0..count).map(|i| (i * 37 % 19) as f32 / 19.0 - 0.5).collect();
+        weights.insert(format!("transformer.{name}"), (shape.to_vec(), values));
+    }
+    tiny::write_weights(&tiny.path("base/model.safetensors"), &weights);
+    let long = format!("samples.prompts=[{:?}]", "tea ".repeat(14));
+    tiny.train("a", &[&long, "samples.max_new_tokens=4", "train.max_steps=1", "data.max_length=64"]);
+    let said = tiny.ok(&["export", "runs/a", "--to", "merged", "merged"]);
+    assert!(said.contains("merged and adapter differ by"), "{said}");
 }
 
 #[test]

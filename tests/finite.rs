@@ -159,3 +159,18 @@ fn a_cache_that_holds_what_is_not_finite_is_not_believed() {
         (tiny.adapter("whole"), tiny.timeless_metrics("whole"))
     );
 }
+
+#[test]
+fn logits_that_overflow_are_no_text() {
+    let tiny = Tiny::new();
+    let mut weights = tiny::weights(2);
+    weights.get_mut("model.norm.weight").unwrap().1.fill(1e4);
+    // each logit is one product, infinite with one sign or the other, so that none is a NaN
+    for (i, value) in weights.get_mut("lm_head.weight").unwrap().1.iter_mut().enumerate() {
+        *value = if i % 32 == 0 { 3e38 } else { 0.0 };
+    }
+    tiny::write_weights(&tiny.path("base/model.safetensors"), &weights);
+    let output = tiny.run(&["generate", "base", "--prompt", "tea"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("the model's logits are not finite"), "{}", stderr(&output));
+}

@@ -345,6 +345,12 @@ fn tokenizers_that_lie_or_are_not_known_are_refused() {
     sentence_piece().key(SCORES, Numbers(&[1.0])).tokenizer_refused(&[SCORES, "1 numbers for 6 tokens"]);
     let nan = Numbers(&[0.0, 0.0, f32::NAN, -4.0, -1.0, -2.0]);
     sentence_piece().key(SCORES, nan).tokenizer_refused(&[SCORES, "no number"]);
+    // runs of one letter: each is put together from any two that are as long as it
+    let runs: Vec<&str> =
+        (1..60).map(|n| &"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"[..n]).collect();
+    let runs = sentence_piece().key(TOKENS, Texts([&["<end>"], &runs[..]].concat().leak()));
+    let runs = runs.key(TYPES, Sizes([1; 60].to_vec().leak())).key(SCORES, Numbers([0.0; 60].to_vec().leak()));
+    runs.tokenizer_refused(&[TOKENS, "in more than 16 ways each", "use the model's folder"]);
     for key in ["tokenizer.ggml.remove_extra_whitespaces", "tokenizer.ggml.precompiled_charsmap"] {
         let told = if key.ends_with("charsmap") { Sizes(&[1]) } else { Flag(true) };
         sentence_piece().key(key, told).tokenizer_refused(&[key, "use the model's folder"]);

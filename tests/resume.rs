@@ -491,6 +491,15 @@ fn a_damaged_checkpoint_is_passed_over_or_named() {
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert!(stderr(&output).contains("checkpoint-6/adapter_model.safetensors: it is not what"), "{}", stderr(&output));
 
+    // a pipe that nobody writes to is not waited for
+    fs::remove_file(tiny.path(weights)).unwrap();
+    assert!(Command::new("mkfifo").arg(tiny.path(weights)).status().unwrap().success());
+    let output = tiny.run(&arguments("a", &set, &["--resume", "runs/a/checkpoint-6"]));
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("adapter_model.safetensors: not a regular file"), "{}", stderr(&output));
+    fs::remove_file(tiny.path(weights)).unwrap();
+    tiny.write(weights, &bytes[..bytes.len() - 1]);
+
     let output = tiny.run(&arguments("a", &set, &["--resume"]));
     assert!(stderr(&output).contains("going on from runs/a/checkpoint-4 after step 4"), "{}", stderr(&output));
     assert!(

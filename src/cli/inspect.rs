@@ -1,7 +1,7 @@
 //! `inspect`: what a folder is: a model, an adapter, a checkpoint or a run.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
@@ -12,6 +12,7 @@ use super::stdout;
 use crate::export::targets::last_part;
 use crate::export::{AdapterFolder, adapter_config};
 use crate::model::{Config, Rope, RopeScaling};
+use crate::outside;
 use crate::recipe::Recipe;
 use crate::report::units;
 use crate::store::{self, MANIFEST};
@@ -160,7 +161,7 @@ fn last_rows(path: &Path) -> Result<(Value, Value)> {
     if !path.exists() {
         return Ok(last);
     }
-    let file = BufReader::new(File::open(path).map_err(|e| Error::reading(path, e))?);
+    let file = BufReader::new(outside::open(path)?.0);
     for line in file.lines() {
         let line = line.map_err(|e| Error::reading(path, e))?;
         // A line that a dead process left half-written is none.

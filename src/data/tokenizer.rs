@@ -10,6 +10,7 @@ use tokenizers::{AddedToken, Tokenizer as Backend};
 use super::growth;
 use super::tokenizer_config::{TemplateSource, TokenizerConfig, read_if_present};
 use crate::confined::{self, Broken, Limits, quietly};
+use crate::heap;
 use crate::weights::gguf::{self, GgufFile};
 use crate::weights::is_gguf;
 use crate::{Error, Result};
@@ -76,6 +77,8 @@ impl Tokenizer {
             prepare(&mut backend, &named)?;
             let empty = backend.encode_fast("", true)?;
             backend.encode_fast("a b", true)?;
+            // without the holes that reading it left
+            let backend = heap::lasting(|| backend.clone());
             Ok::<_, tokenizers::Error>((backend, empty.get_ids().first().copied(), bytes))
         });
         let (backend, first, bytes) = opened

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::peft::{AdapterFolder, AdapterMatrix};
 use crate::model::Config;
+use crate::outside;
 use crate::store::{Folder, SafetensorsWriter, write_atomic};
 use crate::weights::gguf::{self, GgufFile};
 use crate::weights::safetensors::Stored;
@@ -28,7 +29,8 @@ const WEIGHT: &str = ".weight";
 const BLOCK: usize = 1 << 20;
 
 /// What a model folder holds beside its weights and its config.
-const COMPANIONS: [&str; 10] = [
+const COMPANIONS: [&str; 11] = [
+    "additional_chat_templates/tool_use.jinja",
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -274,8 +276,10 @@ pub(super) fn copy_companions(from: &Path, to: &Path, dtype: Option<DType>) -> R
     for name in COMPANIONS.into_iter().filter(|_| !is_gguf(from)) {
         let source = from.join(name);
         if source.exists() {
-            let bytes = fs::read(&source).map_err(|e| Error::reading(&source, e))?;
-            write_atomic(&to.join(name), |file| std::io::Write::write_all(file, &bytes))?;
+            let (mut file, _) = outside::open(&source)?;
+            let copied = to.join(name);
+            fs::create_dir_all(copied.parent().unwrap_or(to)).map_err(|e| Error::writing(&copied, e))?;
+            write_atomic(&copied, |to| std::io::copy(&mut file, to).map(drop))?;
         }
     }
     if let Some(dtype) = dtype {
@@ -340,6 +344,8 @@ mod tests {
         writer.finish().unwrap();
         fs::write(folder.path().join("config.json"), CONFIG).unwrap();
         fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+        fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+        fs::write(folder.path().join(COMPANIONS[0]), "for tools").unwrap();
         fs::write(folder.path().join("optimizer.bin"), "not ours").unwrap();
         let model = ModelFolder::open(folder.path()).unwrap();
         (folder, model)
@@ -390,7 +396,9 @@ mod tests {
         verify(&out).unwrap();
         let mut files: Vec<_> = fs::read_dir(&out).unwrap().map(|f| f.unwrap().file_name()).collect();
         files.sort();
-        assert_eq!(files, ["config.json", "manifest.json", "model.safetensors", "tokenizer.json"]);
+        let templates = "additional_chat_templates";
+        assert_eq!(files, [templates, "config.json", "manifest.json", "model.safetensors", "tokenizer.json"]);
+        assert_eq!(fs::read_to_string(out.join(COMPANIONS[0])).unwrap(), "for tools");
         assert!(fs::read_to_string(out.join("config.json")).unwrap().contains("\"dtype\": \"bfloat16\""));
         let said = merge(&base, &adapter, &out, None).unwrap_err();
         assert!(said.to_string().contains("exists already") && said.exit_code() == 2);

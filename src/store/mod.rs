@@ -18,6 +18,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::outside::{self, MAX_JSON};
 use crate::{Error, Result};
 
 pub use safetensors_writer::SafetensorsWriter;
@@ -152,15 +153,15 @@ pub fn recover(path: &Path) -> Result<()> {
 /// [`Error::Input`] naming the first file that is missing or differs.
 pub fn verify(folder: &Path) -> Result<()> {
     let path = folder.join(MANIFEST);
-    let text = fs::read_to_string(&path).map_err(|e| Error::reading(&path, e))?;
-    let manifest: Manifest =
-        serde_json::from_str(&text).map_err(|e| Error::input(format!("{}: {e}", path.display())))?;
+    let manifest: Manifest = outside::json(&outside::read(&path, MAX_JSON)?)
+        .map_err(|e| Error::input(format!("{}: {e}", path.display())))?;
     for (name, stated) in &manifest.files {
         if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(Error::input(format!("{}: {name:?} does not lie in this folder", path.display())));
         }
         let file = folder.join(name);
-        if stamp(&file).map_err(|e| Error::reading(&file, e))? != *stated {
+        let length = outside::open(&file)?.1;
+        if length != stated.size || stamp(&file).map_err(|e| Error::reading(&file, e))? != *stated {
             return Err(Error::input(format!(
                 "{}: it is not what {MANIFEST} says was written; the file was changed or damaged, use another copy",
                 file.display()

@@ -74,8 +74,7 @@ impl Base {
     /// # Errors
     /// [`Error::Recipe`] with the number of new tokens that is possible.
     pub fn check_room(&self, prompt_tokens: usize, max_new_tokens: usize) -> Result<()> {
-        let most = self.config.max_position_embeddings;
-        let positions = self.config.longest_exact().map_or(most, |(longest, _)| longest.min(most));
+        let positions = self.positions();
         match prompt_tokens.saturating_add(max_new_tokens) <= positions {
             true => Ok(()),
             false => Err(Error::recipe(format!(
@@ -84,6 +83,12 @@ impl Base {
                 positions.saturating_sub(prompt_tokens)
             ))),
         }
+    }
+
+    /// The positions that the model knows and we compute exactly.
+    pub fn positions(&self) -> usize {
+        let most = self.config.max_position_embeddings;
+        self.config.longest_exact().map_or(most, |(longest, _)| longest.min(most))
     }
 
     /// The linear layers that can be adapted, as `(module, inputs, outputs)`.

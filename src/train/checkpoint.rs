@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::outside::{self, MAX_JSON};
 use crate::store::{self, Folder, disk};
 use crate::{Error, Result};
 
@@ -124,8 +125,7 @@ pub fn save(run: &Path, state: &State, fill: impl FnOnce(&Path) -> Result<()>) -
 pub fn open(folder: &Path) -> Result<State> {
     store::verify(folder)?;
     let file = folder.join(STATE);
-    let text = fs::read_to_string(&file).map_err(|error| Error::reading(&file, error))?;
-    serde_json::from_str(&text)
+    outside::json(&outside::read(&file, MAX_JSON)?)
         .map_err(|error| Error::input(format!("{}: not a checkpoint's state: {error}", file.display())))
 }
 

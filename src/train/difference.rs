@@ -29,10 +29,13 @@ pub struct Difference {
 /// Compares base and adapter with the merged model, on texts that follow `prompts` (each at least one token).
 pub fn measure(base: &Base, adapter: &Adapter, merged: &Base, prompts: &[Vec<u32>]) -> Result<Difference> {
     let tuned = Through::of(Some(adapter));
+    let new = TOKENS.min(base.positions() / 2).max(1);
     let stop = base.tokenizer.stop_ids().to_vec();
-    let sampling = Sampling { per_prompt: TEXTS, first: 0, max_new_tokens: TOKENS, temperature: 1.0, seed: 0, stop };
+    let sampling = Sampling { per_prompt: TEXTS, first: 0, max_new_tokens: new, temperature: 1.0, seed: 0, stop };
     let mut differences = Vec::new();
     for prompt in prompts {
+        // of a long prompt the end, so that the model has positions left for the texts
+        let prompt = &prompt[prompt.len().saturating_sub(base.positions().saturating_sub(new).max(1))..];
         let texts = generate(&base.model, &[prompt], tuned, &sampling, &|| Ok(()))?;
         let tree = || Tree { prompt, answers: texts.iter().map(Vec::as_slice).collect() };
         let ours = forward(&base.model, &pack(&[tree()], &base.model.rotary, &base.model.device)?, tuned)?;

@@ -1,13 +1,13 @@
 //! A folder's tokenizer as GGUF metadata: the way back of [`crate::weights::gguf::tokenizer`].
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use crate::keys::object_file;
 use crate::model::Config;
+use crate::outside::{self, MAX_JSON};
 use crate::weights::gguf::tokenizer::{GPT4O_WORDS, LLAMA3_WORDS, QWEN2_WORDS, TEKKEN_WORDS, Words, pre_name};
 use crate::weights::gguf::writer::Keys;
 use crate::{Error, Result};
@@ -198,7 +198,7 @@ fn special(keys: &mut Keys, folder: &Path, config: &Config, ids: &HashMap<&str, 
     }
     let file = folder.join("chat_template.jinja");
     let template = match file.exists() {
-        true => Some(fs::read_to_string(&file).map_err(|e| Error::reading(&file, e))?),
+        true => Some(outside::read_text(&file, MAX_JSON)?),
         false => stated.get("chat_template").and_then(Value::as_str).map(str::to_string),
     };
     if let Some(template) = template {

@@ -24,6 +24,9 @@ const USER_DEFINED: i64 = 4;
 
 /// Bytes of a SentencePiece token: all ways to cut it in two are looked at.
 const LONGEST_PIECE: usize = 1024;
+/// Ways to put a token together from two others, on average: published vocabularies have 2 (Llama 2, Gemma), and one of
+/// runs of one letter would have hundreds, of 150 bytes each.
+const MERGES_A_TOKEN: usize = 16;
 
 /// Words as Llama 3 cuts them: numbers by up to three digits.
 pub const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -292,7 +295,7 @@ impl Vocabulary<'_> {
                 json!({
                     "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
                     "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-                    "vocab": self.vocab(), "merges": self.merges(&scores),
+                    "vocab": self.vocab(), "merges": self.merges(&scores)?,
                 }),
             ),
         ]))
@@ -300,19 +303,26 @@ impl Vocabulary<'_> {
 
     /// Every way to put a token together from two others, in the order in which SentencePiece would: the best score
     /// first, and among equals the longer parts, as transformers sorts them.
-    fn merges(&self, scores: &[f64]) -> Value {
+    ///
+    /// # Errors
+    /// Where there are more than [`MERGES_A_TOKEN`].
+    fn merges(&self, scores: &[f64]) -> Result<Value> {
         let mut merges = Vec::new();
         for (id, token) in self.tokens.iter().enumerate() {
             let halves = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
             let known = |(left, right)| Some((*self.ids.get(left)?, *self.ids.get(right)?, left, right));
             let mut of_token: Vec<_> = halves.filter_map(known).collect();
             of_token.sort_by_key(|(left, right, ..)| (*left, *right));
+            if merges.len() + of_token.len() > MERGES_A_TOKEN * self.tokens.len() {
+                let why = format!("its tokens can be put together in more than {MERGES_A_TOKEN} ways each");
+                return Err(self.metadata.bad(TOKENS, &format!("{why}; use the model's folder")));
+            }
             merges.extend(of_token.into_iter().map(|(_, _, left, right)| (scores[id], left, right)));
         }
         let length = |text: &str| std::cmp::Reverse(text.chars().count());
         merges.sort_by(|a, b| {
             b.0.total_cmp(&a.0).then_with(|| (length(a.1), length(a.2)).cmp(&(length(b.1), length(b.2))))
         });
-        merges.into_iter().map(|(_, left, right)| json!([left, right])).collect()
+        Ok(merges.into_iter().map(|(_, left, right)| json!([left, right])).collect())
     }
 }

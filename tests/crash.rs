@@ -166,7 +166,7 @@ mod every_call {
     use dpo_lora::{
         recipe::Recipe,
         store::disk::faults::{self, Fault},
-        train::run::{From, train},
+        train::{open::From, run::train},
     };
 
     use super::*;

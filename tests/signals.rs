@@ -175,10 +175,7 @@ mod at_chosen_places {
     use dpo_lora::{
         recipe::Recipe,
         store::disk::faults::{self, Fault},
-        train::{
-            run::{From, train},
-            signals::polls,
-        },
+        train::{open::From, run::train, signals::polls},
     };
 
     use super::*;

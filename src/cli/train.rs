@@ -4,7 +4,7 @@ use super::{args::TrainArgs, stdout};
 use crate::{
     Result,
     recipe::Recipe,
-    train::run::{From, train},
+    train::{open::From, run::train},
 };
 
 /// Runs the command. The recipe is checked before anything else is touched.

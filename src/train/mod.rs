@@ -1,6 +1,6 @@
 //! The run: epochs, steps, evaluation, signals, logs, checkpoints.
 //!
-//! [`run`] is the loop and reads in the order it runs; `leave` is its end. They stand on [`rows`], [`base`] (the frozen model and its tokenizer),
+//! [`open`] begins a run, [`run`] is its loop, `leave` its end. They stand on [`rows`], [`base`] (the frozen model and its tokenizer),
 //! [`adapters`] (what learns, to and from PEFT's folders), [`pairs`] (a batch's log-probs and gradients), [`mod@reference`]
 //! (what the policy is held to), [`samples`], [`steps`] (which pairs a step takes), [`budget`] (what the run holds, and the
 //! plan that keeps it), and on [`folder`], [`mod@lock`], [`identity`], [`checkpoint`], [`signals`] and [`watch`], which make
@@ -16,6 +16,7 @@ pub mod folder;
 pub mod identity;
 mod leave;
 pub mod lock;
+pub mod open;
 pub mod pairs;
 pub mod reference;
 pub mod rows;

@@ -1,23 +1,18 @@
 //! A run from its recipe to its last step. `Run::train` reads in the order it happens.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     adapters,
     base::Base,
-    budget::{self, EVALUATED, Held, Memory},
+    budget::EVALUATED,
     checkpoint::{self, MadeOf, State},
-    device::{self, Compute},
-    folder, identity,
+    folder,
     lock::Lock,
+    open::From,
     pairs::{self, StepDropout},
     reference::Reference,
     rows::Rows,
-    samples,
     signals::Signals,
     skip::named,
     steps::{self, batch},
@@ -26,35 +21,19 @@ use super::{
 use crate::{
     Error, Result,
     data::TokenizedPair,
-    engine::{
-        pass::Engine,
-        plan::{Mib, Plan},
-    },
-    export::{AdapterConfig, AdapterFolder},
+    engine::{pass::Engine, plan::Plan},
+    export::AdapterConfig,
     heap,
     model::{linear::Through, lora::Adapter},
     objective::{
         Means, Metrics,
-        reference_cache::RECORD,
         rows::{EvalRow, TrainRow},
     },
     optim::{Gradient, Optimizer, rate},
     random::Stream,
     recipe::{self, Recipe},
     report::{Figures, MemoryMeter, MetricsFile, Phase, Progress, Summary, metrics_file, summary::HeldOut},
-    store,
 };
-
-/// Where a run goes on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum From {
-    /// At the start.
-    Start,
-    /// At the newest whole checkpoint of its folder.
-    Latest,
-    /// At this checkpoint.
-    Checkpoint(PathBuf),
-}
 
 /// Everything that a run holds.
 pub(super) struct Run<'a> {
@@ -70,16 +49,16 @@ pub(super) struct Run<'a> {
     /// Of the host's memory, where that is another.
     pub(super) host: Option<MemoryMeter>,
     pub(super) plan: Plan,
-    reference: Reference,
-    optimizer: Optimizer,
+    pub(super) reference: Reference,
+    pub(super) optimizer: Optimizer,
     pub(super) metrics: MetricsFile,
-    made_of: MadeOf,
+    pub(super) made_of: MadeOf,
     pub(super) num_tokens: u64,
     /// Steps in a row that were left out, up to now.
     pub(super) skipped: u64,
-    watch: Watch,
+    pub(super) watch: Watch,
     /// Held for as long as the run is.
-    _lock: Lock,
+    pub(super) _lock: Lock,
 }
 
 /// What this process did, for the closing summary.
@@ -112,146 +91,7 @@ pub fn train(recipe: &Recipe, from: &From, extend: bool) -> Result<Summary> {
     }
 }
 
-impl<'a> Run<'a> {
-    fn open(recipe: &'a Recipe, from: &From, extend: bool) -> Result<(Self, usize)> {
-        // until the folder is touched Ctrl-C ends the process at once: nothing is there to save
-        let signals = Signals::install()?;
-        let progress = Progress::stderr();
-        device::use_threads(recipe.run.threads)?;
-        let device = device::choose(&recipe.run.device)?;
-        let compute = device::compute(recipe.memory.compute, !device.is_cpu());
-        let (memory, free) = device::meter(&device);
-        let host = (!device.is_cpu()).then(MemoryMeter::start);
-        if recipe.memory.compute == recipe::Compute::Bf16 && compute == Compute::F32 {
-            progress.note("memory.compute is bf16, but this CPU does not multiply it (AVX512-BF16): f32 is used");
-        }
-        let base = Base::open(&recipe.model.base, &recipe.model.revision, &device, compute)?;
-        let watch = Watch::start(base.folder.files())?;
-        samples::check(&base, &recipe.samples)?;
-        let rows = Rows::load(recipe, &base)?;
-        progress.note(&format!("train rows: {}", rows.reports.0.summary()));
-        if let Some(report) = &rows.reports.1 {
-            progress.note(&format!("eval rows: {}", report.summary()));
-        }
-        let fingerprint = base.folder.fingerprint()?;
-        let held = match device.is_cpu() {
-            true => Memory::Host(Held::measure(&memory)),
-            false => Memory::Device { free, card: device.is_cuda(), peak: device::peak(&device) },
-        };
-        let start = adapters::Start::of(recipe, &base)?;
-        let planned = budget::plan(recipe, &base, &rows, &start.shapes, *from != From::Start, held)?;
-        progress.note(&format!("memory.budget {}; predicted peak {}", planned.budget, Mib(planned.plan.peak())));
-        let (config, adapter) = start.make(recipe, &base)?;
-        let made_of = identity::made_of(recipe, &base, &fingerprint, &rows, &adapter.values.to_vec1()?)?;
-        let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
-        let held_to = match (recipe.objective.reference, &recipe.adapter.start_from) {
-            (recipe::Reference::Start, Some(_)) => Some(adapters::Start::of(recipe, &base)?.make(recipe, &base)?.1),
-            _ => None,
-        };
-
-        watch.check()?;
-        signals.hold();
-        let output = &recipe.run.output;
-        let (lock, metrics, at) = match from {
-            From::Start => {
-                let (lock, aside) = folder::begin(output)?;
-                if let Some(aside) = aside {
-                    progress.note(&format!("{} holds an earlier run; it is {} now", output.display(), aside.display()));
-                }
-                write_recipe(recipe)?;
-                (lock, MetricsFile::create(&output.join(folder::METRICS))?, None)
-            }
-            From::Latest | From::Checkpoint(_) => {
-                let lock = folder::go_on(output)?;
-                let path = checkpoint_of(output, from, &progress)?;
-                let state = checkpoint::open(&path)?;
-                state.check(&made_of, extend, &path)?;
-                let saved = adapters::from_folder(&AdapterFolder::read(&path)?, &base)?;
-                if saved.shapes != adapter.shapes {
-                    return Err(Error::input(format!(
-                        "{}: its adapter has other matrices than this run",
-                        path.display()
-                    )));
-                }
-                adapter.values.slice_set(&saved.values, 0, 0)?;
-                optimizer.load(&path.join(checkpoint::OPTIMIZER))?;
-                progress.note(&format!("going on from {} after step {}", path.display(), state.step));
-                (lock, MetricsFile::open(&output.join(folder::METRICS), state.metrics_bytes)?, Some(state))
-            }
-        };
-        let (first, num_tokens, skipped) = at.map_or((0, 0, 0), |at| (at.step as usize, at.num_tokens, at.skipped));
-        let mut run = Self {
-            recipe,
-            base,
-            rows,
-            config,
-            adapter,
-            plan: planned.plan,
-            reference: Reference::new(held_to),
-            optimizer,
-            metrics,
-            made_of,
-            num_tokens,
-            skipped,
-            watch,
-            _lock: lock,
-            progress,
-            signals,
-            memory,
-            host,
-        };
-        let total = run.total_steps();
-        if first > total {
-            return Err(Error::recipe(format!(
-                "{}: its checkpoint is after step {first}, and the recipe has {total} steps; name more steps, or go on \
-                 from an earlier checkpoint",
-                output.display()
-            )));
-        }
-        store::space::require(output, run.bytes_to_write(first, total)?, "the run")?;
-        // what may be refused has been, before the first file changes
-        if *from != From::Start {
-            run.rewind(first)?;
-        }
-        if recipe.memory.reference_cache {
-            let cache = run.recipe.run.output.join(folder::REFERENCE);
-            run.reference = run.reference.cached(&cache, &fingerprint, device::kind(&device), compute)?;
-        }
-        Ok((run, first))
-    }
-
-    /// Takes the run's folder back to the checkpoint of that step.
-    fn rewind(&mut self, step: usize) -> Result<()> {
-        let output = &self.recipe.run.output;
-        // first the checkpoints that count on rows of the metrics, then these rows
-        checkpoint::rewind(output, step as u64)?;
-        // a process that died between saving and removing left one too many
-        checkpoint::prune(output, self.recipe.train.keep_checkpoints.max(1))?;
-        self.metrics.rewind()?;
-        write_recipe(self.recipe)
-    }
-
-    /// At most so many bytes come to stand in the run's folder besides what is there, among them for a while the layers'
-    /// inputs that wait in a file.
-    fn bytes_to_write(&self, first: usize, total: usize) -> Result<u64> {
-        let recipe = &self.recipe.train;
-        let moments: usize = self.optimizer.state().1.iter().map(|(_, moment)| moment.elem_count()).sum();
-        let learning = self.adapter.values.elem_count();
-        let checkpoint = 4 * (learning + moments) as u64 + folder::SMALL_FILES;
-        let saves = (total - first).checked_div(recipe.save_every).unwrap_or(0) + 1;
-        // a new one is whole before an old one goes
-        let kept = recipe.keep_checkpoints.max(1).min(checkpoint::count(&self.recipe.run.output)? + saves);
-        let new = (kept + 1).saturating_sub(checkpoint::count(&self.recipe.run.output)?).max(1) as u64;
-        let evaluations = (total - first).checked_div(recipe.eval_every).unwrap_or(0) + 2;
-        let rows = (total - first + evaluations) as u64 * folder::METRICS_ROW;
-        let adapter = 4 * learning as u64 + folder::SMALL_FILES;
-        let cache = match self.recipe.memory.reference_cache {
-            true => (self.rows.train.len() + self.rows.eval.len()) as u64 * RECORD as u64,
-            false => 0,
-        };
-        Ok(new.saturating_mul(checkpoint).saturating_add(adapter + rows + cache + self.plan.file_bytes))
-    }
-
+impl Run<'_> {
     /// Steps `first` to the last, with the evaluations and checkpoints between them; returns the held-out averages
     /// before and after.
     fn train(&mut self, first: usize) -> Result<(Option<HeldOut>, Option<HeldOut>, Count)> {
@@ -435,7 +275,7 @@ impl<'a> Run<'a> {
         steps::per_epoch(self.recipe, self.rows.train.len())
     }
 
-    fn total_steps(&self) -> usize {
+    pub(super) fn total_steps(&self) -> usize {
         steps::total(self.recipe, self.rows.train.len())
     }
 
@@ -482,37 +322,4 @@ fn figures(means: &Means, count: &Count) -> Figures {
 /// Whether something that happens every so many steps happens after `done` of them; 0: never.
 fn due(done: usize, every: usize) -> bool {
     every > 0 && done > 0 && done.is_multiple_of(every)
-}
-
-/// Writes the recipe into the run's folder.
-fn write_recipe(recipe: &Recipe) -> Result<()> {
-    store::write_atomic(&recipe.run.output.join(folder::RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()))
-}
-
-/// The checkpoint that a run goes on from; says which newer ones are damaged.
-fn checkpoint_of(run: &Path, from: &From, progress: &Progress) -> Result<PathBuf> {
-    if let From::Checkpoint(path) = from {
-        return match (path.canonicalize(), run.canonicalize()) {
-            (Ok(there), Ok(run)) if there == run => Err(Error::recipe(format!(
-                "--resume {}: that is the run's folder; name one of its checkpoints, or none for the newest",
-                path.display()
-            ))),
-            (Ok(there), Ok(run)) if there.parent() != Some(&run) => Err(Error::recipe(format!(
-                "--resume {}: a run goes on in its own folder, and this one is {}; name the checkpoint's with --output, or \
-                 start anew from its adapter (adapter.start_from)",
-                path.display(),
-                run.display()
-            ))),
-            // what is not there is told by who opens it
-            _ => Ok(path.clone()),
-        };
-    }
-    let found = checkpoint::latest(run)?;
-    found.damaged.iter().for_each(|damaged| progress.note(&format!("passed over: {damaged}")));
-    found.whole.ok_or_else(|| {
-        Error::recipe(format!(
-            "--resume: {} holds no whole checkpoint; leave --resume away to start anew",
-            run.display()
-        ))
-    })
 }

@@ -16,9 +16,9 @@ pub fn recipes() -> Vec<Case> {
         case(
             "a megabyte and a byte",
             vec![b'#'; (1 << 20) + 1],
-            &["recipe.toml: 1048577 bytes, and no recipe has more"],
+            &["recipe.toml: no recipe has more than 1048576 bytes"],
         ),
-        case("65 MiB", vec![b'\n'; 65 << 20], &["recipe.toml: 68157440 bytes"]),
+        case("65 MiB", vec![b'\n'; 65 << 20], &["recipe.toml: no recipe has more"]),
         case("a section left open", more("[train"), TOML),
         case("a text left open", more("x = \"a"), TOML),
         case("a long text left open", more("x = '''a"), &["recipe.toml:19: not valid TOML"]),

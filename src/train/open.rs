@@ -1,0 +1,217 @@
+//! How a run begins, or goes on: everything is checked before the first file changes.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    adapters,
+    base::Base,
+    budget::{self, Held, Memory},
+    checkpoint,
+    device::{self, Compute},
+    folder, identity,
+    reference::Reference,
+    rows::Rows,
+    run::Run,
+    samples,
+    signals::Signals,
+    watch::Watch,
+};
+use crate::{
+    Error, Result,
+    engine::plan::Mib,
+    export::AdapterFolder,
+    objective::reference_cache::RECORD,
+    optim::Optimizer,
+    recipe::{self, Recipe},
+    report::{MemoryMeter, MetricsFile, Progress},
+    store,
+};
+
+/// Where a run goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum From {
+    /// At the start.
+    Start,
+    /// At the newest whole checkpoint of its folder.
+    Latest,
+    /// At this checkpoint.
+    Checkpoint(PathBuf),
+}
+
+impl<'a> Run<'a> {
+    /// The run, and the step that it begins with.
+    pub(super) fn open(recipe: &'a Recipe, from: &From, extend: bool) -> Result<(Self, usize)> {
+        // until the folder is touched Ctrl-C ends the process at once: nothing is there to save
+        let signals = Signals::install()?;
+        let progress = Progress::stderr();
+        device::use_threads(recipe.run.threads)?;
+        let device = device::choose(&recipe.run.device)?;
+        let compute = device::compute(recipe.memory.compute, !device.is_cpu());
+        let (memory, free) = device::meter(&device);
+        let host = (!device.is_cpu()).then(MemoryMeter::start);
+        if recipe.memory.compute == recipe::Compute::Bf16 && compute == Compute::F32 {
+            progress.note("memory.compute is bf16, but this CPU does not multiply it (AVX512-BF16): f32 is used");
+        }
+        let base = Base::open(&recipe.model.base, &recipe.model.revision, &device, compute)?;
+        let watch = Watch::start(base.folder.files())?;
+        samples::check(&base, &recipe.samples)?;
+        let rows = Rows::load(recipe, &base)?;
+        progress.note(&format!("train rows: {}", rows.reports.0.summary()));
+        if let Some(report) = &rows.reports.1 {
+            progress.note(&format!("eval rows: {}", report.summary()));
+        }
+        let fingerprint = base.folder.fingerprint()?;
+        let held = match device.is_cpu() {
+            true => Memory::Host(Held::measure(&memory)),
+            false => Memory::Device { free, card: device.is_cuda(), peak: device::peak(&device) },
+        };
+        let start = adapters::Start::of(recipe, &base)?;
+        let planned = budget::plan(recipe, &base, &rows, &start.shapes, *from != From::Start, held)?;
+        progress.note(&format!("memory.budget {}; predicted peak {}", planned.budget, Mib(planned.plan.peak())));
+        let (config, adapter) = start.make(recipe, &base)?;
+        let made_of = identity::made_of(recipe, &base, &fingerprint, &rows, &adapter.values.to_vec1()?)?;
+        let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
+        let held_to = match (recipe.objective.reference, &recipe.adapter.start_from) {
+            (recipe::Reference::Start, Some(_)) => Some(adapters::Start::of(recipe, &base)?.make(recipe, &base)?.1),
+            _ => None,
+        };
+
+        watch.check()?;
+        signals.hold();
+        let output = &recipe.run.output;
+        let (lock, metrics, at) = match from {
+            From::Start => {
+                let (lock, aside) = folder::begin(output)?;
+                if let Some(aside) = aside {
+                    progress.note(&format!("{} holds an earlier run; it is {} now", output.display(), aside.display()));
+                }
+                write_recipe(recipe)?;
+                (lock, MetricsFile::create(&output.join(folder::METRICS))?, None)
+            }
+            From::Latest | From::Checkpoint(_) => {
+                let lock = folder::go_on(output)?;
+                let path = checkpoint_of(output, from, &progress)?;
+                let state = checkpoint::open(&path)?;
+                state.check(&made_of, extend, &path)?;
+                let saved = adapters::from_folder(&AdapterFolder::read(&path)?, &base)?;
+                if saved.shapes != adapter.shapes {
+                    return Err(Error::input(format!(
+                        "{}: its adapter has other matrices than this run",
+                        path.display()
+                    )));
+                }
+                adapter.values.slice_set(&saved.values, 0, 0)?;
+                optimizer.load(&path.join(checkpoint::OPTIMIZER))?;
+                progress.note(&format!("going on from {} after step {}", path.display(), state.step));
+                (lock, MetricsFile::open(&output.join(folder::METRICS), state.metrics_bytes)?, Some(state))
+            }
+        };
+        let (first, num_tokens, skipped) = at.map_or((0, 0, 0), |at| (at.step as usize, at.num_tokens, at.skipped));
+        let mut run = Self {
+            recipe,
+            base,
+            rows,
+            config,
+            adapter,
+            plan: planned.plan,
+            reference: Reference::new(held_to),
+            optimizer,
+            metrics,
+            made_of,
+            num_tokens,
+            skipped,
+            watch,
+            _lock: lock,
+            progress,
+            signals,
+            memory,
+            host,
+        };
+        let total = run.total_steps();
+        if first > total {
+            return Err(Error::recipe(format!(
+                "{}: its checkpoint is after step {first}, and the recipe has {total} steps; name more steps, or go on \
+                 from an earlier checkpoint",
+                output.display()
+            )));
+        }
+        store::space::require(output, run.bytes_to_write(first, total)?, "the run")?;
+        // what may be refused has been, before the first file changes
+        if *from != From::Start {
+            run.rewind(first)?;
+        }
+        if recipe.memory.reference_cache {
+            let cache = run.recipe.run.output.join(folder::REFERENCE);
+            run.reference = run.reference.cached(&cache, &fingerprint, device::kind(&device), compute)?;
+        }
+        Ok((run, first))
+    }
+
+    /// Takes the run's folder back to the checkpoint of that step.
+    fn rewind(&mut self, step: usize) -> Result<()> {
+        let output = &self.recipe.run.output;
+        // first the checkpoints that count on rows of the metrics, then these rows
+        checkpoint::rewind(output, step as u64)?;
+        // a process that died between saving and removing left one too many
+        checkpoint::prune(output, self.recipe.train.keep_checkpoints.max(1))?;
+        self.metrics.rewind()?;
+        write_recipe(self.recipe)
+    }
+
+    /// At most so many bytes come to stand in the run's folder besides what is there, among them for a while the layers'
+    /// inputs that wait in a file.
+    fn bytes_to_write(&self, first: usize, total: usize) -> Result<u64> {
+        let recipe = &self.recipe.train;
+        let moments: usize = self.optimizer.state().1.iter().map(|(_, moment)| moment.elem_count()).sum();
+        let learning = self.adapter.values.elem_count();
+        let checkpoint = 4 * (learning + moments) as u64 + folder::SMALL_FILES;
+        let saves = (total - first).checked_div(recipe.save_every).unwrap_or(0) + 1;
+        // a new one is whole before an old one goes
+        let kept = recipe.keep_checkpoints.max(1).min(checkpoint::count(&self.recipe.run.output)? + saves);
+        let new = (kept + 1).saturating_sub(checkpoint::count(&self.recipe.run.output)?).max(1) as u64;
+        let evaluations = (total - first).checked_div(recipe.eval_every).unwrap_or(0) + 2;
+        let rows = (total - first + evaluations) as u64 * folder::METRICS_ROW;
+        let adapter = 4 * learning as u64 + folder::SMALL_FILES;
+        let cache = match self.recipe.memory.reference_cache {
+            true => (self.rows.train.len() + self.rows.eval.len()) as u64 * RECORD as u64,
+            false => 0,
+        };
+        Ok(new.saturating_mul(checkpoint).saturating_add(adapter + rows + cache + self.plan.file_bytes))
+    }
+}
+
+/// Writes the recipe into the run's folder.
+fn write_recipe(recipe: &Recipe) -> Result<()> {
+    store::write_atomic(&recipe.run.output.join(folder::RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()))
+}
+
+/// The checkpoint that a run goes on from; says which newer ones are damaged.
+fn checkpoint_of(run: &Path, from: &From, progress: &Progress) -> Result<PathBuf> {
+    if let From::Checkpoint(path) = from {
+        return match (path.canonicalize(), run.canonicalize()) {
+            (Ok(there), Ok(run)) if there == run => Err(Error::recipe(format!(
+                "--resume {}: that is the run's folder; name one of its checkpoints, or none for the newest",
+                path.display()
+            ))),
+            (Ok(there), Ok(run)) if there.parent() != Some(&run) => Err(Error::recipe(format!(
+                "--resume {}: a run goes on in its own folder, and this one is {}; name the checkpoint's with --output, or \
+                 start anew from its adapter (adapter.start_from)",
+                path.display(),
+                run.display()
+            ))),
+            // what is not there is told by who opens it
+            _ => Ok(path.clone()),
+        };
+    }
+    let found = checkpoint::latest(run)?;
+    found.damaged.iter().for_each(|damaged| progress.note(&format!("passed over: {damaged}")));
+    found.whole.ok_or_else(|| {
+        Error::recipe(format!(
+            "--resume: {} holds no whole checkpoint; leave --resume away to start anew",
+            run.display()
+        ))
+    })
+}

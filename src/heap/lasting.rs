@@ -57,7 +57,7 @@ pub fn take(layout: Layout) -> *mut u8 {
 
 /// Whether a block was taken here. It needs no giving back then.
 pub fn holds(block: *const u8) -> bool {
-    START.get().is_some_and(|start| (block as usize).wrapping_sub(*start) < ROOM)
+    START.get().is_some_and(|start| *start != 0 && (block as usize).wrapping_sub(*start) < ROOM)
 }
 
 #[cfg(test)]

@@ -31,8 +31,8 @@ pub fn one_for_all_threads() {
     }
 }
 
-/// Does `work`, whose small blocks are taken to last as long as the program and are never used for anything else: what is
-/// left of reading something large, not the reading.
+/// Does `work`, whose small blocks are taken to last as long as the program: one that is freed is not used again. For what
+/// is left of reading something large, not for the reading.
 pub fn lasting<T>(work: impl FnOnce() -> T) -> T {
     #[cfg(target_os = "linux")]
     return lasting::lasting(work);
@@ -55,7 +55,8 @@ pub fn settle() {
 
 #[cfg(target_os = "linux")]
 // SAFETY: a block of ours is a run of pages of its own, mapped readable and writable, that no other block overlaps until
-// it is given back; what is not ours is the system allocator's, told apart by the layout alone.
+// it is given back, or, where `lasting` holds it, a piece of pages that are never given back; what is neither is the
+// system allocator's. Large blocks are told by their layout, lasting ones by their address.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if large::is(layout) {
@@ -148,8 +149,8 @@ mod large {
 
     use super::LARGE;
 
-    /// The largest page of the systems this runs on, so that sizes are the same on all of them.
-    pub const PAGE: usize = 4 << 10;
+    /// The largest page of the systems this runs on: what is given back is whole pages of any of them.
+    pub const PAGE: usize = if cfg!(target_arch = "x86_64") { 4 << 10 } else { 64 << 10 };
     /// Runs of free pages that are remembered; a run more is given back.
     const RUNS: usize = 512;
 

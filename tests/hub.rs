@@ -144,6 +144,7 @@ fn a_model_comes_into_the_shared_layout() {
     let absent = [
         "additional_chat_templates/tool_use.jinja",
         "chat_template.jinja",
+        "chat_template.json",
         "generation_config.json",
         "special_tokens_map.json",
     ];

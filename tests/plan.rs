@@ -33,7 +33,7 @@ fn demand() -> (Demand, Loads, Limits) {
         learning: 1 << 20,
         moments: 2,
         held_to: false,
-        resumes: false,
+        reference: 0,
         samples: Some(SampleSize { prompt: 40, per_prompt: 50, new: 60 }),
         threads: 2,
         rate: 2.0 * plan::RATE,
@@ -153,7 +153,9 @@ fn a_sweep_s_inputs_wait_on_a_card_s_host_up_to_2_gib_and_else_in_a_file_which_t
     let other = eight_billion(false);
     let least = plan::least(&other.0, &other.1, &other.2);
     assert!(least.schedule.scratch && least.file_bytes == saved(&least), "{least:?}");
-    let run = demand();
+    // so few numbers learn that a step, not a checkpoint, holds the most
+    let mut run = demand();
+    run.0.learning = 1 << 18;
     let (least, fastest) = (plan::least(&run.0, &run.1, &run.2), at(&run, u64::MAX).unwrap());
     assert!(least.schedule.scratch && least.file_bytes > 0 && fastest.file_bytes == 0, "{least:?}");
 }
@@ -167,13 +169,19 @@ fn planned(tiny: &Tiny, set: &[&str]) -> Value {
 #[test]
 fn a_budget_changes_no_bit_and_the_peak_is_as_predicted() {
     let tiny = Tiny::new();
-    let set = ["data.eval_fraction=0.25", "samples.prompts=[\"1: what\"]"];
+    let quickstart = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/quickstart");
+    let (base, rows) = (format!("model.base={quickstart}/base"), format!("data.train=[{quickstart:?}]"));
+    let rows = rows.replace("quickstart\"", "quickstart/eval.jsonl\"");
+    let set = [&base, &rows, "data.eval_fraction=0.1", "train.batch_size=16", "train.max_steps=6"];
+    let set = [&set[..], &["samples.prompts=[\"My mother\"]", "samples.count=4"]].concat();
     let told = planned(&tiny, &set);
     let least = told["other_budgets"][0]["budget"].as_u64().unwrap();
     // two plans of one recipe may differ by what loading left over
     let least = format!("memory.budget={}MiB", least.div_ceil(MIB) + 1);
+    let tight = [&set[..], &[least.as_str()]].concat();
+    assert_ne!(planned(&tiny, &tight)["plan"]["schedule"], told["plan"]["schedule"]);
     tiny.train("a", &set);
-    tiny.train("b", &[&set[..], &[least.as_str()]].concat());
+    tiny.train("b", &tight);
     assert_eq!(tiny.adapter("b"), tiny.adapter("a"));
     assert_eq!(tiny.timeless_metrics("b"), tiny.timeless_metrics("a"));
     #[cfg(target_os = "linux")]
@@ -184,6 +192,19 @@ fn a_budget_changes_no_bit_and_the_peak_is_as_predicted() {
         // a run this small is made of what the plan calls small things
         assert!(peak.abs_diff(predicted) <= predicted / 10 + MIB, "{run}: {peak} measured, {predicted} predicted");
     }
+}
+
+/// Where a checkpoint is the most that a run holds, reading it takes no more than writing it.
+#[test]
+fn what_trained_in_the_least_budget_is_gone_on_with_in_it() {
+    let tiny = Tiny::new();
+    let set = ["adapter.r=1024", "train.max_steps=2"];
+    let told = planned(&tiny, &set);
+    let least = format!("memory.budget={}MiB", told["other_budgets"][0]["budget"].as_u64().unwrap().div_ceil(MIB) + 1);
+    let set = [&set[..], &[least.as_str()]].concat();
+    tiny.train("a", &set);
+    let output = tiny.run(&arguments("a", &set, &["--resume"]));
+    assert!(output.status.success() && !stderr(&output).contains("warning"), "{}", stderr(&output));
 }
 
 #[test]

@@ -134,7 +134,7 @@ fn at_step_0_margins_are_0_and_the_loss_is_ln_2() {
                     let (objective, mut metrics) = (dpo(0.1), Metrics::new(0.1));
                     let pairs: Vec<_> = pairs.iter().collect();
                     let mut known = Reference::new(None)
-                        .cached(&folder.path().join("cache"), &[0; 32], "cpu", Compute::F32)
+                        .cached(&folder.path().join("cache"), &[0; 32], "cpu", Compute::F32, 8)
                         .expect("a cache");
                     for (pair, sums) in pairs.iter().zip(reference) {
                         known.learn(pair, *sums).expect("kept");

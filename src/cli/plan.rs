@@ -63,7 +63,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let start = adapters::Start::of(&recipe, &base)?;
     let card = device::is_card(&recipe.run.device);
     let memory = if accelerator { Memory::Device { free, card, peak } } else { Memory::Host(held) };
-    let planned = budget::plan(&recipe, &base, &rows, &start.shapes, false, memory)?;
+    let planned = budget::plan(&recipe, &base, &rows, &start.shapes, memory)?;
     let pace = budget::pace(&planned, &base)?;
     match args.json {
         true => stdout::json(&told(&planned, pace)),

@@ -61,6 +61,11 @@ impl Lines {
             let size = file.metadata()?.len();
             let mut file = BufReader::new(file);
             let reader: Box<dyn BufRead> = match file.fill_buf()? {
+                [b'P', b'A', b'R', b'1', ..] => {
+                    return Err(std::io::Error::other(
+                        "it is a Parquet file; save its rows as JSON lines (datasets.load_dataset(…)[\"train\"].to_json(…))",
+                    ));
+                }
                 [0x1f, 0x8b, ..] => {
                     let left = MAX_UNPACKED.max(size.saturating_mul(MAX_RATIO));
                     Box::new(BufReader::new(Unpacked { reader: MultiGzDecoder::new(file), left }))

@@ -33,6 +33,8 @@ pub struct Tokenizer {
     stop_ids: Vec<u32>,
     leading: Option<u32>,
     vocab_size: usize,
+    /// Tokens from here on have no row in the model's embedding.
+    rows: usize,
     template: Option<TemplateSource>,
     fingerprint: [u8; 32],
 }
@@ -111,21 +113,45 @@ impl Tokenizer {
         let vocab_size = backend.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let fingerprint = fingerprint(&bytes, &special, config.template.as_ref());
         let template = config.template;
-        Ok(Self { backend, file, special, eos_token, stop_ids, leading, vocab_size, template, fingerprint })
+        Ok(Self {
+            backend,
+            file,
+            special,
+            eos_token,
+            stop_ids,
+            leading,
+            vocab_size,
+            rows: vocab_size,
+            template,
+            fingerprint,
+        })
+    }
+
+    /// The tokenizer of a model whose embedding has so many rows. It may know tokens that have none, as Gemma 3's token for
+    /// images in a model of text: a text with one is refused.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where that is so of the end token or of BOS.
+    pub fn embedded(self, rows: usize) -> Result<Self> {
+        match [self.leading, Some(self.eos_id())].into_iter().flatten().find(|id| *id as usize >= rows) {
+            Some(id) => Err(self.without_row(id, rows)),
+            None => Ok(Self { rows, ..self }),
+        }
     }
 
     /// The tokens of `text`; with `add_special`, also those the tokenizer itself puts around a text (such as BOS).
     /// Special tokens written out in `text` are found either way.
     ///
     /// # Errors
-    /// [`Error::Input`] where the tokenizer has no token for a piece of the text.
+    /// [`Error::Input`] where the tokenizer has no token for a piece of the text, or the model no row for a token.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoded = quietly(|| self.backend.encode_fast(text, add_special)).map_err(|_| self.contradicts())?;
         let ids = encoded.map_err(|error| self.failed(&error))?.get_ids().to_vec();
         // a post-processor may put any number around a text
-        match ids.iter().all(|id| (*id as usize) < self.vocab_size) {
-            true => Ok(ids),
-            false => Err(self.contradicts()),
+        match ids.iter().find(|id| **id as usize >= self.vocab_size.min(self.rows)) {
+            None => Ok(ids),
+            Some(id) if (*id as usize) < self.vocab_size => Err(self.without_row(*id, self.rows)),
+            Some(_) => Err(self.contradicts()),
         }
     }
 
@@ -197,6 +223,14 @@ impl Tokenizer {
     /// The model's own chat template.
     pub(super) fn template(&self) -> Option<&TemplateSource> {
         self.template.as_ref()
+    }
+
+    fn without_row(&self, id: u32, rows: usize) -> Error {
+        let (file, token) = (self.file.display(), self.backend.id_to_token(id).unwrap_or_default());
+        Error::input(format!(
+            "{file}: its token {id}, {token:?}, has none of the {rows} rows of the model's embedding; leave it out of the texts, \
+             or use the tokenizer that belongs to the model"
+        ))
     }
 
     /// The library panics where a file's parts do not fit each other.

@@ -126,8 +126,8 @@ pub struct Demand {
     pub moments: usize,
     /// Whether the reference has an adapter of its own.
     pub held_to: bool,
-    /// Whether a checkpoint is read.
-    pub resumes: bool,
+    /// Bytes of the reference's log-probs that are kept.
+    pub reference: usize,
     /// Samples at the end.
     pub samples: Option<SampleSize>,
     /// Threads that compute.
@@ -144,6 +144,11 @@ pub struct Demand {
     pub rank: usize,
     /// On a device: its memory is what is planned, and the weights are a part of it.
     pub device: Option<DeviceWeights>,
+}
+
+/// The larger of two parts.
+fn more(a: (&'static str, usize), b: (&'static str, usize)) -> (&'static str, usize) {
+    if a.1 > b.1 { a } else { b }
 }
 
 /// Something that is held.
@@ -181,9 +186,12 @@ impl Demand {
     pub fn phases(&self, schedule: &Schedule, training: &Load, evaluation: &Load, at_once: usize) -> Vec<Phase> {
         let mut phases = vec![Phase::new("loading", [("program, tokenizer, rows", self.loading as usize)])];
         phases.extend(self.training(schedule, training));
-        phases.extend((evaluation.sweeps > 0).then(|| self.evaluation(schedule, evaluation)));
-        phases.push(self.saving(schedule));
-        phases.extend(self.samples.map(|samples| self.sampling(samples, at_once)));
+        let trained = self.buffers(training, Some(schedule.head_chunk.min(training.rows)));
+        // what threads keep for a step stays when others follow, in which a device's products need nothing
+        let stays = if self.device.is_some() { (trained.0, 0) } else { trained };
+        phases.extend((evaluation.sweeps > 0).then(|| self.evaluation(schedule, evaluation, stays)));
+        phases.push(self.saving(schedule, stays));
+        phases.extend(self.samples.map(|samples| self.sampling(samples, at_once, stays)));
         // what loading took is measured, not predicted
         for phase in phases.iter_mut().skip(1) {
             // small blocks, ends of pages, stacks, and what the system's allocator does not give back: half a MiB in
@@ -207,7 +215,7 @@ impl Demand {
     }
 
     /// What is held from the first step to the last. `scoring`: where the head is about to be used.
-    fn always(&self, schedule: &Schedule, scoring: bool) -> [(&'static str, usize); 6] {
+    fn always(&self, schedule: &Schedule, scoring: bool) -> [(&'static str, usize); 7] {
         let vector = self.learning * F32;
         [
             ("weights", self.device.map_or(0, |weights| weights.held(schedule, scoring))),
@@ -216,6 +224,7 @@ impl Demand {
             ("adapter and its gradients", 2 * vector),
             ("optimizer's moments", self.moments * vector),
             ("the reference's adapter", if self.held_to { 2 * vector } else { 0 }),
+            ("the reference's log-probs", if self.device.is_some() { 0 } else { self.reference }),
         ]
     }
 
@@ -270,32 +279,27 @@ impl Demand {
         ]
     }
 
-    fn evaluation(&self, schedule: &Schedule, load: &Load) -> Phase {
+    fn evaluation(&self, schedule: &Schedule, load: &Load, stays: (&'static str, usize)) -> Phase {
         let hidden = self.widths.hidden;
         let layer = ("a layer at work", load.tokens * self.widths.forward() * F32);
         let head = ("logits", self.head.score(load.rows, schedule.head_chunk, false) * F32);
         let parts = [
             ("the sweep's tokens", self.packed(load)),
             ("states between layers", 2 * load.sweep_tokens * hidden * F32),
-            if layer.1 > head.1 { layer } else { head },
-            self.buffers(load, None),
+            more(layer, head),
+            more(self.buffers(load, None), stays),
         ];
         Phase::new("evaluation", self.always(schedule, true).into_iter().chain(parts))
     }
 
-    /// A checkpoint: the adapter's numbers as a vector and as matrices, then the moments as bytes. Reading one holds
-    /// them as a file, as tensors and as the optimizer's own.
-    fn saving(&self, schedule: &Schedule) -> Phase {
-        let vector = self.learning * F32;
-        let writing = (2 * vector).max(self.moments * vector);
-        let reading = if self.resumes { 2 * self.moments * vector } else { 0 };
-        Phase::new(
-            "saving",
-            self.always(schedule, true).into_iter().chain([("a checkpoint on its way", writing.max(reading))]),
-        )
+    /// A checkpoint: the adapter's numbers as a vector and as matrices, then a moment. Reading one holds no more: the
+    /// adapter's numbers and the moments in place of those that a step has not touched yet.
+    fn saving(&self, schedule: &Schedule, stays: (&'static str, usize)) -> Phase {
+        let written = ("a checkpoint on its way", 2 * self.learning * F32);
+        Phase::new("saving", self.always(schedule, true).into_iter().chain([written, stays]))
     }
 
-    fn sampling(&self, samples: SampleSize, at_once: usize) -> Phase {
+    fn sampling(&self, samples: SampleSize, at_once: usize, stays: (&'static str, usize)) -> Phase {
         let (widths, n) = (&self.widths, samples.per_prompt.min(at_once));
         let cache = self.layers * widths.cached() * (samples.prompt + n * samples.new);
         let logits = 2 * n * self.head.vocabulary();
@@ -311,7 +315,7 @@ impl Demand {
             false => ("samples as they are scored", scoring),
         };
         let load = Load { tokens, rows: n * samples.new, ..Load::default() };
-        let parts = [(work.0, work.1 * F32), self.buffers(&load, None)];
+        let parts = [(work.0, work.1 * F32), more(self.buffers(&load, None), stays)];
         // samples are drawn with all weights there
         Phase::new("samples", self.always(&schedule, true).into_iter().chain(parts))
     }

@@ -1,6 +1,6 @@
 //! What threads hold for products after the first: packed panels of either side stay for the next ones.
 
-use super::{compute::Compute, gemm};
+use super::{compute::Compute, gemm, thin};
 
 /// The products of a pass.
 #[derive(Debug, Clone, Copy)]
@@ -20,9 +20,11 @@ impl Products {
     pub fn bytes(&self, threads: usize, compute: Compute) -> usize {
         let Self { tokens, widest, rank, backward } = *self;
         let wide = widest.min(gemm::BLOCK);
+        let thin = rank <= thin::THIN_ROWS && thin::available();
         let left = match backward {
             // the gradients of a gate and of what it gates go back together
-            Some([rows, outputs]) => [(tokens, 2 * widest), (widest, tokens), (rows, outputs)]
+            // the gradient of an adapter that is not thin reads its input from the other side
+            Some([rows, outputs]) => [(tokens, 2 * widest), (if thin { 0 } else { widest }, tokens), (rows, outputs)]
                 .map(|(m, k)| gemm::left_words(m, k))
                 .into_iter()
                 .fold(0, usize::max),
@@ -34,10 +36,10 @@ impl Products {
         #[cfg(target_arch = "x86_64")]
         if super::amx::available() {
             // adapters that are not thin are left for the general product then
-            let general = if rank > super::thin::THIN_ROWS { packed } else { 0 };
+            let general = if thin { 0 } else { packed };
             return general + super::tiles::held(self, threads, compute);
         }
-        let _ = (rank, compute);
+        let _ = compute;
         packed
     }
 }

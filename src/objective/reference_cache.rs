@@ -6,7 +6,7 @@
 //! are never put there, and end the valid part where they are found.
 
 use std::collections::HashMap;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use flate2::Crc;
@@ -34,20 +34,24 @@ pub struct ReferenceCache {
 }
 
 impl ReferenceCache {
-    /// Opens or starts the cache at `path`. `key` names everything besides the row that the log-probs depend on: base,
-    /// start adapter, arithmetic, version of the code.
-    pub fn open(path: &Path, key: [u8; HASH]) -> Result<Self> {
+    /// Opens or starts the cache of so many `rows` at `path`. `key` names everything besides the row that the log-probs
+    /// depend on: base, start adapter, arithmetic, version of the code.
+    pub fn open(path: &Path, key: [u8; HASH], rows: usize) -> Result<Self> {
         let writing = |error| Error::writing(path, error);
         let mut file = File::create_or_open(path).map_err(writing)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(|error| Error::reading(path, error))?;
-
         let header = header(&key);
-        let mut rows = HashMap::new();
-        if bytes.starts_with(&header) {
-            let mut valid = HEADER as u64;
-            for record in bytes[HEADER..].chunks(RECORD) {
-                let Some((row, sums)) = parse(record) else { break };
+        let mut rows = HashMap::with_capacity(rows);
+        let mut records = BufReader::new(&mut file);
+        let mut next = |bytes: &mut [u8]| match records.read_exact(bytes) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(Error::reading(path, error)),
+        };
+        let mut found = vec![0; HEADER];
+        if next(&mut found)? && found == header {
+            let (mut valid, mut record) = (HEADER as u64, [0; RECORD]);
+            while next(&mut record)? {
+                let Some((row, sums)) = parse(&record) else { break };
                 rows.insert(row, sums);
                 valid += RECORD as u64;
             }
@@ -59,6 +63,12 @@ impl ReferenceCache {
             file.write_all(&header).map_err(writing)?;
         }
         Ok(Self { path: path.to_path_buf(), rows, out: BufWriter::new(file) })
+    }
+
+    /// Bytes that a cache of so many rows holds: of its table's places, a power of two, at most seven eighths are taken,
+    /// and each has a byte beside it.
+    pub fn bytes(rows: usize) -> usize {
+        (rows * 8).div_ceil(7).next_power_of_two() * (HASH + SUMS + 1)
     }
 
     /// Summed log-probs of the row's chosen and rejected answer, where they are known.
@@ -142,7 +152,7 @@ mod tests {
 
     /// A cache of three rows, closed again.
     fn three_rows(path: &Path) -> Result<()> {
-        let mut cache = ReferenceCache::open(path, KEY)?;
+        let mut cache = ReferenceCache::open(path, KEY, 8)?;
         for n in 0..3 {
             cache.put(row(n), [-0.1 - f64::from(n), -1.0 / 3.0])?;
         }
@@ -154,13 +164,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("reference.cache");
         three_rows(&path)?;
-        let mut cache = ReferenceCache::open(&path, KEY)?;
+        let mut cache = ReferenceCache::open(&path, KEY, 8)?;
         assert_eq!((cache.len(), cache.get(&row(9))), (3, None));
         assert_eq!(cache.get(&row(2)), Some([-2.1, -1.0 / 3.0]));
         cache.put(row(9), [f64::from(-1.5f32), -2.0])?;
         cache.put(row(9), [0.0, 0.0])?;
         cache.flush()?;
-        let cache = ReferenceCache::open(&path, KEY)?;
+        let cache = ReferenceCache::open(&path, KEY, 8)?;
         assert_eq!((cache.len(), cache.get(&row(9))), (4, Some([-1.5, -2.0])));
         Ok(())
     }
@@ -170,10 +180,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("reference.cache");
         three_rows(&path)?;
-        assert!(ReferenceCache::open(&path, [8; HASH])?.is_empty());
-        assert!(ReferenceCache::open(&path, KEY)?.is_empty());
+        assert!(ReferenceCache::open(&path, [8; HASH], 8)?.is_empty());
+        assert!(ReferenceCache::open(&path, KEY, 8)?.is_empty());
         std::fs::write(&path, b"something else").expect("written");
-        assert!(ReferenceCache::open(&path, KEY)?.is_empty());
+        assert!(ReferenceCache::open(&path, KEY, 8)?.is_empty());
         Ok(())
     }
 
@@ -186,12 +196,12 @@ mod tests {
         assert_eq!(whole.len(), HEADER + 3 * RECORD);
         for length in 0..whole.len() {
             std::fs::write(&path, &whole[..length]).expect("written");
-            let mut cache = ReferenceCache::open(&path, KEY)?;
+            let mut cache = ReferenceCache::open(&path, KEY, 8)?;
             let expected = length.saturating_sub(HEADER) / RECORD;
             assert_eq!(cache.len(), expected, "cut to {length} bytes");
             cache.put(row(5), [-5.0, -6.0])?;
             cache.flush()?;
-            assert_eq!(ReferenceCache::open(&path, KEY)?.len(), expected + 1, "cut to {length} bytes");
+            assert_eq!(ReferenceCache::open(&path, KEY, 8)?.len(), expected + 1, "cut to {length} bytes");
         }
         Ok(())
     }
@@ -204,7 +214,7 @@ mod tests {
         let mut bytes = std::fs::read(&path).expect("the cache");
         bytes[HEADER + RECORD + HASH + 3] ^= 1;
         std::fs::write(&path, bytes).expect("written");
-        let cache = ReferenceCache::open(&path, KEY)?;
+        let cache = ReferenceCache::open(&path, KEY, 8)?;
         assert_eq!((cache.len(), cache.get(&row(1))), (1, None));
         Ok(())
     }
@@ -221,7 +231,7 @@ mod tests {
             let seal = checksum(&bytes[start..end - CHECKSUM]);
             bytes[end - CHECKSUM..end].copy_from_slice(&seal);
             std::fs::write(&path, bytes).expect("written");
-            let cache = ReferenceCache::open(&path, KEY)?;
+            let cache = ReferenceCache::open(&path, KEY, 8)?;
             assert_eq!((cache.len(), cache.get(&row(1))), (1, None), "{bad}");
         }
         Ok(())

@@ -66,11 +66,12 @@ impl Optimizer {
         (step, moments.into_iter().map(|(name, moment)| (name.to_string(), moment.clone())).collect())
     }
 
-    /// Takes over a state made by [`Optimizer::state`] of the same kind and size.
-    pub fn load_state(&mut self, step: u64, tensors: &HashMap<String, Tensor>) -> Result<()> {
+    /// Takes over a state made by [`Optimizer::state`] of the same kind and size. The tensors are updated in place from
+    /// then on.
+    pub fn load_state(&mut self, step: u64, mut tensors: HashMap<String, Tensor>) -> Result<()> {
         let mut loaded = Vec::new();
         for (name, own) in self.moments().1 {
-            let tensor = tensors.get(name).ok_or_else(|| {
+            let tensor = tensors.remove(name).ok_or_else(|| {
                 Error::input(format!("the optimizer's state has no tensor {name:?}: it belongs to another optimizer"))
             })?;
             if tensor.dims() != own.dims() || tensor.dtype() != DType::F32 {
@@ -81,8 +82,7 @@ impl Optimizer {
                     own.dims()
                 )));
             }
-            // A copy: the moments are updated in place and must not write into the caller's tensor.
-            loaded.push(tensor.to_device(own.device())?.copy()?);
+            loaded.push(tensor.to_device(own.device())?);
         }
         let mut loaded = loaded.into_iter();
         match self {
@@ -150,7 +150,7 @@ impl Optimizer {
             }
             tensors.insert(name.clone(), Tensor::from_vec(values, entry.shape.as_slice(), &Device::Cpu)?);
         }
-        self.load_state(step, &tensors).map_err(|error| bad(error.to_string()))
+        self.load_state(step, tensors).map_err(|error| bad(error.to_string()))
     }
 
     /// Steps taken and the moments by name.

@@ -148,9 +148,9 @@ fn a_state_of_another_optimizer_or_size_is_refused() -> Result<()> {
     let mut adamw = Optimizer::AdamW(AdamW::new(&params(3)?, [0.9, 0.999], 0.0)?);
     let rmsprop = Optimizer::Rmsprop(Rmsprop::new(&params(3)?, 0.0)?);
     let longer = Optimizer::AdamW(AdamW::new(&params(4)?, [0.9, 0.999], 0.0)?);
-    let error = adamw.load_state(1, &state(&rmsprop)).expect_err("another optimizer");
+    let error = adamw.load_state(1, state(&rmsprop)).expect_err("another optimizer");
     assert!(error.to_string().contains("exp_avg"), "{error}");
-    let error = adamw.load_state(1, &state(&longer)).expect_err("another size");
+    let error = adamw.load_state(1, state(&longer)).expect_err("another size");
     assert!(error.to_string().contains("[4]"), "{error}");
     Ok(())
 }
@@ -225,7 +225,7 @@ fn moments_that_are_not_finite_are_neither_saved_nor_loaded() -> Result<()> {
 
     let nan = Tensor::new(&[1f32, f32::NAN], &Device::Cpu)?;
     let state = HashMap::from([("exp_avg".to_string(), nan.clone()), ("exp_avg_sq".to_string(), nan)]);
-    optimizer.load_state(1, &state)?;
+    optimizer.load_state(1, state)?;
     let said = optimizer.save(&path).expect_err("not finite").to_string();
     assert!(said.contains("exp_avg is not finite and is not saved"), "{said}");
     Ok(())

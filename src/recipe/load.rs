@@ -1,7 +1,7 @@
 //! From a recipe's file and `--set` to a [`Recipe`], and back to text.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use toml::{Table, Value};
@@ -91,14 +91,14 @@ fn read(path: &Path, set: &[String], must_exist: bool) -> Result<Recipe> {
 
 /// The text of a recipe's file, [`MAX_TEXT`] at most.
 fn text_of(path: &Path) -> Result<String> {
-    let mut text = String::new();
+    let mut text = Vec::new();
     // a pipe is as good as a file, and says nothing of its length
-    let read = File::open(path).and_then(|file| file.take(MAX_TEXT + 1).read_to_string(&mut text));
+    let read = File::open(path).and_then(|file| file.take(MAX_TEXT + 1).read_to_end(&mut text));
     read.map_err(|error| unreadable(path, &error))?;
-    match text.len() as u64 <= MAX_TEXT {
-        true => Ok(text),
-        false => Err(Error::recipe(format!("{}: no recipe has more than {MAX_TEXT} bytes", path.display()))),
+    if text.len() as u64 > MAX_TEXT {
+        return Err(Error::recipe(format!("{}: no recipe has more than {MAX_TEXT} bytes", path.display())));
     }
+    String::from_utf8(text).map_err(|_| unreadable(path, &ErrorKind::InvalidData.into()))
 }
 
 /// Of several values for one key, the last: a `--set` replaces what the file says, right or wrong.

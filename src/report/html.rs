@@ -1,5 +1,6 @@
 //! `report.html`: the run's curves and samples on one self-contained page, with what the curves mean.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
@@ -18,12 +19,48 @@ pub struct Page<'a> {
     pub title: &'a str,
     /// Facts under the title, e.g. `("base", "…")`.
     pub facts: &'a [(&'a str, String)],
-    /// Rows of `metrics.jsonl`.
-    pub rows: &'a [Value],
+    /// What is drawn.
+    pub curves: Curves,
     /// What base and tuned model wrote.
     pub samples: &'a [Sample],
     /// A sentence above the samples, e.g. the share of positive ones; may be empty.
     pub samples_note: &'a str,
+}
+
+/// The figures of `metrics.jsonl` that are drawn, each as `(step, value)` by the step.
+#[derive(Debug, Clone, Default)]
+pub struct Curves(BTreeMap<&'static str, Vec<(f64, f64)>>);
+
+impl Curves {
+    const NAMES: [&'static str; 10] = [
+        "loss",
+        "eval_loss",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "eval_rewards/chosen",
+        "eval_rewards/rejected",
+        "eval_rewards/margins",
+        "eval_rewards/accuracies",
+    ];
+
+    /// Those of `rows`, of which none is held.
+    ///
+    /// # Errors
+    /// The first of the rows'.
+    pub fn of(rows: impl Iterator<Item = Result<Value>>) -> Result<Self> {
+        let mut curves = Self::default();
+        for row in rows {
+            let row = row?;
+            for name in Self::NAMES {
+                if let Some(point) = row["step"].as_f64().zip(row[name].as_f64()) {
+                    curves.0.entry(name).or_default().push(point);
+                }
+            }
+        }
+        Ok(curves)
+    }
 }
 
 /// One prompt with what base and tuned model wrote after it.
@@ -113,9 +150,8 @@ impl Page<'_> {
         )
     }
 
-    /// `(step, value)` of the rows that have `key` as a number.
-    fn curve(&self, key: &str) -> Vec<(f64, f64)> {
-        self.rows.iter().filter_map(|row| row["step"].as_f64().zip(row[key].as_f64())).collect()
+    fn curve(&self, name: &str) -> Vec<(f64, f64)> {
+        self.curves.0.get(name).cloned().unwrap_or_default()
     }
 }
 
@@ -125,8 +161,9 @@ mod tests {
 
     use super::*;
 
-    fn page<'a>(rows: &'a [Value], samples: &'a [Sample]) -> Page<'a> {
-        Page { title: "runs/<hh>", facts: &[], rows, samples, samples_note: "" }
+    fn page<'a>(rows: &[Value], samples: &'a [Sample]) -> Page<'a> {
+        let curves = Curves::of(rows.iter().cloned().map(Ok)).unwrap();
+        Page { title: "runs/<hh>", facts: &[], curves, samples, samples_note: "" }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `metrics.jsonl`: one JSON object a line, on disk as soon as its step is done.
 
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -70,18 +70,23 @@ impl MetricsFile {
     }
 }
 
-/// All rows of the file at `path`. A last line without its end, left by a crash, is no row.
-pub fn read_rows(path: &Path) -> Result<Vec<Value>> {
-    let text = std::fs::read_to_string(path).map_err(|error| Error::reading(path, error))?;
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole
-        .lines()
-        .enumerate()
-        .map(|(index, line)| {
-            serde_json::from_str(line)
-                .map_err(|error| Error::input(format!("{}:{}: not a JSON object: {error}", path.display(), index + 1)))
-        })
-        .collect()
+/// The rows of the file at `path`, one after the other: a long run's are too many to hold. A last line without its end,
+/// left by a crash, is no row.
+pub fn rows(path: &Path) -> Result<impl Iterator<Item = Result<Value>>> {
+    let mut file = BufReader::new(std::fs::File::open(path).map_err(|error| Error::reading(path, error))?);
+    let (mut number, mut line) = (0, String::new());
+    Ok(std::iter::from_fn(move || {
+        line.clear();
+        number += 1;
+        match file.read_line(&mut line) {
+            Ok(_) if !line.ends_with('\n') => None,
+            Ok(_) => Some(
+                serde_json::from_str(&line)
+                    .map_err(|error| Error::input(format!("{}:{number}: not a JSON object: {error}", path.display()))),
+            ),
+            Err(error) => Some(Err(Error::reading(path, error))),
+        }
+    }))
 }
 
 #[cfg(test)]
@@ -108,7 +113,7 @@ mod tests {
         file.rewind()?;
         rows[1..].iter().try_for_each(|row| file.append(row))?;
         assert_eq!(std::fs::read(&whole).expect("read"), std::fs::read(&cut).expect("read"));
-        assert_eq!(read_rows(&cut)?, rows);
+        assert_eq!(super::rows(&cut)?.collect::<Result<Vec<_>>>()?, rows);
         Ok(())
     }
 
@@ -129,9 +134,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("metrics.jsonl");
         std::fs::write(&path, "{\"step\":1}\n{\"st").expect("written");
-        assert_eq!(read_rows(&path).expect("rows"), [json!({"step": 1})]);
+        let read = || rows(&path).expect("rows").collect::<Result<Vec<_>>>();
+        assert_eq!(read().expect("rows"), [json!({"step": 1})]);
         std::fs::write(&path, "{\"step\":1}\nstep 2\n").expect("written");
-        let error = read_rows(&path).expect_err("a bad line").to_string();
+        let error = read().expect_err("a bad line").to_string();
         assert!(error.contains("metrics.jsonl:2:"), "{error}");
     }
 }

@@ -11,7 +11,7 @@ pub mod progress;
 pub mod summary;
 pub(crate) mod units;
 
-pub use html::{Page, Sample};
+pub use html::{Curves, Page, Sample};
 pub use memory::MemoryMeter;
 pub use metrics_file::MetricsFile;
 pub use progress::{Figures, Phase, Progress, Stage};

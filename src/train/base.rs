@@ -41,15 +41,7 @@ impl Base {
         let path = hub::model(name, revision)?;
         let config = Config::read(&path)?;
         let folder = ModelFolder::open(&path)?;
-        let tokenizer = Tokenizer::open(&path)?;
-        if tokenizer.vocab_size() > config.vocab_size {
-            return Err(Error::input(format!(
-                "{}: the tokenizer knows {} tokens, the model {}; they do not belong together",
-                path.display(),
-                tokenizer.vocab_size(),
-                config.vocab_size
-            )));
-        }
+        let tokenizer = Tokenizer::open(&path)?.embedded(config.vocab_size)?;
         let model = Decoder::open(&folder, &config, device, compute)?;
         Ok(Self { name: name.to_string(), path, folder, config, model, compute, tokenizer })
     }

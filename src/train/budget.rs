@@ -18,6 +18,7 @@ use crate::{
         footprint::{HeadWidths, Widths},
         lora::Shape,
     },
+    objective::reference_cache::ReferenceCache,
     recipe::{Budget, Optimizer, Recipe, Reference},
     report::{MemoryMeter, available::available},
     weights::matrix::FrozenMatrix,
@@ -97,15 +98,8 @@ impl Planned {
 ///
 /// # Errors
 /// [`Error::Resource`] where the budget is too small, with the least that works.
-pub fn plan(
-    recipe: &Recipe,
-    base: &Base,
-    rows: &Rows,
-    shapes: &[Shape],
-    resumes: bool,
-    memory: Memory,
-) -> Result<Planned> {
-    let demand = demand(recipe, base, shapes, resumes, memory)?;
+pub fn plan(recipe: &Recipe, base: &Base, rows: &Rows, shapes: &[Shape], memory: Memory) -> Result<Planned> {
+    let demand = demand(recipe, base, rows, shapes, memory)?;
     let loads = loads(recipe, rows);
     let matrices = base.model.linears().map(|linear| linear.weight.inputs * linear.weight.outputs).sum();
     let weights = base.folder.total_bytes();
@@ -117,7 +111,7 @@ pub fn plan(
     Ok(Planned { plan, limits, budget, demand, loads })
 }
 
-fn demand(recipe: &Recipe, base: &Base, shapes: &[Shape], resumes: bool, memory: Memory) -> Result<Demand> {
+fn demand(recipe: &Recipe, base: &Base, rows: &Rows, shapes: &[Shape], memory: Memory) -> Result<Demand> {
     let dropout = recipe.adapter.lora_dropout > 0.0;
     let widths = base.model.blocks.iter().map(|block| Widths::of(block, shapes, dropout));
     let widths = widths.max_by_key(Widths::backward).ok_or_else(|| Error::input("the model has no layers"))?;
@@ -145,7 +139,7 @@ fn demand(recipe: &Recipe, base: &Base, shapes: &[Shape], resumes: bool, memory:
             Optimizer::Rmsprop => 1,
         },
         held_to,
-        resumes,
+        reference: if recipe.memory.reference_cache { ReferenceCache::bytes(rows.count()) } else { 0 },
         samples: sample_size(recipe, base)?,
         rank: shapes.iter().map(|shape| shape.r).max().unwrap_or(0),
         threads,

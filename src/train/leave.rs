@@ -11,7 +11,7 @@ use crate::{
     Error, Result,
     engine::plan::Mib,
     report::{
-        Figures, MemoryMeter, Page, Phase, Summary, metrics_file,
+        Curves, Figures, MemoryMeter, Page, Phase, Summary, metrics_file,
         summary::{HeldOut, Made},
     },
     store,
@@ -37,7 +37,6 @@ impl Run<'_> {
         whole.finish()?;
 
         let report = output.join(folder::REPORT);
-        let rows = metrics_file::read_rows(&output.join(folder::METRICS))?;
         let note = match drawn.as_ref().and_then(|drawn| drawn.positive) {
             Some([before, after]) => {
                 format!(
@@ -51,7 +50,7 @@ impl Run<'_> {
         let page = Page {
             title: &output.display().to_string(),
             facts: &[("base", self.base.name.clone()), ("pairs", self.rows.train.len().to_string())],
-            rows: &rows,
+            curves: Curves::of(metrics_file::rows(&output.join(folder::METRICS))?)?,
             samples: drawn.as_ref().map_or(&[], |drawn| &drawn.samples[..drawn.samples.len().min(50)]),
             samples_note: &note,
         };

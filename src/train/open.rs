@@ -1,4 +1,4 @@
-//! How a run begins, or goes on: everything is checked before the first file changes.
+//! How a run begins, or goes on. What goes on is checked before its first file changes.
 
 use std::{
     io::Write,
@@ -69,7 +69,7 @@ impl<'a> Run<'a> {
             false => Memory::Device { free, card: device.is_cuda(), peak: device::peak(&device) },
         };
         let start = adapters::Start::of(recipe, &base)?;
-        let planned = budget::plan(recipe, &base, &rows, &start.shapes, *from != From::Start, held)?;
+        let planned = budget::plan(recipe, &base, &rows, &start.shapes, held)?;
         progress.note(&format!("memory.budget {}; predicted peak {}", planned.budget, Mib(planned.plan.peak())));
         let (config, adapter) = start.make(recipe, &base)?;
         let made_of = identity::made_of(recipe, &base, &fingerprint, &rows, &adapter.values.to_vec1()?)?;
@@ -145,7 +145,8 @@ impl<'a> Run<'a> {
         }
         if recipe.memory.reference_cache {
             let cache = run.recipe.run.output.join(folder::REFERENCE);
-            run.reference = run.reference.cached(&cache, &fingerprint, device::kind(&device), compute)?;
+            run.reference =
+                run.reference.cached(&cache, &fingerprint, device::kind(&device), compute, run.rows.count())?;
         }
         Ok((run, first))
     }

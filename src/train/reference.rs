@@ -30,8 +30,8 @@ impl Reference {
     }
 
     /// Keeps what is computed in the file at `path`, and uses what is there, if it was computed on the same `kind` of device;
-    /// `base` is the base's fingerprint.
-    pub fn cached(self, path: &Path, base: &[u8; 32], kind: &str, compute: Compute) -> Result<Self> {
+    /// `base` is the base's fingerprint; of so many `rows`.
+    pub fn cached(self, path: &Path, base: &[u8; 32], kind: &str, compute: Compute, rows: usize) -> Result<Self> {
         let mut key = Sha256::new();
         key.update(kind);
         key.update(VERSION);
@@ -43,7 +43,7 @@ impl Reference {
             }
             adapter.values.to_vec1::<f32>()?.iter().for_each(|value| key.update(value.to_le_bytes()));
         }
-        Ok(Self { cache: Some(ReferenceCache::open(path, key.finalize().into())?), ..self })
+        Ok(Self { cache: Some(ReferenceCache::open(path, key.finalize().into(), rows)?), ..self })
     }
 
     /// How the reference goes through the model.
@@ -84,7 +84,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let pair = TokenizedPair { prompt: vec![1], chosen: vec![2], rejected: vec![3], origin: (0, 1) };
         let at = |kind: &str, compute| {
-            Reference::new(None).cached(&folder.path().join("reference.cache"), &[7; 32], kind, compute)
+            Reference::new(None).cached(&folder.path().join("reference.cache"), &[7; 32], kind, compute, 1)
         };
         let kept = || -> Result<()> {
             let mut reference = at("cpu", Compute::F32)?;

@@ -38,6 +38,11 @@ impl Rows {
 }
 
 impl Rows {
+    /// How many pairs there are.
+    pub fn count(&self) -> usize {
+        self.train.len() + self.eval.len()
+    }
+
     /// `file:line` of a training row, or of one held out.
     pub fn place(&self, (file, line): (u32, u32), held_out: bool) -> String {
         let report = self.reports.1.as_ref().filter(|_| held_out).unwrap_or(&self.reports.0);

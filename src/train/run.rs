@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use super::{
     adapters,
     base::Base,
@@ -221,13 +223,19 @@ impl Run<'_> {
 
     /// The held-out averages that were logged after `done` steps.
     fn evaluated(&self, done: usize) -> Result<Option<HeldOut>> {
-        let rows = metrics_file::read_rows(&self.recipe.run.output.join(folder::METRICS))?;
-        let number = |row: &serde_json::Value, key: &str| row[key].as_f64().unwrap_or_default();
-        Ok(rows.iter().find(|row| row["step"] == done && row.get("eval_loss").is_some()).map(|row| HeldOut {
-            pairs: number(row, "eval_pairs") as usize,
-            loss: number(row, "eval_loss"),
-            accuracy: number(row, "eval_rewards/accuracies"),
-            margin: number(row, "eval_rewards/margins"),
+        let path = self.recipe.run.output.join(folder::METRICS);
+        let mut rows = metrics_file::rows(&path)?;
+        let this = |row: &Result<Value>| match row {
+            Ok(row) => row["step"] == done && row.get("eval_loss").is_some(),
+            Err(_) => true,
+        };
+        let Some(row) = rows.find(this).transpose()? else { return Ok(None) };
+        let number = |key: &str| row[key].as_f64().unwrap_or_default();
+        Ok(Some(HeldOut {
+            pairs: number("eval_pairs") as usize,
+            loss: number("eval_loss"),
+            accuracy: number("eval_rewards/accuracies"),
+            margin: number("eval_rewards/margins"),
         }))
     }
 

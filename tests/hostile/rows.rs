@@ -39,7 +39,7 @@ pub fn lines() -> Vec<Case> {
         case("single quotes", "{'prompt': 'a'}", &["rows.jsonl:1: not a JSON object: key must be a string"]),
         case("no UTF-8", b"{\"prompt\": \"\xff\"}".to_vec(), &["rows.jsonl:1: not UTF-8 text; save the file as UTF-8"]),
         case("UTF-16", b"\xff\xfe{\0}\0".to_vec(), &["rows.jsonl:1: not UTF-8"]),
-        case("Parquet", b"PAR1\x15\0\xff\xfe".to_vec(), &["rows.jsonl:1: not UTF-8"]),
+        case("Parquet", b"PAR1\x15\0\xff\xfe".to_vec(), &["rows.jsonl: cannot be read: it is a Parquet file"]),
         case("zeros", vec![0; 1 << 16], &["rows.jsonl:1: not a JSON object"]),
         case("a line of 17 MiB", vec![b'x'; 17 << 20], &["rows.jsonl:1: a line of more than 16777216 bytes"]),
         case("a line of 17 MiB of blanks", vec![b' '; 17 << 20], &["rows.jsonl:1: a line of more than"]),

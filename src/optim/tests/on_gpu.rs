@@ -147,7 +147,7 @@ fn a_loaded_state_is_looked_at_anew() -> Result<()> {
         assert!(outcome(&mut optimizer, &params, gradient, 1e-3, true).unwrap().0);
         // a first moment so much larger than the second's root that their quotient leaves f32
         let moments = [("exp_avg", (start.ones_like()? * 3e38)?), ("exp_avg_sq", start.zeros_like()?)];
-        optimizer.load_state(1, &HashMap::from(moments.map(|(name, moment)| (name.to_string(), moment)))).unwrap();
+        optimizer.load_state(1, HashMap::from(moments.map(|(name, moment)| (name.to_string(), moment)))).unwrap();
         let none = Gradient { values: &start.zeros_like()?, norm: 0.0, scale: 1.0 };
         assert_eq!(outcome(&mut optimizer, &params, none, 1e-3, true).unwrap(), (false, true));
         Ok(())

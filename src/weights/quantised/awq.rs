@@ -31,6 +31,9 @@ pub(super) fn gather(section: &Keys, parts: &mut Parts) -> Result<usize> {
     if let Some(version) = section.text("version")?.filter(|version| !version.eq_ignore_ascii_case("gemm")) {
         return Err(section.bad("version", &format!("{version:?} is not read; gemm is")));
     }
+    if let Some(module) = parts.modules(".act.scales").first() {
+        return Err(parts.unread(&format!("{module}.act.scales"), "divides what an activation gives"));
+    }
     let modules = parts.modules(".qweight");
     let found = modules.len();
     for module in modules {
@@ -40,9 +43,8 @@ pub(super) fn gather(section: &Keys, parts: &mut Parts) -> Result<usize> {
         let zeros = zeros(parts, &module, [groups, word_columns])?;
         let size = inputs.div_ceil(groups);
         if groups > 1 && !size.is_multiple_of(RUN) {
-            return Err(
-                parts.bad(&format!("{module}.scales"), &format!("makes groups of {size}, not multiples of {RUN}"))
-            );
+            let scales = format!("{module}.scales");
+            return Err(parts.unread(&scales, &format!("makes groups of {size}, not multiples of {RUN}")));
         }
         let matrix = ByTiles(Awq { words, zeros, scales, size, outputs });
         let tensor = StoredTensor::new(vec![outputs, inputs], "awq 4 bit", Arc::new(matrix));

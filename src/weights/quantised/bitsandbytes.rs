@@ -57,7 +57,11 @@ pub(super) fn gather(parts: &mut Parts) -> Result<usize> {
         let name = format!("{module}.weight");
         let (bytes, [rows, columns]) = parts.raw_matrix(&name, "I8")?;
         let largest = parts.floats(&format!("{module}.SCB"), &[rows])?;
-        parts.drop_part(&format!("{module}.weight_format"));
+        let format = format!("{module}.weight_format");
+        // older versions saved what a forward pass had tiled for the tensor cores
+        if parts.has(&format) && parts.raw(&format, "U8")?.bytes.iter().any(|layout| *layout != 0) {
+            return Err(parts.unread(&format, "says that the weight's rows do not follow each other"));
+        }
         let matrix = ByTiles(EightBit { bytes, largest, columns });
         parts.put(name, StoredTensor::new(vec![rows, columns], "int8", Arc::new(matrix)))?;
         found += 1;

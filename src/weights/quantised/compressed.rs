@@ -21,14 +21,14 @@ pub(super) fn gather(parts: &mut Parts) -> Result<usize> {
     for module in modules {
         let part = |suffix: &str| format!("{module}.weight_{suffix}");
         if parts.has(&part("g_idx")) {
-            return Err(parts.bad(&part("g_idx"), "puts inputs into groups out of order, which is not read here"));
+            return Err(parts.unread(&part("g_idx"), "puts inputs into groups out of order"));
         }
         let (bytes, [rows, words]) = parts.raw_matrix(&part("packed"), "I32")?;
         let stated = parts.raw(&part("shape"), "I64")?.bytes;
         let dim = |i: usize| stated.as_chunks::<8>().0.get(i).map(|dim| i64::from_le_bytes(*dim));
         let columns = dim(1).and_then(|columns| usize::try_from(columns).ok()).unwrap_or(0);
         if dim(0) != i64::try_from(rows).ok() || columns == 0 || columns.div_ceil(PER_WORD) != words {
-            return Err(parts.bad(&part("shape"), "does not say what is packed in four bits"));
+            return Err(parts.unread(&part("shape"), "does not say what is packed in four bits"));
         }
         let (scales, shape) = parts.any_floats(&part("scale"))?;
         let groups = match shape[..] {
@@ -37,7 +37,7 @@ pub(super) fn gather(parts: &mut Parts) -> Result<usize> {
         };
         let group = columns / groups;
         if groups > 1 && !group.is_multiple_of(RUN) {
-            return Err(parts.bad(&part("scale"), &format!("makes groups of {group}, not multiples of {RUN}")));
+            return Err(parts.unread(&part("scale"), &format!("makes groups of {group}, not multiples of {RUN}")));
         }
         let zeros = match parts.has(&part("zero_point")) {
             false => None,

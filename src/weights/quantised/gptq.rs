@@ -77,7 +77,8 @@ pub(super) fn gather(section: &Keys, parts: &mut Parts) -> Result<usize> {
             false => None,
         };
         if order.is_none() && groups > 1 && !size.is_multiple_of(RUN) {
-            return Err(parts.bad(&name, &format!("would make groups of {size}; multiples of {RUN} are read")));
+            let scales = format!("{module}.scales");
+            return Err(parts.unread(&scales, &format!("makes groups of {size}, not multiples of {RUN}")));
         }
         let matrix = Gptq { words, zeros, scales, order, size, bits, zero_offset, outputs };
         let tensor = StoredTensor::new(vec![outputs, inputs], format!("gptq {bits} bit"), Arc::new(ByTiles(matrix)));

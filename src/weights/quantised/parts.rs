@@ -102,6 +102,14 @@ impl<'a> Parts<'a> {
         Error::input(format!("{}: tensor {name:?} {reason}; fetch the model's files again", self.path.display()))
     }
 
+    /// Of a good file, in a way that is not read here.
+    pub fn unread(&self, name: &str, reason: &str) -> Error {
+        Error::input(format!(
+            "{}: tensor {name:?} {reason}, which is not read; use the unquantised checkpoint",
+            self.path.display()
+        ))
+    }
+
     /// Takes a tensor of integers or bytes.
     pub fn raw(&mut self, name: &str, dtype: &str) -> Result<Raw> {
         match self.tensors.remove(name) {

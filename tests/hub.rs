@@ -452,6 +452,7 @@ fn the_python_client_shares_the_cache() {
         "generation_config.json",
         "special_tokens_map.json",
         "chat_template.jinja",
+        "chat_template.json",
         "additional_chat_templates/tool_use.jinja",
     ];
     let run = |place: &Place, offline: &str, code: &str| {

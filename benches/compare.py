@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """dpo-lora and TRL in turn, on the same rows of the same base, and their ratios.
 
-    DPO_LORA_SMOLLM2=BASE DPO_LORA_HH=ROWS.jsonl DPO_LORA_PEERS_PYTHON=VENV/bin/python benches/compare.py [--batch 2 16]
+    DPO_LORA_HH=ROWS.jsonl benches/compare.py [--batch 2 16]
+
+The base is SmolLM2 and TRL of fixed versions, both fetched and made where they are missing; DPO_LORA_SMOLLM2 and
+DPO_LORA_PEERS_PYTHON name others.
 
 r 8, max_length 512, rows in their order, AdamW at 5e-5, in f32 and in bf16. Reference log-probs are known before the
 first timed step, as with TRL's `precompute_ref_log_probs`, its fastest setting; `within`: ours, computed in the step.
@@ -23,7 +26,15 @@ ap.add_argument("--without-trl", action="store_true")
 ap.add_argument("--without-within", action="store_true", help="leave out the reference computed in the step")
 ap.add_argument("--json", help="where every figure goes")
 a = ap.parse_args()
-base, rows = os.environ["DPO_LORA_SMOLLM2"], os.environ["DPO_LORA_HH"]
+
+
+def made(script, within):
+    return subprocess.check_output([here.parent / "tools" / script], text=True).strip() + within
+
+
+base = os.environ.get("DPO_LORA_SMOLLM2") or made("smollm2.sh", "/hf")
+python = a.without_trl or os.environ.get("DPO_LORA_PEERS_PYTHON") or made("peers.sh", "/bin/python")
+rows = os.environ["DPO_LORA_HH"]
 binary = here.parent / "target/release/dpo-lora"
 binary = pathlib.Path(os.environ.get("DPO_LORA_BINARY", binary))
 work = pathlib.Path(tempfile.mkdtemp())
@@ -68,7 +79,7 @@ threads = {a.threads}
 
 def trl(batch, *options):
     out = work / "trl.json"
-    command = [os.environ["DPO_LORA_PEERS_PYTHON"], here / "trl_peer.py", "--model", base, "--data", work / "rows.jsonl",
+    command = [python, here / "trl_peer.py", "--model", base, "--data", work / "rows.jsonl",
                "--steps", str(a.steps), "--batch", str(min(batch, a.trl_batch)),
                "--accumulate", str(batch // min(batch, a.trl_batch)), "--threads", str(a.threads), "--json", out, *options]
     subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=work)

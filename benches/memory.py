@@ -30,6 +30,7 @@ RUNS = [
     ("small-20m", 256, 16, 8, "least", {"samples.prompts": ["the river", "a small market"], "samples.count": 80}),
     ("small-20m", 512, 4, 256, "auto", {"train.save_every": 1}),
     ("small-20m", 512, 4, 256, "least", {"train.optimizer": "rmsprop"}),
+    ("small-20m", 512, 4, 256, "least", {"resumed": True}),
     ("small-20m", 2048, 2, 16, "least", {}),
     ("small-20m", 2048, 2, 16, "middle", {"data.eval_fraction": 0.3}),
     ("small-20m", 6000, 2, 16, "auto", {}),
@@ -58,6 +59,11 @@ def sets(settings):
     return [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
 
 
+def train(common, budget, work, *more):
+    arguments = [*common, "--set", f"memory.budget={budget}", "--json", *more]
+    return subprocess.run([binary, "train", *arguments], capture_output=True, text=True, cwd=work)
+
+
 def check(base, tokens, batch, rank, budget, more):
     folder = a.bases / base
     if not (folder / "config.json").exists():
@@ -66,6 +72,8 @@ def check(base, tokens, batch, rank, budget, more):
     try:
         rows(work / "rows.jsonl", tokens, 3 * batch + 3)
         (work / "recipe.toml").write_text("[model]\nbase = " + json.dumps(str(folder.resolve())) + "\n[data]\ntrain = [\"rows.jsonl\"]\n")
+        extra = ", ".join(f"{key.split('.')[-1]} {'…' if isinstance(value, list) else value}".removesuffix(" True") for key, value in more.items())
+        resumed = more.pop("resumed", False)
         settings = {"adapter.r": rank, "data.max_length": 8192, "train.batch_size": batch, "train.max_steps": 3,
                     "run.device": "cpu", "run.output": str(work / "run"), **more}
         common = ["recipe.toml", *sets(settings)]
@@ -75,14 +83,15 @@ def check(base, tokens, batch, rank, budget, more):
             size = rungs[0] if budget == "least" else (rungs[0] + rungs[-1]) // 2
             # two plans of one recipe differ a little by what loading left over
             budget = f"{-(-size // 2**20) + 1}MiB"
-        run = subprocess.run([binary, "train", *common, "--set", f"memory.budget={budget}", "--json"], capture_output=True, text=True, cwd=work)
+        run = train(common, budget, work)
+        if resumed and not run.returncode:
+            run = train(common, budget, work, "--max-steps", "5", "--resume", "--extend")
         if run.returncode:
             return f"| {base} | {tokens} | {batch} | {rank} | {budget} | failed: {run.stderr.strip().splitlines()[-1]} |", False
         summary = json.loads(run.stdout)
         predicted, measured = summary["predicted_bytes"] / 2**20, summary["peak_bytes"] / 2**20
         kept = budget == "auto" or measured <= (float(budget[:-3]) * (1024 if budget.endswith("GiB") else 1))
         good = kept and abs(predicted - measured) <= 0.1 * predicted
-        extra = ", ".join(f"{key.split('.')[1]} {'…' if isinstance(value, list) else value}" for key, value in more.items())
         return (f"| {base} | {tokens} | {batch} | {rank} | {extra or '–'} | {budget} | {predicted:.0f} | {measured:.0f} | "
                 f"{100 * (measured / predicted - 1):+.1f} %{'' if good else ' **no**'} |"), good
     finally:

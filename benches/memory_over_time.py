@@ -93,7 +93,8 @@ if group:
 if not rows:
     sys.exit("the run ended before it could be looked at")
 print(f"peak anonymous {max(r[1] for r in rows):.0f} MiB, peak of file pages {max(r[2] for r in rows):.0f} MiB, "
-      f"peak of both together {max(r[1] + r[2] for r in rows):.0f} MiB, read from the disk {rows[-1][3]:.0f} MiB, {rows[-1][0]:.0f} s")
+      f"peak of both together {max(r[1] + r[2] for r in rows):.0f} MiB, read from the disk {rows[-1][3]:.0f} MiB "
+      f"(the base, which is read once for its fingerprint, has {sum(file.stat().st_size for file in weights()) / 2**20:.0f}), {rows[-1][0]:.0f} s")
 if a.csv:
     a.csv.write_text("seconds,anonymous_mib,file_mib,read_mib\n" + "".join("%.2f,%.1f,%.1f,%.1f\n" % row for row in rows))
 if a.svg:

@@ -1,5 +1,7 @@
 //! Adapters between PEFT's folders and the model's layers.
 
+use candle_core::{Device, Tensor};
+
 use crate::{
     Error, Result,
     export::{AdapterConfig, AdapterFolder, AdapterMatrix, select},
@@ -78,8 +80,32 @@ pub fn on_model(folder: &AdapterFolder, model: &Decoder) -> Result<Adapter> {
     let linears = model.linear_shapes();
     let (shapes, matrices): (Vec<_>, Vec<_>) = placed(folder, &linears)?.into_iter().unzip();
     let adapter = Adapter::zeros(shapes, linears.len(), &model.device)?;
-    adapter.set(matrices.iter().flat_map(|matrix| matrix.a.iter().chain(&matrix.b)).copied().collect())?;
+    fill(&adapter, &matrices)?;
     Ok(adapter)
+}
+
+/// Puts the numbers of a folder into an adapter on `base`; whether it has the same matrices. No second adapter is made.
+///
+/// # Errors
+/// As [`from_folder`].
+pub fn restore(adapter: &Adapter, folder: &AdapterFolder, base: &Base) -> Result<bool> {
+    let (shapes, matrices): (Vec<_>, Vec<_>) = placed(folder, &base.linears())?.into_iter().unzip();
+    let same = shapes == adapter.shapes;
+    if same {
+        fill(adapter, &matrices)?;
+    }
+    Ok(same)
+}
+
+/// Matrix by matrix, in the order of the adapter's shapes.
+fn fill(adapter: &Adapter, matrices: &[&AdapterMatrix]) -> Result<()> {
+    let mut at = 0;
+    for numbers in matrices.iter().flat_map(|matrix| [&matrix.a, &matrix.b]) {
+        let numbers = Tensor::new(numbers.as_slice(), &Device::Cpu)?.to_device(adapter.values.device())?;
+        adapter.values.slice_set(&numbers, 0, at)?;
+        at += numbers.elem_count();
+    }
+    Ok(())
 }
 
 /// A folder's matrices beside their places in a model of these layers (name, inputs, outputs).

@@ -23,6 +23,7 @@ use crate::{
     Error, Result,
     engine::plan::Mib,
     export::AdapterFolder,
+    heap,
     objective::reference_cache::RECORD,
     optim::Optimizer,
     recipe::{self, Recipe},
@@ -96,15 +97,15 @@ impl<'a> Run<'a> {
                 let path = checkpoint_of(output, from, &progress)?;
                 let state = checkpoint::open(&path)?;
                 state.check(&made_of, extend, &path)?;
-                let saved = adapters::from_folder(&AdapterFolder::read(&path)?, &base)?;
-                if saved.shapes != adapter.shapes {
+                if !adapters::restore(&adapter, &AdapterFolder::read(&path)?, &base)? {
                     return Err(Error::input(format!(
                         "{}: its adapter has other matrices than this run",
                         path.display()
                     )));
                 }
-                adapter.values.slice_set(&saved.values, 0, 0)?;
                 optimizer.load(&path.join(checkpoint::OPTIMIZER))?;
+                // what reading took is no measure of what follows
+                heap::settle();
                 progress.note(&format!("going on from {} after step {}", path.display(), state.step));
                 (lock, MetricsFile::open(&output.join(folder::METRICS), state.metrics_bytes)?, Some(state))
             }

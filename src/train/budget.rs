@@ -139,7 +139,7 @@ fn demand(recipe: &Recipe, base: &Base, rows: &Rows, shapes: &[Shape], memory: M
             Optimizer::Rmsprop => 1,
         },
         held_to,
-        reference: if recipe.memory.reference_cache { ReferenceCache::bytes(rows.count()) } else { 0 },
+        reference: if recipe.memory.reference_cache { ReferenceCache::bytes(rows.met(recipe)) } else { 0 },
         samples: sample_size(recipe, base)?,
         rank: shapes.iter().map(|shape| shape.r).max().unwrap_or(0),
         threads,

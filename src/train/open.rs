@@ -147,7 +147,7 @@ impl<'a> Run<'a> {
         if recipe.memory.reference_cache {
             let cache = run.recipe.run.output.join(folder::REFERENCE);
             run.reference =
-                run.reference.cached(&cache, &fingerprint, device::kind(&device), compute, run.rows.count())?;
+                run.reference.cached(&cache, &fingerprint, device::kind(&device), compute, run.rows.met(recipe))?;
         }
         Ok((run, first))
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::base::Base;
+use super::{base::Base, steps};
 use crate::{
     Result,
     data::{ChatTemplate, Dataset, Options, Report, TokenizedPair, reader, split_eval},
@@ -38,9 +38,10 @@ impl Rows {
 }
 
 impl Rows {
-    /// How many pairs there are.
-    pub fn count(&self) -> usize {
-        self.train.len() + self.eval.len()
+    /// How many pairs a run of the recipe meets.
+    pub fn met(&self, recipe: &Recipe) -> usize {
+        let steps = steps::total(recipe, self.train.len());
+        steps.saturating_mul(recipe.train.batch_size).min(self.train.len()) + self.eval.len()
     }
 
     /// `file:line` of a training row, or of one held out.

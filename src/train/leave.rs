@@ -58,7 +58,9 @@ impl Run<'_> {
 
         let peak_bytes = self.memory.peak();
         let predicted_bytes = peak_bytes.map(|_| self.plan.peak());
+        // without a step most of what was predicted was never held
         if let (Some(measured), Some(predicted)) = (peak_bytes, predicted_bytes)
+            && count.steps > 0
             && predicted.abs_diff(measured) > predicted / 10
         {
             let (measured, predicted) = (Mib(measured), Mib(predicted));

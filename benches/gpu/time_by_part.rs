@@ -66,7 +66,7 @@ fn measure(path: &Path, set: &[String], waits: bool) -> Result<serde_json::Value
         true => Memory::Host(Held::measure(&meter)),
         false => Memory::Device { free, card: on.is_cuda(), peak: device::peak(&on) },
     };
-    let planned = budget::plan(&recipe, &base, &rows, &adapter.shapes, false, memory)?;
+    let planned = budget::plan(&recipe, &base, &rows, &adapter.shapes, memory)?;
     let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
     if waits {
         profile::watch(&on);

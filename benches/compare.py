@@ -24,6 +24,7 @@ ap.add_argument("--threads", type=int, default=2)
 ap.add_argument("--trl-batch", type=int, default=2, help="pairs that TRL takes at once; four take 11 GB")
 ap.add_argument("--without-trl", action="store_true")
 ap.add_argument("--without-within", action="store_true", help="leave out the reference computed in the step")
+ap.add_argument("--plan", action="store_true", help="show where ours goes, first")
 ap.add_argument("--json", help="where every figure goes")
 a = ap.parse_args()
 
@@ -32,11 +33,10 @@ def made(script, within):
     return subprocess.check_output([here.parent / "tools" / script], text=True).strip() + within
 
 
-base = os.environ.get("DPO_LORA_SMOLLM2") or made("smollm2.sh", "/hf")
-python = a.without_trl or os.environ.get("DPO_LORA_PEERS_PYTHON") or made("peers.sh", "/bin/python")
-rows = os.environ["DPO_LORA_HH"]
-binary = here.parent / "target/release/dpo-lora"
-binary = pathlib.Path(os.environ.get("DPO_LORA_BINARY", binary))
+rows = pathlib.Path(os.environ.get("DPO_LORA_HH") or ap.error("DPO_LORA_HH names no rows; tools/hh_rows.py makes them"))
+base = os.path.abspath(os.environ.get("DPO_LORA_SMOLLM2") or made("smollm2.sh", "/hf"))
+python = a.without_trl or os.path.abspath(os.environ.get("DPO_LORA_PEERS_PYTHON") or made("peers.sh", "/bin/python"))
+binary = os.path.abspath(os.environ.get("DPO_LORA_BINARY", here.parent / "target/release/dpo-lora"))
 work = pathlib.Path(tempfile.mkdtemp())
 
 
@@ -70,6 +70,8 @@ output = {json.dumps(str(run))}
 device = "cpu"
 threads = {a.threads}
 """)
+    if a.plan:
+        print(subprocess.check_output([binary, "plan", recipe], text=True), flush=True)
     subprocess.run([binary, "train", recipe, "--json"], check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     steps = [row for row in map(json.loads, open(run / "metrics.jsonl")) if "loss" in row]
     timed = steps[2:]

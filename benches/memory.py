@@ -3,8 +3,8 @@
 
     benches/memory.py --bases FOLDER --tokenizer FOLDER [--only WORD] [--large]
 
-Bases of random weights are made in FOLDER where they are missing (`benches/bases`), the tokenizer's files are copied from
-the second folder (SmolLM2's). Prints a table for docs/memory.md; exits with 1 where a peak is above its budget or more
+Bases of random weights are made in FOLDER where they are missing (`benches/bases`, `dpo-lora quantize`), the tokenizer's files
+are copied from the second folder (SmolLM2's). Prints a table for docs/memory.md; exits with 1 where a peak is above its budget or more
 than a tenth away from the prediction. `--large` adds runs on the 1B shape, which take minutes.
 """
 import argparse, json, pathlib, random, shutil, subprocess, sys, tempfile
@@ -42,7 +42,12 @@ RUNS = [
     ("smollm2-360m", 256, 2, 8, "least", {}),
     ("smollm2-360m", 512, 2, 16, "auto", {}),
 ]
-LARGE = [("llama-3.2-1b", 512, 1, 8, "least", {}), ("llama-3.2-1b", 512, 2, 16, "2GiB", {})]
+LARGE = [
+    ("llama-3.2-1b", 512, 1, 8, "least", {}),
+    ("llama-3.2-1b", 512, 2, 16, "2GiB", {}),
+    ("llama-3.2-1b q8_0", 512, 1, 8, "least", {}),
+    ("llama-3.2-1b q4_k", 512, 2, 16, "1GiB", {}),
+]
 
 
 def rows(path, tokens, count):
@@ -64,10 +69,21 @@ def train(common, budget, work, *more):
     return subprocess.run([binary, "train", *arguments], capture_output=True, text=True, cwd=work)
 
 
-def check(base, tokens, batch, rank, budget, more):
-    folder = a.bases / base
+def made(base):
+    shape, *form = base.split()
+    folder = a.bases / shape
     if not (folder / "config.json").exists():
-        subprocess.run([bases, base, folder, "--tokenizer", a.tokenizer], check=True)
+        subprocess.run([bases, shape, folder, "--tokenizer", a.tokenizer], check=True)
+    if not form:
+        return folder
+    file = a.bases / f"{shape}-{form[0]}.gguf"
+    if not file.exists():
+        subprocess.run([binary, "quantize", folder, "--to", form[0], file], check=True, stdout=subprocess.DEVNULL)
+    return file
+
+
+def check(base, tokens, batch, rank, budget, more):
+    folder = made(base)
     work = pathlib.Path(tempfile.mkdtemp())
     try:
         rows(work / "rows.jsonl", tokens, 3 * batch + 3)
@@ -90,7 +106,8 @@ def check(base, tokens, batch, rank, budget, more):
             return f"| {base} | {tokens} | {batch} | {rank} | {budget} | failed: {run.stderr.strip().splitlines()[-1]} |", False
         summary = json.loads(run.stdout)
         predicted, measured = summary["predicted_bytes"] / 2**20, summary["peak_bytes"] / 2**20
-        kept = budget == "auto" or measured <= (float(budget[:-3]) * (1024 if budget.endswith("GiB") else 1))
+        told = json.loads(subprocess.run([binary, "plan", *common, "--set", f"memory.budget={budget}", "--json"], check=True, capture_output=True, cwd=work).stdout)
+        kept = measured <= told["budget"] / 2**20
         good = kept and abs(predicted - measured) <= 0.1 * predicted
         return (f"| {base} | {tokens} | {batch} | {rank} | {extra or '–'} | {budget} | {predicted:.0f} | {measured:.0f} | "
                 f"{100 * (measured / predicted - 1):+.1f} %{'' if good else ' **no**'} |"), good

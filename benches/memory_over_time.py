@@ -56,8 +56,8 @@ def limit():
 
 def weights():
     recipe = pathlib.Path(a.arguments[1])
-    base = pathlib.Path(tomllib.loads(recipe.read_text())["model"]["base"])
-    return sorted((base if base.is_absolute() else recipe.parent / base).glob("*.safetensors"))
+    base = recipe.parent / tomllib.loads(recipe.read_text())["model"]["base"]
+    return sorted(base.glob("*.safetensors")) if base.is_dir() else [base]
 
 
 def evict(files, ended):

@@ -18,10 +18,12 @@ use dpo_lora::{
     weights::{ModelFolder, StoredMatrix},
 };
 use numbers::{
-    Ids, Most, adapter, allowed, by_name, dpo, everywhere, gradient, json, open, policy, relative_l2, tensors,
+    Ids, Most, adapter, allowed, by_name, dpo, everywhere, gradient, json as read, open, policy, relative_l2, tensors,
     token_logps, worst,
 };
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
 
 #[derive(Deserialize)]
 struct Expected {
@@ -72,7 +74,7 @@ fn matrices(name: &str) {
 /// A whole model against transformers and PEFT.
 fn model(folder: &Path, logps: &mut Most, grads: &mut Most) {
     let name = folder.file_name().expect("a name").to_string_lossy();
-    let expected: Expected = json(&folder.join("expected.json"));
+    let expected: Expected = read(&folder.join("expected.json"));
     let theirs = tensors(&folder.join("expected.safetensors"));
     let pairs: Vec<TokenizedPair> = expected.pairs.into_iter().map(TokenizedPair::from).collect();
     let model = open(&base(folder));
@@ -101,29 +103,94 @@ fn model(folder: &Path, logps: &mut Most, grads: &mut Most) {
     }
 }
 
+/// A fixture whose file and config have been changed: header, data and config are handed to `change`.
+fn changed(name: &str, change: impl Fn(&mut Map<String, Value>, &mut Vec<u8>, &mut Value)) -> TempDir {
+    let (from, folder) = (fixtures().join(name), tempfile::tempdir().unwrap());
+    let bytes = fs::read(from.join("model.safetensors")).unwrap();
+    let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
+    let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let (mut header, mut data) = (serde_json::from_slice(header).unwrap(), data.to_vec());
+    let mut config: Value = read(&from.join("config.json"));
+    change(&mut header, &mut data, &mut config);
+    let header = Value::Object(header).to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    fs::write(folder.path().join("model.safetensors"), file).unwrap();
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    folder
+}
+
+/// The same numbers as the fixture's own file holds.
+fn same_numbers(folder: &TempDir, name: &str) {
+    let model = ModelFolder::open(folder.path()).unwrap();
+    for (tensor, theirs) in &tensors(&fixtures().join(name).join("expected.safetensors")) {
+        assert!(model.tensor(tensor).unwrap().to_f32() == *theirs, "{name}: {tensor}");
+    }
+}
+
+fn refusal(folder: &TempDir) -> String {
+    let error = ModelFolder::open(folder.path()).expect_err("refused");
+    assert_eq!(error.exit_code(), 3, "{error}");
+    error.to_string()
+}
+
+/// Scales under compressed-tensors' and AutoFP8's name.
+fn plainly_named(header: &mut Map<String, Value>) {
+    let names = std::mem::take(header).into_iter();
+    header.extend(names.map(|(name, entry)| (name.replace("weight_scale_inv", "weight_scale"), entry)));
+}
+
 /// The numbers of `fp8-blocks` as compressed-tensors names them; the last blocks are cut off, so their size must be stated.
 #[test]
 fn fp8_blocks_of_compressed_tensors_are_of_the_size_that_it_states() {
-    let (from, folder) = (fixtures().join("fp8-blocks"), tempfile::tempdir().unwrap());
-    let mut bytes = fs::read(from.join("model.safetensors")).unwrap();
-    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let header = String::from_utf8(bytes[8..8 + length].to_vec()).unwrap().replace("weight_scale_inv", "weight_scale");
-    bytes[8..8 + length].copy_from_slice(format!("{header:length$}").as_bytes());
-    fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
-    let mut config: serde_json::Value = json(&from.join("config.json"));
-    let mut write = |block: serde_json::Value| {
-        let group = serde_json::json!({"weights": {"num_bits": 8, "strategy": "block", "block_structure": block}});
-        config["quantization_config"] =
-            serde_json::json!({"quant_method": "compressed-tensors", "config_groups": {"group_0": group}});
-        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-        ModelFolder::open(folder.path())
+    let stated = |block: Value| {
+        changed("fp8-blocks", |header, _, config| {
+            plainly_named(header);
+            let group = json!({"weights": {"num_bits": 8, "strategy": "block", "block_structure": block}});
+            config["quantization_config"] =
+                json!({"quant_method": "compressed-tensors", "config_groups": {"group_0": group}});
+        })
     };
-    let model = write(serde_json::json!([128, 128])).unwrap();
-    for (name, theirs) in &tensors(&from.join("expected.safetensors")) {
-        assert!(model.tensor(name).unwrap().to_f32() == *theirs, "{name}");
-    }
-    let error = write(serde_json::Value::Null).expect_err("no size is stated");
-    assert!(error.exit_code() == 3 && error.to_string().contains("weight_scale"), "{error}");
+    same_numbers(&stated(json!([128, 128])), "fp8-blocks");
+    same_numbers(&stated(json!("128x128")), "fp8-blocks");
+    let said = refusal(&stated(Value::Null));
+    assert!(said.contains("weight_scale"), "{said}");
+}
+
+#[test]
+fn fp8_of_autofp8_is_named_otherwise() {
+    let folder = changed("fp8-matrices", |_, _, config| {
+        config["quantization_config"] = json!({"quant_method": "fp8", "activation_scheme": "dynamic"});
+    });
+    same_numbers(&folder, "fp8-matrices");
+}
+
+/// `bnb_4bit_quant_storage` of another type than uint8: the same bytes.
+#[test]
+fn four_bits_may_be_stored_as_numbers_of_another_type() {
+    let folder = changed("bitsandbytes-matrices", |header, _, _| {
+        for entry in header.values_mut().filter(|entry| entry["dtype"] == "U8") {
+            if let Some([bytes, 1]) = serde_json::from_value::<Vec<usize>>(entry["shape"].clone()).ok().as_deref() {
+                (entry["shape"], entry["dtype"]) = (json!([bytes / 2, 1]), json!("BF16"));
+            }
+        }
+    });
+    same_numbers(&folder, "bitsandbytes-matrices");
+}
+
+#[test]
+fn numbers_that_mean_something_else_are_refused() {
+    let tiled = changed("int8", |header, data, _| {
+        let format = &header["model.layers.0.mlp.up_proj.weight_format"]["data_offsets"][0];
+        data[format.as_u64().expect("a place") as usize] = 1;
+    });
+    assert!(refusal(&tiled).contains("rows do not follow each other"));
+    let scaled = changed("awq", |header, data, _| {
+        let at = data.len();
+        data.extend([0; 4]);
+        let scales = json!({"dtype": "F16", "shape": [2], "data_offsets": [at, at + 4]});
+        header.insert("model.layers.0.mlp.act.scales".into(), scales);
+    });
+    assert!(refusal(&scaled).contains("divides what an activation gives"));
 }
 
 #[test]

@@ -41,7 +41,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
             "weights",
         ],
     ),
-    ("export", &["keys", "model", "outside", "recipe", "store", "weights"]),
+    ("export", &["data", "keys", "model", "outside", "recipe", "store", "weights"]),
     ("engine", &["kernels", "model", "objective"]),
     ("objective", &["data", "kernels", "model", "recipe", "store"]),
     ("optim", &["kernels", "recipe", "store", "weights"]),

@@ -48,7 +48,14 @@ fn demand() -> (Demand, Loads, Limits) {
         let pair = |i: usize| PairSize { tokens: 100 + 50 * i + step, rows: 40 + i, seen: (100 + 50 * i).pow(2) / 2 };
         loads.step(&(0..16).map(pair).collect::<Vec<_>>());
     }
-    let limits = Limits { budget: 0, with_base: u64::MAX, machine: u64::MAX, weights: 50 * MIB, matrices: 10_000_000 };
+    let limits = Limits {
+        budget: 0,
+        with_base: u64::MAX,
+        machine: u64::MAX,
+        weights: 50 * MIB,
+        layer: MIB,
+        matrices: 10_000_000,
+    };
     (demand, loads, limits)
 }
 
@@ -89,12 +96,22 @@ fn less_than_the_least_is_refused_with_the_least() {
 #[test]
 fn a_base_beyond_the_machine_is_read_twice_a_step_at_most() {
     let (demand, loads, limits) = demand();
-    let limits =
-        Limits { budget: 500 * MIB, with_base: 600 * MIB, machine: 600 * MIB, weights: 20_000 * MIB, ..limits };
-    let plan = plan::choose(&demand, &loads, &limits).unwrap();
-    assert!(plan.schedule.stream && plan.from_disk);
+    let (weights, layer) = (20_000 * MIB, 499 * MIB);
+    let limits = Limits { budget: 500 * MIB, weights, layer, ..limits };
+    let beside = |pages: u64| {
+        let all = 500 * MIB + pages;
+        plan::choose(&demand, &loads, &Limits { with_base: all, machine: all, ..limits }).unwrap()
+    };
+    let plan = beside(100 * MIB);
+    assert!(plan.schedule.stream && plan.from_disk && plan.schedule.resident == 0);
     // the largest step has 7,664 tokens
     assert!(plan.schedule.sweep >= 7_664 && plan.schedule.micro <= 768, "{:?}", plan.schedule);
+
+    // 40 MiB are in no layer, one layer is at work and one on its way
+    let more = beside(40 * MIB + 12 * layer);
+    assert!(more.schedule.stream && more.from_disk && more.cost < plan.cost);
+    assert_eq!(more.schedule.resident, 10);
+    assert!(!beside(weights).schedule.stream);
 }
 
 #[test]

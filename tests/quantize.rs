@@ -10,7 +10,12 @@ mod tiny;
 
 use std::{fs, process::Command};
 
-use dpo_lora::{data::TokenizedPair, export::quantize, model::linear::Through, weights::ModelFolder};
+use dpo_lora::{
+    data::{ChatTemplate, TokenizedPair, Tokenizer},
+    export::quantize,
+    model::linear::Through,
+    weights::ModelFolder,
+};
 use numbers::{Ids, Most, open, token_logps, worst};
 use safetensors::{
     SafeTensors,
@@ -168,6 +173,27 @@ fn a_gguf_file_is_not_written_from_another() {
         );
         assert!(!tiny.path("out").exists());
     }
+}
+
+/// What a folder says of where a generation ends and how a chat is written, a GGUF file made of it says too; a token
+/// without a row in the model is left away.
+#[test]
+fn a_gguf_file_ends_where_its_folder_does() {
+    let tiny = Tiny::new();
+    tiny.write("base/generation_config.json", json!({"eos_token_id": [3, 7]}).to_string());
+    fs::remove_file(tiny.path("base/chat_template.jinja")).unwrap();
+    tiny.set_json("base/tokenizer_config.json", "chat_template", json!([{"name": "default", "template": "{{ 1 }}"}]));
+    let mut tokenizer: Value = serde_json::from_str(&tiny.read("base/tokenizer.json")).unwrap();
+    let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+    let mut beyond = added[0].clone();
+    (beyond["id"], beyond["content"]) = (json!(1 << 20), json!("<image>"));
+    added.push(beyond);
+    tiny.write("base/tokenizer.json", tokenizer.to_string());
+    tiny.ok(&["quantize", "base", "--to", "q8_0", "small.gguf"]);
+    let [folder, file] = ["base", "small.gguf"].map(|name| Tokenizer::open(&tiny.path(name)).unwrap());
+    assert_eq!((file.eos_id(), file.stop_ids()), (folder.eos_id(), folder.stop_ids()));
+    assert_eq!(file.stop_ids(), [3, 7]);
+    assert!(ChatTemplate::choose("auto", &file).unwrap().is_some());
 }
 
 /// They follow from the config.

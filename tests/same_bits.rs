@@ -97,6 +97,7 @@ fn gradients_do_not_depend_on_the_schedule() {
         Schedule { sweep: 5000, micro: 1, ..all.clone() },
         Schedule { sweep: 5000, micro: 300, head_chunk: 7, ..all.clone() },
         Schedule { sweep: 5000, micro: 300, scratch: true, stream: true, keep: 1, ..all.clone() },
+        Schedule { stream: true, resident: 1, ..all.clone() },
         Schedule { sweep: 1, micro: 1, scratch: true, ..all.clone() },
     ];
     for name in ["llama", "mistral"] {

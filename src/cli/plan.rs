@@ -136,8 +136,8 @@ fn words(plan: &Plan, layers: usize) -> String {
     }
     words += &match schedule.keep.min(layers) {
         0 => ", every layer computed again on the way back".to_string(),
-        keep if keep == layers => ", nothing computed twice".to_string(),
-        keep => format!(", {keep} of {layers} layers not computed twice"),
+        keep if keep == layers => ", no layer computed again".to_string(),
+        keep => format!(", {keep} of {layers} layers not computed again"),
     };
     words += &format!(", {} positions at the head", schedule.head_chunk);
     if schedule.scratch {
@@ -188,7 +188,7 @@ mod tests {
         };
         assert_eq!(
             words(&plan(full.clone(), false), 30),
-            "up to 768 tokens at once, nothing computed twice, 128 positions at the head"
+            "up to 768 tokens at once, no layer computed again, 128 positions at the head"
         );
         let tight = Schedule {
             sweep: 900,
@@ -207,7 +207,7 @@ mod tests {
         );
         assert!(
             words(&plan(Schedule { keep: 3, ..full.clone() }, false), 30)
-                .contains(", 3 of 30 layers not computed twice")
+                .contains(", 3 of 30 layers not computed again")
         );
         assert!(words(&plan(Schedule { scratch: true, ..full }, false), 30).ends_with(", layers' inputs on the host"));
     }

@@ -115,7 +115,11 @@ impl Dataset {
                 self.count(outcome?, tokenizer, || format!("{}:{line}", file.display()));
             }
         }
-        self.report.files.push(FileReport { path: file.to_owned(), shape, rows: self.report.rows - before });
+        let rows = self.report.rows - before;
+        // what `data.limit` left unread is not called empty
+        if rows > 0 || options.limit == 0 || self.report.rows < options.limit {
+            self.report.files.push(FileReport { path: file.to_owned(), shape, rows });
+        }
         Ok(())
     }
 

@@ -21,6 +21,7 @@ pub use order::{order, split_eval};
 pub use report::Report;
 pub use template::{ChatTemplate, Extras, Message};
 pub use tokenizer::Tokenizer;
+pub use tokenizer_config::TokenizerConfig;
 
 /// A pair of answers to one prompt, as tokens. Both answers hold at least one token and differ; a text ends with EOS,
 /// a chat as its template ends a turn.

@@ -14,7 +14,7 @@ const SPECIAL_TOKENS: [&str; 7] =
 
 /// A chat template as the model brings it.
 #[derive(Debug, Clone)]
-pub(super) struct TemplateSource {
+pub struct TemplateSource {
     /// Where it stands.
     pub file: PathBuf,
     /// Its text.
@@ -25,7 +25,7 @@ pub(super) struct TemplateSource {
 
 /// What the files beside `tokenizer.json` say.
 #[derive(Debug, Default)]
-pub(super) struct TokenizerConfig {
+pub struct TokenizerConfig {
     /// `bos_token`, `eos_token`, … and their text, those that are set.
     pub special: BTreeMap<String, String>,
     /// The template for chats without tools.

@@ -21,6 +21,9 @@ use crate::{
 /// Bytes of an f32 number.
 const F32: usize = 4;
 
+/// The phase in which samples are drawn.
+pub(super) const SAMPLES: &str = "samples";
+
 /// A pair as a schedule sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PairSize {
@@ -317,7 +320,7 @@ impl Demand {
         let load = Load { tokens, rows: n * samples.new, ..Load::default() };
         let parts = [(work.0, work.1 * F32), more(self.buffers(&load, None), stays)];
         // samples are drawn with all weights there
-        Phase::new("samples", self.always(&schedule, true).into_iter().chain(parts))
+        Phase::new(SAMPLES, self.always(&schedule, true).into_iter().chain(parts))
     }
 
     /// Angles, ids, positions and places of a sweep's tokens.

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{
-    demand::{Demand, Load, PairSize, Phase},
+    demand::{Demand, Load, PairSize, Phase, SAMPLES},
     schedule::Schedule,
 };
 use crate::{Error, Result, kernels::compute::Compute};
@@ -106,8 +106,20 @@ pub struct Limits {
     pub machine: u64,
     /// The base's weights.
     pub weights: u64,
+    /// A layer's, at most.
+    pub layer: u64,
     /// Numbers in a layer's matrices, all layers together.
     pub matrices: usize,
+}
+
+impl Limits {
+    /// How many layers' pages may stay beside so much anonymous memory and what no layer holds (embedding and head), where one
+    /// layer is at work and the next on its way.
+    fn stay(&self, peak: u64, layers: usize) -> usize {
+        let rest = self.weights.saturating_sub(self.layer * layers as u64);
+        let room = self.with_base.saturating_sub(peak).saturating_sub(rest) / self.layer.max(1);
+        room.saturating_sub(2).min(layers as u64) as usize
+    }
 }
 
 /// A schedule, and what it comes to.
@@ -151,9 +163,12 @@ pub fn choose(demand: &Demand, loads: &Loads, limits: &Limits) -> Result<Plan> {
     best.ok_or_else(|| {
         let least = least(demand, loads, limits);
         let highest = least.highest();
+        let lower = match highest.name {
+            SAMPLES => "lower samples.max_new_tokens, or leave samples.prompts out",
+            _ => "lower data.max_length or adapter.r",
+        };
         Error::Resource(format!(
-            "memory.budget is {}, but this run needs at least {} ({}: {}); set memory.budget to that or more, or lower \
-             data.max_length, adapter.r or samples.max_new_tokens",
+            "memory.budget is {}, but this run needs at least {} ({}: {}); set memory.budget to that or more, or {lower}",
             Mib(limits.budget),
             Mib::up(least.peak()),
             highest.name,
@@ -234,6 +249,9 @@ fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<
                 if demand.device.is_none() {
                     let with_base = chosen.peak().saturating_add(limits.weights);
                     chosen.schedule.stream = with_base > limits.with_base;
+                    if chosen.schedule.stream {
+                        chosen.schedule.resident = limits.stay(chosen.peak(), demand.layers);
+                    }
                     chosen.from_disk = with_base > limits.machine;
                 } else {
                     chosen.from_disk = chosen.schedule.stream;
@@ -284,7 +302,8 @@ fn cost(demand: &Demand, loads: &Loads, limits: &Limits, plan: &Plan, load: &Loa
     let attention = ATTENTION[usize::from(demand.compute == Compute::Bf16)];
     let computing = (layers + head + attention * attended) / demand.rate;
     let Some(weights) = demand.device else {
-        let read = if plan.from_disk { 2.0 * limits.weights as f64 / DISK } else { 0.0 };
+        let come = limits.weights.saturating_sub(resident as u64 * limits.layer);
+        let read = if plan.from_disk { 2.0 * come as f64 / DISK } else { 0.0 };
         return computing + saved + sweeps * read;
     };
     let go = 1.0 - resident as f64 / demand.layers.max(1) as f64;

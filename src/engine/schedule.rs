@@ -19,9 +19,9 @@ pub struct Schedule {
     pub scratch: bool,
     /// Whether a layer's pages are dropped after use, and those of the next are read ahead.
     pub stream: bool,
-    /// On a device where weights stream: so many layers stay all the same, spread evenly over the model.
+    /// Where weights stream: so many layers stay all the same, spread evenly over the model.
     pub resident: usize,
-    /// There, too: whether the head stays.
+    /// On a device where weights stream: whether the head stays.
     pub head_stays: bool,
 }
 

@@ -161,7 +161,12 @@ fn read_matrices(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<A
             (Some(module), _) if !module.is_empty() => modules.push(module),
             (_, Some(module)) if file.entries().contains_key(&format!("{PREFIX}{module}{SUFFIX_A}")) => {}
             (_, Some(_)) => return Err(bad(format!("tensor {name:?} has no {SUFFIX_A} beside it"))),
-            _ => return Err(bad(format!("tensor {name:?} is not a LoRA matrix of a linear layer"))),
+            _ => {
+                return Err(bad(format!(
+                    "tensor {name:?} is not a LoRA matrix of a linear layer, and nothing else of an adapter is read; \
+                     merge this adapter with PEFT and use the merged model as the base"
+                )));
+            }
         }
     }
     if modules.is_empty() {

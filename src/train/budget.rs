@@ -15,6 +15,7 @@ use crate::{
     heap,
     kernels::{compute::Compute, dequantise::scratch},
     model::{
+        block::Block,
         footprint::{HeadWidths, Widths},
         lora::Shape,
     },
@@ -101,11 +102,9 @@ impl Planned {
 pub fn plan(recipe: &Recipe, base: &Base, rows: &Rows, shapes: &[Shape], memory: Memory) -> Result<Planned> {
     let demand = demand(recipe, base, rows, shapes, memory)?;
     let loads = loads(recipe, rows);
-    let matrices = base.model.linears().map(|linear| linear.weight.inputs * linear.weight.outputs).sum();
-    let weights = base.folder.total_bytes();
     let (limits, budget) = match memory {
-        Memory::Host(held) => limits(recipe.memory.budget, held, weights, matrices),
-        Memory::Device { free, .. } => device_limits(recipe.memory.budget, free, weights, matrices),
+        Memory::Host(held) => limits(recipe.memory.budget, held, unlimited(base)),
+        Memory::Device { free, .. } => device_limits(recipe.memory.budget, free, unlimited(base)),
     };
     let plan = plan::choose(&demand, &loads, &limits)?;
     Ok(Planned { plan, limits, budget, demand, loads })
@@ -189,18 +188,31 @@ fn size(pair: &TokenizedPair) -> PairSize {
     }
 }
 
+/// A base's sizes, and nothing that limits a run.
+fn unlimited(base: &Base) -> Limits {
+    let layer = |block: &Block| block.linears().map(|linear| linear.weight.file_bytes() as u64).sum();
+    Limits {
+        budget: u64::MAX,
+        with_base: u64::MAX,
+        machine: u64::MAX,
+        weights: base.folder.total_bytes(),
+        layer: base.model.blocks.iter().map(layer).max().unwrap_or(0),
+        matrices: base.model.linears().map(|linear| linear.weight.inputs * linear.weight.outputs).sum(),
+    }
+}
+
 /// The budget and what else limits a run, and where that comes from.
-fn limits(budget: Budget, held: Held, weights: u64, matrices: usize) -> (Limits, String) {
+fn limits(budget: Budget, held: Held, base: Limits) -> (Limits, String) {
     let available = available();
     let machine = available.as_ref().map_or(u64::MAX, |available| held.now + available.bytes);
-    let at_most = |budget: u64, with_base: u64| Limits { budget, with_base, machine, weights, matrices };
+    let at_most = |budget: u64, with_base: u64| Limits { budget, with_base, machine, ..base };
     match (budget, available) {
         (Budget::Bytes(bytes), _) => (at_most(bytes, bytes), format!("{budget}, as the recipe says")),
         (Budget::Auto, None) => (at_most(u64::MAX, u64::MAX), "auto: this system does not say what is free".into()),
         (Budget::Auto, Some(available)) => {
             // a tenth stays for others; a base that takes more than half shares what is left
             let free = machine - machine / 10;
-            let bytes = free - weights.min(free / 2);
+            let bytes = free - base.weights.min(free / 2);
             let mib = |bytes: u64| plan::Mib(bytes);
             let said = format!(
                 "auto: {}, of {} that {} has free, less a tenth and room for the base's pages",
@@ -214,7 +226,7 @@ fn limits(budget: Budget, held: Held, weights: u64, matrices: usize) -> (Limits,
 }
 
 /// The budget of a device's memory, and where it comes from.
-fn device_limits(budget: Budget, free: Option<u64>, weights: u64, matrices: usize) -> (Limits, String) {
+fn device_limits(budget: Budget, free: Option<u64>, base: Limits) -> (Limits, String) {
     let (bytes, said) = match (budget, free) {
         (Budget::Bytes(bytes), _) => (bytes, format!("{budget} of the device's memory, as the recipe says")),
         (Budget::Auto, None) => (u64::MAX, "auto: this device does not say what is free".into()),
@@ -226,7 +238,7 @@ fn device_limits(budget: Budget, free: Option<u64>, weights: u64, matrices: usiz
             )
         }
     };
-    (Limits { budget: bytes, with_base: u64::MAX, machine: u64::MAX, weights, matrices }, said)
+    (Limits { budget: bytes, ..base }, said)
 }
 
 fn device_weights(base: &Base, card: bool) -> DeviceWeights {

@@ -88,6 +88,11 @@ impl FrozenMatrix {
         }
     }
 
+    /// Bytes of the base's files that the matrix is.
+    pub fn file_bytes(&self) -> usize {
+        self.stored().parts().into_iter().map(|part| part.len()).sum()
+    }
+
     /// Bytes that the matrix takes on a device, multiplying in `compute` there.
     pub fn device_bytes(&self, compute: Compute) -> usize {
         self.stored().device_bytes(self.outputs * self.inputs, compute)

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::data::TokenizerConfig;
 use crate::keys::object_file;
 use crate::model::Config;
-use crate::outside::{self, MAX_JSON};
 use crate::weights::gguf::tokenizer::{GPT4O_WORDS, LLAMA3_WORDS, QWEN2_WORDS, TEKKEN_WORDS, Words, pre_name};
 use crate::weights::gguf::writer::Keys;
 use crate::{Error, Result};
@@ -37,23 +37,20 @@ pub fn describe(keys: &mut Keys, folder: &Path, config: &Config) -> Result<()> {
     let vocab = model.get("vocab").and_then(Value::as_object).ok_or_else(|| refuse("it has no vocabulary"))?;
     let mut tokens: Vec<Option<String>> = vec![None; config.vocab_size];
     let mut types = vec![NORMAL; config.vocab_size];
-    let mut place = |token: &str, id: Option<u64>| match id.and_then(|id| tokens.get_mut(id as usize)) {
-        Some(slot) => {
-            *slot = Some(token.to_string());
-            Ok(())
-        }
-        None => Err(refuse(&format!("its token {token:?} has no row in the model"))),
-    };
+    // A token beyond the embedding, as Gemma 3 has for images, no text can hold; a GGUF file has no row to name for it.
+    let row = |id: &Value| id.as_u64().filter(|id| *id < config.vocab_size as u64).map(|id| id as usize);
     for (token, id) in vocab {
-        place(token, id.as_u64())?;
+        if let Some(row) = row(id) {
+            tokens[row] = Some(token.clone());
+        }
     }
     let no_tokens = Vec::new();
     let added = tokenizer.get("added_tokens").and_then(Value::as_array).unwrap_or(&no_tokens);
     for token in added {
-        let content = token["content"].as_str().unwrap_or_default();
-        place(content, token["id"].as_u64())?;
-        types[token["id"].as_u64().unwrap_or_default() as usize] =
-            if token["special"].as_bool() == Some(true) { CONTROL } else { USER_DEFINED };
+        if let Some(row) = row(&token["id"]) {
+            tokens[row] = token["content"].as_str().map(str::to_string);
+            types[row] = if token["special"].as_bool() == Some(true) { CONTROL } else { USER_DEFINED };
+        }
     }
     let tokens: Vec<String> = tokens
         .into_iter()
@@ -179,16 +176,16 @@ fn leads_with_special(processor: Option<&Value>) -> bool {
 
 /// The tokens with a part to play, and the chat template.
 fn special(keys: &mut Keys, folder: &Path, config: &Config, ids: &HashMap<&str, usize>) -> Result<()> {
-    let path = folder.join("tokenizer_config.json");
-    let stated = if path.exists() { object_file(&path)? } else { Map::new() };
-    let token = |name: &str| {
-        let value = stated.get(name)?;
-        ids.get(value.as_str().or_else(|| value.get("content")?.as_str())?).map(|id| *id as u32)
-    };
-    let eos = config.eos_token_ids.first().copied();
+    let stated = TokenizerConfig::read(folder)?;
+    let token = |name: &str| stated.special.get(name).and_then(|token| ids.get(token.as_str())).map(|id| *id as u32);
+    let eos = token("eos_token").or(stated.eos_ids.first().copied());
+    // GGUF has a key each for the ends of a text, a turn and a message
+    let mut other_ends = stated.eos_ids.iter().copied().filter(|id| Some(*id) != eos);
     for (name, id) in [
         ("bos", token("bos_token").or(config.bos_token_id)),
-        ("eos", token("eos_token").or(eos)),
+        ("eos", eos),
+        ("eot", other_ends.next()),
+        ("eom", other_ends.next()),
         ("unknown", token("unk_token")),
         ("padding", token("pad_token")),
     ] {
@@ -196,13 +193,8 @@ fn special(keys: &mut Keys, folder: &Path, config: &Config, ids: &HashMap<&str, 
             keys.size(&format!("tokenizer.ggml.{name}_token_id"), id);
         }
     }
-    let file = folder.join("chat_template.jinja");
-    let template = match file.exists() {
-        true => Some(outside::read_text(&file, MAX_JSON)?),
-        false => stated.get("chat_template").and_then(Value::as_str).map(str::to_string),
-    };
-    if let Some(template) = template {
-        keys.text("tokenizer.chat_template", &template);
+    if let Some(template) = stated.template {
+        keys.text("tokenizer.chat_template", &template.text);
     }
     Ok(())
 }

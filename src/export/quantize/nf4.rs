@@ -29,13 +29,16 @@ pub fn write(
         Ok(if config.family.turned { tensor.turned() } else { tensor })
     };
     let linears = (0..config.num_hidden_layers).flat_map(|layer| config.linears(layer));
-    let matrices: BTreeMap<String, [usize; 2]> = linears
-        .filter(|linear| linear.inputs.is_multiple_of(NF4_BLOCK))
-        .map(|LinearShape { module, inputs, outputs, .. }| {
-            let name = config.family.stored_name(&format!("{module}.weight"), |name| model.has(name));
-            (name, [outputs, inputs])
-        })
-        .collect();
+    let mut matrices: BTreeMap<String, [usize; 2]> = BTreeMap::new();
+    let mut skipped = vec!["lm_head".to_string()];
+    for LinearShape { module, inputs, outputs, .. } in linears {
+        let name = config.family.stored_name(&format!("{module}.weight"), |name| model.has(name));
+        if inputs.is_multiple_of(NF4_BLOCK) {
+            matrices.insert(name, [outputs, inputs]);
+        } else {
+            skipped.push(module);
+        }
+    }
     if matrices.is_empty() {
         return Err(Error::input(format!(
             "{}: no linear layer has rows in whole blocks of {NF4_BLOCK}, which NF4 needs here; choose --to q8_0",
@@ -81,7 +84,7 @@ pub fn write(
     }
     writer.finish()?;
     copy_companions(model.path(), folder.path(), None)?;
-    write_config(folder.path())?;
+    write_config(folder.path(), &skipped)?;
     folder.finish()
 }
 
@@ -142,7 +145,8 @@ fn nearest(x: f32) -> u8 {
     NF4.windows(2).take_while(|pair| border(pair)).count() as u8
 }
 
-fn write_config(folder: &Path) -> Result<()> {
+/// `skipped` are the modules left as they are, which a loader must not take for quantised ones.
+fn write_config(folder: &Path, skipped: &[String]) -> Result<()> {
     let path = folder.join("config.json");
     let mut config: Map<String, Value> = crate::keys::object_file(&path)?;
     config.insert(
@@ -150,7 +154,7 @@ fn write_config(folder: &Path) -> Result<()> {
         json!({
             "quant_method": "bitsandbytes", "load_in_4bit": true, "load_in_8bit": false, "_load_in_4bit": true,
             "_load_in_8bit": false, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": false,
-            "bnb_4bit_compute_dtype": "float32", "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": ["lm_head"],
+            "bnb_4bit_compute_dtype": "float32", "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": skipped,
             "llm_int8_threshold": 6.0, "llm_int8_has_fp16_weight": false, "llm_int8_enable_fp32_cpu_offload": false,
         }),
     );

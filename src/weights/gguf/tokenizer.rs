@@ -4,7 +4,7 @@
 //! llama.cpp knows two kinds that are read here: byte-level BPE ("gpt2"), whose way of cutting text into words goes by
 //! a name, and SentencePiece's BPE ("llama"), whose merges are what its scores order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::{Map, Value, json};
 
@@ -21,6 +21,9 @@ const PRE: &str = "tokenizer.ggml.pre";
 const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
+
+/// Ends of a turn: Llama 3's, ChatML's, Phi's, Gemma's.
+const TURN_ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"];
 
 /// Bytes of a SentencePiece token: all ways to cut it in two are looked at.
 const LONGEST_PIECE: usize = 1024;
@@ -143,10 +146,7 @@ pub fn files(metadata: &Metadata) -> Result<BTreeMap<&'static str, String>> {
     }
     config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
     let mut generation = Map::new();
-    let ends = [vocabulary.special("eos")?, vocabulary.special("eot")?];
-    let mut ends: Vec<usize> = ends.into_iter().flatten().map(|(id, _)| id).collect();
-    ends.dedup();
-    generation.insert("eos_token_id".into(), json!(ends));
+    generation.insert("eos_token_id".into(), json!(vocabulary.ends()?));
     let mut files = BTreeMap::from([
         ("tokenizer.json", Value::Object(tokenizer).to_string()),
         ("tokenizer_config.json", format!("{:#}\n", Value::Object(config))),
@@ -175,6 +175,18 @@ impl Vocabulary<'_> {
             self.metadata.bad(&key, &format!("{id} is no token: there are {}; fetch another file", self.tokens.len()))
         };
         token.map(Some).ok_or_else(outside)
+    }
+
+    /// The tokens that end a generation. Converters of chat models leave the end of a turn to be known by its text, as
+    /// llama.cpp knows it.
+    fn ends(&self) -> Result<BTreeSet<usize>> {
+        let stated = [self.special("eos")?, self.special("eot")?, self.special("eom")?];
+        let mut ends: BTreeSet<usize> = stated.into_iter().flatten().map(|(id, _)| id).collect();
+        if self.special("eot")?.is_none() {
+            let known = TURN_ENDS.iter().find_map(|token| self.ids.get(token));
+            ends.extend(known.filter(|id| self.types[**id] == CONTROL));
+        }
+        Ok(ends)
     }
 
     fn vocab(&self) -> Value {

@@ -91,7 +91,8 @@ fn four_bit(parts: &mut Parts, name: &str, state: &str, kind: &'static str) -> R
     };
     let block = size("blocksize").filter(|block| block.is_power_of_two()).ok_or_else(|| bad(parts, "blocksize"))?;
     let elements = rows * columns;
-    let packed = parts.raw(name, "U8")?;
+    // `bnb_4bit_quant_storage` may call them numbers of another type
+    let packed = parts.bytes(name)?;
     if packed.bytes.len() != elements.div_ceil(2) {
         return Err(parts.misfit(name, &packed.shape, &[elements.div_ceil(2), 1]));
     }

@@ -40,7 +40,12 @@ pub(super) fn gather(path: &Path, config: &Map<String, Value>, tensors: &mut BTr
         Some("bitsandbytes") => bitsandbytes::gather(&mut parts)?,
         Some("gptq") => gptq::gather(&section, &mut parts)?,
         Some("awq") => awq::gather(&section, &mut parts)?,
-        Some("fp8") => fp8::gather(&mut parts, "weight_scale_inv", block_size(&section, "weight_block_size")?)?,
+        Some("fp8") => {
+            let block = block_size(&section, "weight_block_size")?;
+            // AutoFP8's name for it is the second
+            let scale = if parts.modules(".weight_scale_inv").is_empty() { "weight_scale" } else { "weight_scale_inv" };
+            fp8::gather(&mut parts, scale, block)?
+        }
         Some("compressed-tensors") => {
             let block = block_structure(&section)?;
             compressed::gather(&mut parts)? + fp8::gather(&mut parts, "weight_scale", block)?
@@ -78,8 +83,16 @@ fn block_structure(section: &Keys) -> Result<Option<[usize; 2]>> {
 /// Rows and columns under one scale, as a key states them.
 fn block_size(section: &Keys, key: &str) -> Result<Option<[usize; 2]>> {
     let size = |value: &Value| value.as_u64().filter(|size| (1..=1 << 24).contains(size)).map(|size| size as usize);
-    section.typed(key, "two sizes", |value| match value.as_array()?.as_slice() {
-        [rows, columns] => Some([size(rows)?, size(columns)?]),
+    section.typed(key, "two sizes", |value| match value {
+        Value::Array(sizes) => match sizes.as_slice() {
+            [rows, columns] => Some([size(rows)?, size(columns)?]),
+            _ => None,
+        },
+        // as older versions of compressed-tensors wrote it: "128x128"
+        Value::String(text) => {
+            let (rows, columns) = text.split_once('x')?;
+            Some([size(&rows.parse::<u64>().ok()?.into())?, size(&columns.parse::<u64>().ok()?.into())?])
+        }
         _ => None,
     })
 }

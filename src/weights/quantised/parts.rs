@@ -121,6 +121,16 @@ impl<'a> Parts<'a> {
         }
     }
 
+    /// Takes the bytes of a tensor, whatever its numbers are said to be.
+    pub fn bytes(&mut self, name: &str) -> Result<Raw> {
+        match self.tensors.remove(name) {
+            None => Err(self.bad(name, "is missing beside the others of its matrix")),
+            Some(Held::Unread(unread)) => Ok(Raw { bytes: unread.bytes, shape: unread.shape }),
+            Some(Held::Plain(tensor)) => Ok(Raw { bytes: tensor.bytes, shape: tensor.shape }),
+            Some(_) => Err(self.bad(name, "is not stored as plain bytes")),
+        }
+    }
+
     /// Takes a tensor of two dimensions, neither of them 0.
     pub fn raw_matrix(&mut self, name: &str, dtype: &str) -> Result<(MappedBytes, [usize; 2])> {
         let Raw { bytes, shape } = self.raw(name, dtype)?;

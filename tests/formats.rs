@@ -191,6 +191,15 @@ fn numbers_that_mean_something_else_are_refused() {
         header.insert("model.layers.0.mlp.act.scales".into(), scales);
     });
     assert!(refusal(&scaled).contains("divides what an activation gives"));
+    let rotated = changed("packed", |_, _, config| {
+        config["quantization_config"]["transform_config"] = json!({"config_groups": {"R3": {"type": "hadamard"}}});
+    });
+    assert!(refusal(&rotated).contains("transform_config"));
+    for name in ["gptq-4-v1", "awq"] {
+        // four groups of 40 are 120 inputs and the 8 that are left, not four groups of 32
+        let uneven = changed(name, |_, _, config| config["quantization_config"]["group_size"] = json!(40));
+        assert!(refusal(&uneven).contains("makes groups of different sizes"), "{name}");
+    }
 }
 
 #[test]

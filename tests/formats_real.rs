@@ -6,6 +6,7 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use candle_core::Device;
 use dpo_lora::data::{ChatTemplate, Extras, Message, TokenizedPair, Tokenizer};
@@ -127,4 +128,32 @@ fn products_from_the_file_are_those_of_an_uploaded_model() {
     }
     logps.at_most(1e-4);
     grads.at_most(3e-4);
+}
+
+/// The file of 92 MiB trains in 250 MiB.
+#[test]
+fn the_file_trains_within_its_budget() {
+    let (Some((_, file)), Some(rows)) = (smollm2(), required_env("DPO_LORA_HH")) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = "[adapter]\nr = 8\n[data]\ntrain = [\"rows.jsonl\"]\nformat = \"text\"\nmax_length = 512\ntruncation = \
+                  \"prompt_start\"\n[train]\nbatch_size = 4\nmax_steps = 3\n[memory]\nbudget = \"250MiB\"\n[run]\noutput = \
+                  \"run\"\ndevice = \"cpu\"\n";
+    let recipe = format!("[model]\nbase = {:?}\n{recipe}", file.display().to_string());
+    fs::write(folder.path().join("recipe.toml"), recipe).unwrap();
+    let rows: String = fs::read_to_string(rows).unwrap().split_inclusive('\n').take(24).collect();
+    fs::write(folder.path().join("rows.jsonl"), rows).unwrap();
+    let trained = Command::new(env!("CARGO_BIN_EXE_dpo-lora"))
+        .args(["train", "recipe.toml", "--json"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
+    let summary: serde_json::Value = serde_json::from_slice(&trained.stdout).unwrap();
+    let [peak, predicted] = ["peak_bytes", "predicted_bytes"].map(|key| summary[key].as_u64().unwrap() >> 20);
+    println!("measured: {peak} MiB, {predicted} predicted");
+    assert!(peak <= 250 && predicted <= 250, "{summary}");
+    let metrics = fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
+    let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64();
+    let losses: Vec<f64> = metrics.lines().filter_map(loss).collect();
+    assert!(losses.len() == 3 && losses[0] != losses[2], "{losses:?}");
 }

@@ -53,6 +53,7 @@ fn demand() -> (Demand, Loads, Limits) {
         with_base: u64::MAX,
         machine: u64::MAX,
         weights: 50 * MIB,
+        layers: 40 * MIB,
         layer: MIB,
         matrices: 10_000_000,
     };
@@ -97,7 +98,7 @@ fn less_than_the_least_is_refused_with_the_least() {
 fn a_base_beyond_the_machine_is_read_twice_a_step_at_most() {
     let (demand, loads, limits) = demand();
     let (weights, layer) = (20_000 * MIB, 499 * MIB);
-    let limits = Limits { budget: 500 * MIB, weights, layer, ..limits };
+    let limits = Limits { budget: 500 * MIB, weights, layers: 40 * layer, layer, ..limits };
     let beside = |pages: u64| {
         let all = 500 * MIB + pages;
         plan::choose(&demand, &loads, &Limits { with_base: all, machine: all, ..limits }).unwrap()

@@ -193,6 +193,11 @@ fn a_gguf_file_ends_where_its_folder_does() {
     let [folder, file] = ["base", "small.gguf"].map(|name| Tokenizer::open(&tiny.path(name)).unwrap());
     assert_eq!((file.eos_id(), file.stop_ids()), (folder.eos_id(), folder.stop_ids()));
     assert_eq!(file.stop_ids(), [3, 7]);
+    // a converter's file leaves the end of a turn to its text
+    tiny.write("base/generation_config.json", json!({"eos_token_id": 1}).to_string());
+    tiny.set_json("base/tokenizer_config.json", "eos_token", json!("</s>"));
+    tiny.ok(&["quantize", "base", "--to", "q8_0", "other.gguf"]);
+    assert_eq!(Tokenizer::open(&tiny.path("other.gguf")).unwrap().stop_ids(), [1, 3]);
     assert!(ChatTemplate::choose("auto", &file).unwrap().is_some());
 }
 

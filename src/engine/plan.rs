@@ -106,6 +106,8 @@ pub struct Limits {
     pub machine: u64,
     /// The base's weights.
     pub weights: u64,
+    /// Those of all layers.
+    pub layers: u64,
     /// A layer's, at most.
     pub layer: u64,
     /// Numbers in a layer's matrices, all layers together.
@@ -116,7 +118,7 @@ impl Limits {
     /// How many layers' pages may stay beside so much anonymous memory and what no layer holds (embedding and head), where one
     /// layer is at work and the next on its way.
     fn stay(&self, peak: u64, layers: usize) -> usize {
-        let rest = self.weights.saturating_sub(self.layer * layers as u64);
+        let rest = self.weights.saturating_sub(self.layers);
         let room = self.with_base.saturating_sub(peak).saturating_sub(rest) / self.layer.max(1);
         room.saturating_sub(2).min(layers as u64) as usize
     }
@@ -301,12 +303,12 @@ fn cost(demand: &Demand, loads: &Loads, limits: &Limits, plan: &Plan, load: &Loa
     let saved = saved / if plan.file_bytes > 0 { DISK } else { INPUTS_COME };
     let attention = ATTENTION[usize::from(demand.compute == Compute::Bf16)];
     let computing = (layers + head + attention * attended) / demand.rate;
+    let go = 1.0 - resident as f64 / demand.layers.max(1) as f64;
     let Some(weights) = demand.device else {
-        let come = limits.weights.saturating_sub(resident as u64 * limits.layer);
-        let read = if plan.from_disk { 2.0 * come as f64 / DISK } else { 0.0 };
+        let come = limits.weights as f64 - (1.0 - go) * limits.layers as f64;
+        let read = if plan.from_disk { 2.0 * come / DISK } else { 0.0 };
         return computing + saved + sweeps * read;
     };
-    let go = 1.0 - resident as f64 / demand.layers.max(1) as f64;
     let read = |bytes: f64| if plan.from_disk { sweeps * bytes / WEIGHTS_COME } else { 0.0 };
     let layers_come = read(2.0 * go * (weights.all - weights.head) as f64);
     // its copy begins behind the last layer's, and is waited for

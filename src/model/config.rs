@@ -256,8 +256,11 @@ fn activation(keys: &Keys, family: &Family) -> Result<Activation> {
     match keys.text(key)?.unwrap_or(family.activation) {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu" => Ok(Activation::Gelu),
-        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
-        other => Err(keys.bad(key, &format!("{other:?} is not read; silu, gelu, gelu_new and gelu_pytorch_tanh are"))),
+        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        other => {
+            Err(keys
+                .bad(key, &format!("{other:?} is not read; silu, gelu, gelu_new, gelu_fast and gelu_pytorch_tanh are")))
+        }
     }
 }
 
@@ -326,7 +329,7 @@ fn windows(keys: &Keys, family: &Family, turns: &[bool]) -> Result<Vec<Option<us
     let count = turns.len();
     let (window, sliding): (_, Vec<bool>) = match family.windows {
         Windows::None => return Ok(vec![None; count]),
-        Windows::All(default) => return Ok(vec![stated(default)?; count]),
+        Windows::All(default) => (stated(default)?, vec![true; count]),
         Windows::From => {
             let first = keys.typed("max_window_layers", "a whole number", Value::as_u64)?.unwrap_or(28) as usize;
             (if used { stated(Some(4096))? } else { None }, (0..count).map(|layer| layer >= first).collect())

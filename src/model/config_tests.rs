@@ -63,12 +63,13 @@ fn windows_are_each_familys_own() {
     let all = |value: Value| windows(&[family("mistral"), ("sliding_window", value)]);
     assert_eq!(windows(&[family("mistral")]), [Some(4096); 2]);
     assert_eq!((all(json!(7)), all(Value::Null)), (vec![Some(7); 2], vec![None; 2]));
+    let types = ("layer_types", json!(["sliding_attention", "full_attention"]));
+    assert_eq!(windows(&[family("mistral"), window.clone(), types.clone()]), [Some(7), None]);
 
     let qwen = [family("qwen2"), window.clone(), ("max_window_layers", json!(1))];
     assert_eq!(windows(&qwen), [None, None]);
     let used = ("use_sliding_window", json!(true));
     assert_eq!(windows(&[&qwen[..], std::slice::from_ref(&used)].concat()), [None, Some(7)]);
-    let types = ("layer_types", json!(["sliding_attention", "full_attention"]));
     assert_eq!(windows(&[&qwen[..], &[used.clone(), types]].concat()), [Some(7), None]);
 
     assert_eq!(windows(&[family("gemma2"), window.clone(), four.clone()]), [Some(7), None, Some(7), None]);
@@ -98,6 +99,9 @@ fn what_a_family_leaves_unstated_has_its_own_defaults() {
     assert_eq!((neox.ropes[0].dim, neox.side_by_side, neox.qkv_bias, neox.mlp_bias), (4, true, true, true));
     let part = [("model_type", json!("gpt_neox")), ("layer_norm_eps", json!(1e-5)), ("rotary_pct", json!(0.5))];
     assert_eq!(with_all(&part).ropes[0].dim, 8);
+
+    let fast = with_all(&[("hidden_act", json!("gelu_fast"))]);
+    assert_eq!(fast.activation, Activation::GeluTanh);
 
     let gpt = json!({
         "model_type": "gpt2", "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 32, "vocab_size": 50,

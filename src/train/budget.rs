@@ -190,13 +190,15 @@ fn size(pair: &TokenizedPair) -> PairSize {
 
 /// A base's sizes, and nothing that limits a run.
 fn unlimited(base: &Base) -> Limits {
-    let layer = |block: &Block| block.linears().map(|linear| linear.weight.file_bytes() as u64).sum();
+    let layer = |block: &Block| block.linears().map(|linear| linear.weight.file_bytes() as u64).sum::<u64>();
+    let layers = || base.model.blocks.iter().map(layer);
     Limits {
         budget: u64::MAX,
         with_base: u64::MAX,
         machine: u64::MAX,
         weights: base.folder.total_bytes(),
-        layer: base.model.blocks.iter().map(layer).max().unwrap_or(0),
+        layers: layers().sum(),
+        layer: layers().max().unwrap_or(0),
         matrices: base.model.linears().map(|linear| linear.weight.inputs * linear.weight.outputs).sum(),
     }
 }

@@ -37,15 +37,17 @@ pub fn describe(keys: &mut Keys, folder: &Path, config: &Config) -> Result<()> {
     let vocab = model.get("vocab").and_then(Value::as_object).ok_or_else(|| refuse("it has no vocabulary"))?;
     let mut tokens: Vec<Option<String>> = vec![None; config.vocab_size];
     let mut types = vec![NORMAL; config.vocab_size];
-    // A token beyond the embedding, as Gemma 3 has for images, no text can hold; a GGUF file has no row to name for it.
     let row = |id: &Value| id.as_u64().filter(|id| *id < config.vocab_size as u64).map(|id| id as usize);
-    for (token, id) in vocab {
-        if let Some(row) = row(id) {
-            tokens[row] = Some(token.clone());
-        }
-    }
     let no_tokens = Vec::new();
     let added = tokenizer.get("added_tokens").and_then(Value::as_array).unwrap_or(&no_tokens);
+    for (token, id) in vocab {
+        match row(id) {
+            Some(row) => tokens[row] = Some(token.clone()),
+            // one beyond the embedding, as Gemma 3 has for images, no text can hold
+            None if added.iter().any(|added| added["content"] == *token) => {}
+            None => return Err(refuse(&format!("its token {token:?} has no row in the model"))),
+        }
+    }
     for token in added {
         if let Some(row) = row(&token["id"]) {
             tokens[row] = token["content"].as_str().map(str::to_string);
@@ -189,7 +191,7 @@ fn special(keys: &mut Keys, folder: &Path, config: &Config, ids: &HashMap<&str, 
         ("unknown", token("unk_token")),
         ("padding", token("pad_token")),
     ] {
-        if let Some(id) = id {
+        if let Some(id) = id.filter(|id| (*id as usize) < config.vocab_size) {
             keys.size(&format!("tokenizer.ggml.{name}_token_id"), id);
         }
     }

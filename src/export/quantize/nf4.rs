@@ -30,7 +30,8 @@ pub fn write(
     };
     let linears = (0..config.num_hidden_layers).flat_map(|layer| config.linears(layer));
     let mut matrices: BTreeMap<String, [usize; 2]> = BTreeMap::new();
-    let mut skipped = vec!["lm_head".to_string()];
+    let mut skipped: Vec<String> =
+        ["lm_head"].into_iter().chain(config.family.stored_head).map(str::to_string).collect();
     for LinearShape { module, inputs, outputs, .. } in linears {
         let name = config.family.stored_name(&format!("{module}.weight"), |name| model.has(name));
         if inputs.is_multiple_of(NF4_BLOCK) {

@@ -183,8 +183,8 @@ impl Vocabulary<'_> {
         let stated = [self.special("eos")?, self.special("eot")?, self.special("eom")?];
         let mut ends: BTreeSet<usize> = stated.into_iter().flatten().map(|(id, _)| id).collect();
         if self.special("eot")?.is_none() {
-            let known = TURN_ENDS.iter().find_map(|token| self.ids.get(token));
-            ends.extend(known.filter(|id| self.types[**id] == CONTROL));
+            let added = |id: &&usize| [CONTROL, USER_DEFINED].contains(&self.types[**id]);
+            ends.extend(TURN_ENDS.iter().find_map(|token| self.ids.get(token).filter(added)));
         }
         Ok(ends)
     }

@@ -5,10 +5,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::gptq::{BAND, Group, scales, zeros};
+use super::gptq::{BAND, Group, group_size, scales, zeros};
 use super::lookup::LookUp;
 use super::parts::{Floats, Parts};
-use super::tiles::{ByTiles, LINES, RUN, Tiles, turn, word};
+use super::tiles::{ByTiles, LINES, Tiles, turn, word};
 use crate::Result;
 use crate::keys::Keys;
 use crate::weights::mapped::MappedBytes;
@@ -41,11 +41,7 @@ pub(super) fn gather(section: &Keys, parts: &mut Parts) -> Result<usize> {
         let outputs = word_columns * PER_WORD;
         let (scales, groups) = scales(parts, &module, outputs)?;
         let zeros = zeros(parts, &module, [groups, word_columns])?;
-        let size = inputs.div_ceil(groups);
-        if groups > 1 && !size.is_multiple_of(RUN) {
-            let scales = format!("{module}.scales");
-            return Err(parts.unread(&scales, &format!("makes groups of {size}, not multiples of {RUN}")));
-        }
+        let size = group_size(section, parts, &module, inputs, groups)?;
         let matrix = ByTiles(Awq { words, zeros, scales, size, outputs });
         let tensor = StoredTensor::new(vec![outputs, inputs], "awq 4 bit", Arc::new(matrix));
         parts.put(format!("{module}.weight"), tensor)?;

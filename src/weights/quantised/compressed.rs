@@ -23,6 +23,9 @@ pub(super) fn gather(parts: &mut Parts) -> Result<usize> {
         if parts.has(&part("g_idx")) {
             return Err(parts.unread(&part("g_idx"), "puts inputs into groups out of order"));
         }
+        if !parts.is(&part("packed"), "I32") {
+            return Err(parts.unread(&part("packed"), "is not packed in words of 32 bits (pack-quantized is)"));
+        }
         let (bytes, [rows, words]) = parts.raw_matrix(&part("packed"), "I32")?;
         let stated = parts.raw(&part("shape"), "I64")?.bytes;
         let dim = |i: usize| stated.as_chunks::<8>().0.get(i).map(|dim| i64::from_le_bytes(*dim));

@@ -71,20 +71,34 @@ pub(super) fn gather(section: &Keys, parts: &mut Parts) -> Result<usize> {
         let (scales, groups) = scales(parts, &module, outputs)?;
         let zeros = zeros(parts, &module, [groups, outputs.div_ceil(per_word)])?;
         let name = format!("{module}.g_idx");
-        let size = inputs.div_ceil(groups);
         let order = match parts.has(&name) {
-            true => group_order(parts, &name, inputs, groups, size)?,
+            true => group_order(parts, &name, inputs, groups)?,
             false => None,
         };
-        if order.is_none() && groups > 1 && !size.is_multiple_of(RUN) {
-            let scales = format!("{module}.scales");
-            return Err(parts.unread(&scales, &format!("makes groups of {size}, not multiples of {RUN}")));
-        }
+        let size = match order {
+            Some(_) => inputs.div_ceil(groups),
+            None => group_size(section, parts, &module, inputs, groups)?,
+        };
         let matrix = Gptq { words, zeros, scales, order, size, bits, zero_offset, outputs };
         let tensor = StoredTensor::new(vec![outputs, inputs], format!("gptq {bits} bit"), Arc::new(ByTiles(matrix)));
         parts.put(format!("{module}.weight"), tensor)?;
     }
     Ok(found)
+}
+
+/// The inputs of a group, where they are in order: equal parts of all of them.
+pub(super) fn group_size(section: &Keys, parts: &Parts, module: &str, inputs: usize, groups: usize) -> Result<usize> {
+    let size = inputs.div_ceil(groups);
+    // as many groups come of the stated size with a shorter one at the end
+    let stated = section.number("group_size")?.filter(|stated| *stated > 0.0);
+    let stated = stated.map(|stated| stated as usize).filter(|stated| inputs.div_ceil(*stated) == groups);
+    let uneven = !inputs.is_multiple_of(groups) || stated.is_some_and(|stated| stated != size);
+    match groups {
+        1 => Ok(size),
+        _ if uneven => Err(parts.unread(&format!("{module}.scales"), "makes groups of different sizes")),
+        _ if size.is_multiple_of(RUN) => Ok(size),
+        _ => Err(parts.unread(&format!("{module}.scales"), &format!("makes groups of {size}, not multiples of {RUN}"))),
+    }
 }
 
 pub(super) fn scales(parts: &mut Parts, module: &str, outputs: usize) -> Result<(Floats, usize)> {
@@ -103,13 +117,7 @@ pub(super) fn zeros(parts: &mut Parts, module: &str, due: [usize; 2]) -> Result<
 }
 
 /// The group of each input; `None` where they are in order.
-fn group_order(
-    parts: &mut Parts,
-    name: &str,
-    inputs: usize,
-    groups: usize,
-    size: usize,
-) -> Result<Option<MappedBytes>> {
+fn group_order(parts: &mut Parts, name: &str, inputs: usize, groups: usize) -> Result<Option<MappedBytes>> {
     let raw = parts.raw(name, "I32")?;
     if raw.shape != [inputs] {
         return Err(parts.misfit(name, &raw.shape, &[inputs]));
@@ -117,6 +125,7 @@ fn group_order(
     if let Some(at) = (0..inputs).find(|i| word(&raw.bytes, *i) as usize >= groups) {
         return Err(parts.bad(name, &format!("sends input {at} to a group beyond the {groups} that there are")));
     }
+    let size = inputs.div_ceil(groups);
     let in_order = (0..inputs).all(|i| word(&raw.bytes, i) as usize == i / size);
     Ok((!in_order).then_some(raw.bytes))
 }

@@ -47,6 +47,10 @@ pub(super) fn gather(path: &Path, config: &Map<String, Value>, tensors: &mut BTr
             fp8::gather(&mut parts, scale, block)?
         }
         Some("compressed-tensors") => {
+            // rotations of what the layers read, which the weights alone do not tell of
+            if section.object("transform_config")?.is_some_and(|transforms| transforms.names().next().is_some()) {
+                return Err(section.bad("transform_config", "it is not read; use the unquantised checkpoint"));
+            }
             let block = block_structure(&section)?;
             compressed::gather(&mut parts)? + fp8::gather(&mut parts, "weight_scale", block)?
         }

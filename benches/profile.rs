@@ -76,18 +76,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut steps = rows.chunks_exact(batch);
     step(steps.next().ok_or("too few rows")?)?;
     profile::take();
-    let (began, busy) = (Instant::now(), cpu_time());
+    let threads = rayon::current_num_threads();
     let (mut optimizing, mut floor, mut count) = (Duration::ZERO, 0.0, 0);
+    let (mut wall, mut busy, mut peaks) = (0.0, Some(0.0), Vec::new());
     for pairs in steps {
+        // the peak moves with what else the machine does, so it is measured beside each step
+        peaks.push(peak(threads, || fused(Compute::F32)));
+        let (began, before) = (Instant::now(), cpu_time());
         optimizing += step(pairs)?;
+        wall += began.elapsed().as_secs_f64();
+        busy = busy.zip(cpu_time()).zip(before).map(|((busy, after), before)| busy + after - before);
         floor += pairs.iter().map(|pair| operations(&base, pair)).sum::<f64>();
         count += pairs.len();
     }
-    let wall = began.elapsed().as_secs_f64();
-    let busy = cpu_time().zip(busy).map(|(after, before)| after - before);
-
-    let threads = rayon::current_num_threads();
-    let f32_peak = peak(threads, || fused(Compute::F32));
+    let f32_peak = peaks.iter().sum::<f64>() / peaks.len() as f64;
     println!("{count} pairs in steps of {batch}, {} products, {threads} threads", compute.name());
     println!("{:.2} pairs/s, {:.1} GFLOP/s of the floor's operations", count as f64 / wall, floor / wall * 1e-9);
     println!("{:.0} % of the f32 matrix peak ({:.0} GFLOP/s)", 100.0 * floor / wall / f32_peak, f32_peak * 1e-9);

@@ -93,12 +93,15 @@ def check(base, tokens, batch, rank, budget, more):
         settings = {"adapter.r": rank, "data.max_length": 8192, "train.batch_size": batch, "train.max_steps": 3,
                     "run.device": "cpu", "run.output": str(work / "run"), **more}
         common = ["recipe.toml", *sets(settings)]
+        plan = lambda budget: json.loads(subprocess.run([binary, "plan", *common, "--json", "--set", f"memory.budget={budget}"],
+                                                        check=True, capture_output=True, cwd=work).stdout)
         if budget in ("least", "middle"):
-            told = json.loads(subprocess.run([binary, "plan", *common, "--json"], check=True, capture_output=True, cwd=work).stdout)
+            told = plan("auto")
             rungs = [rung["budget"] for rung in told["other_budgets"]]
             size = rungs[0] if budget == "least" else (rungs[0] + rungs[-1]) // 2
             # two plans of one recipe differ a little by what loading left over
             budget = f"{-(-size // 2**20) + 1}MiB"
+        told = plan(budget)
         run = train(common, budget, work)
         if resumed and not run.returncode:
             run = train(common, budget, work, "--max-steps", "5", "--resume", "--extend")
@@ -106,7 +109,6 @@ def check(base, tokens, batch, rank, budget, more):
             return f"| {base} | {tokens} | {batch} | {rank} | {budget} | failed: {run.stderr.strip().splitlines()[-1]} |", False
         summary = json.loads(run.stdout)
         predicted, measured = summary["predicted_bytes"] / 2**20, summary["peak_bytes"] / 2**20
-        told = json.loads(subprocess.run([binary, "plan", *common, "--set", f"memory.budget={budget}", "--json"], check=True, capture_output=True, cwd=work).stdout)
         kept = measured <= told["budget"] / 2**20
         good = kept and abs(predicted - measured) <= 0.1 * predicted
         return (f"| {base} | {tokens} | {batch} | {rank} | {extra or '–'} | {budget} | {predicted:.0f} | {measured:.0f} | "

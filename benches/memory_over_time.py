@@ -57,7 +57,7 @@ def limit():
 def weights():
     recipe = pathlib.Path(a.arguments[1])
     base = recipe.parent / tomllib.loads(recipe.read_text())["model"]["base"]
-    return sorted(base.glob("*.safetensors")) if base.is_dir() else [base]
+    return [base] if base.is_file() else sorted(base.glob("*.safetensors"))
 
 
 def evict(files, ended):

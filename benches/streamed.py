@@ -16,7 +16,7 @@ ap.add_argument("--tokens", type=int, default=512, help="of a pair, about")
 ap.add_argument("--steps", type=int, default=2)
 ap.add_argument("--compute", default="f32", choices=["f32", "bf16"])
 a = ap.parse_args()
-binary = pathlib.Path(os.environ.get("DPO_LORA_BINARY", here.parent / "target/release/dpo-lora"))
+binary = os.path.abspath(os.environ.get("DPO_LORA_BINARY", here.parent / "target/release/dpo-lora"))
 part = a.tokens // 8
 row = {"prompt": " time year" * (2 * part), "chosen": " people way" * part, "rejected": " day man" * part}
 

@@ -199,6 +199,8 @@ fn numbers_that_mean_something_else_are_refused() {
         // four groups of 40 are 120 inputs and the 8 that are left, not four groups of 32
         let uneven = changed(name, |_, _, config| config["quantization_config"]["group_size"] = json!(40));
         assert!(refusal(&uneven).contains("makes groups of different sizes"), "{name}");
+        let none = changed(name, |_, _, config| config["quantization_config"]["group_size"] = json!(0.5));
+        ModelFolder::open(none.path()).unwrap();
     }
 }
 

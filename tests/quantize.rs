@@ -193,10 +193,15 @@ fn a_gguf_file_ends_where_its_folder_does() {
     let [folder, file] = ["base", "small.gguf"].map(|name| Tokenizer::open(&tiny.path(name)).unwrap());
     assert_eq!((file.eos_id(), file.stop_ids()), (folder.eos_id(), folder.stop_ids()));
     assert_eq!(file.stop_ids(), [3, 7]);
-    // a converter's file leaves the end of a turn to its text
     tiny.write("base/generation_config.json", json!({"eos_token_id": 1}).to_string());
     tiny.set_json("base/tokenizer_config.json", "eos_token", json!("</s>"));
     tiny.ok(&["quantize", "base", "--to", "q8_0", "other.gguf"]);
+    assert_eq!(Tokenizer::open(&tiny.path("other.gguf")).unwrap().stop_ids(), [1]);
+    // converters leave the end of a turn to be known by its text
+    let mut bytes = tiny.bytes("other.gguf");
+    let at = bytes.windows(12).position(|key| key == b"eot_token_id").expect("the key");
+    bytes[at..at + 3].copy_from_slice(b"xyz");
+    tiny.write("other.gguf", bytes);
     assert_eq!(Tokenizer::open(&tiny.path("other.gguf")).unwrap().stop_ids(), [1, 3]);
     assert!(ChatTemplate::choose("auto", &file).unwrap().is_some());
 }

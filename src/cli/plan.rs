@@ -74,7 +74,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
 fn told(planned: &Planned, pace: Option<f64>) -> Told<'_> {
     let plan = &planned.plan;
     let rung = |plan: Plan| Rung {
-        budget: Mib::up(plan.peak()).0,
+        budget: Mib::up(planned.limits.budget_of(&plan)).0,
         seconds_a_step: pace.map(|pace| plan.cost * pace),
         schedule: words(&plan, planned.layers()),
     };
@@ -116,7 +116,7 @@ fn text(name: &str, planned: &Planned, pace: Option<f64>) -> String {
     }
     line(format!("\n{:<18}{:>14}   {}", "With a budget of", "time a step", "schedule"));
     for rung in planned.ladder() {
-        let budget = Mib::up(rung.peak()).to_string();
+        let budget = Mib::up(planned.limits.budget_of(&rung)).to_string();
         line(format!("  {budget:<16}{:>14}   {}", time(rung.cost), words(&rung, planned.layers())));
     }
     line("Less than the first does not work; more than the last makes nothing faster.".to_string());
@@ -146,7 +146,8 @@ fn words(plan: &Plan, layers: usize) -> String {
     let go = layers - schedule.resident.min(layers);
     words += &match go {
         _ if !schedule.stream => String::new(),
-        _ if !plan.from_disk => ", the base's pages let go of".to_string(),
+        _ if !plan.from_disk && go == layers => ", the base's pages let go of".to_string(),
+        _ if !plan.from_disk => format!(", the pages of {go} of {layers} layers let go of"),
         0 => ", the head read from the disk each time".to_string(),
         _ if go == layers && !schedule.head_stays => ", the base read from the disk layer by layer".to_string(),
         _ => {

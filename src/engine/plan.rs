@@ -99,7 +99,7 @@ impl Loads {
 pub struct Limits {
     /// The most anonymous memory.
     pub budget: u64,
-    /// The most with the base's pages; where it is more, they are let go of after use.
+    /// The most with the base's pages; where it is more, those of layers are let go of after use, as many as must.
     pub with_base: u64,
     /// What this machine has for this process, pages of files included: a base beyond it is read from the disk anew in
     /// every pass.
@@ -115,12 +115,31 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The most for run and base, and no more than there is.
+    fn room(&self) -> u64 {
+        self.with_base.min(self.machine)
+    }
+
     /// How many layers' pages may stay beside so much anonymous memory and what no layer holds (embedding and head), where one
     /// layer is at work and the next on its way.
     fn stay(&self, peak: u64, layers: usize) -> usize {
-        let rest = self.weights.saturating_sub(self.layers);
-        let room = self.with_base.saturating_sub(peak).saturating_sub(rest) / self.layer.max(1);
+        let room = self.room().saturating_sub(peak + self.outside_layers()) / self.layer.max(1);
         room.saturating_sub(2).min(layers as u64) as usize
+    }
+
+    fn outside_layers(&self) -> u64 {
+        self.weights.saturating_sub(self.layers)
+    }
+
+    /// The budget that gives a plan: with the base's pages that stay, where a budget holds for them as well.
+    pub fn budget_of(&self, plan: &Plan) -> u64 {
+        let pages = match (plan.schedule.stream, plan.schedule.resident as u64) {
+            _ if self.with_base != self.budget => 0,
+            (false, _) => self.weights,
+            (true, 0) => 0,
+            (true, resident) => self.outside_layers() + (resident + 2) * self.layer,
+        };
+        plan.peak() + pages
     }
 }
 
@@ -131,7 +150,7 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Samples drawn at once.
     pub at_once: usize,
-    /// Whether the base is larger than what the machine or the device has for it, so that every sweep reads it twice.
+    /// Whether the base is larger than what the machine or the device has for it, so that every sweep reads what does not stay twice.
     pub from_disk: bool,
     /// Bytes of layers' inputs that wait in a file at once; 0: they wait in memory.
     pub file_bytes: u64,
@@ -250,7 +269,7 @@ fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<
                 let mut chosen = plan(keep, resident);
                 if demand.device.is_none() {
                     let with_base = chosen.peak().saturating_add(limits.weights);
-                    chosen.schedule.stream = with_base > limits.with_base;
+                    chosen.schedule.stream = with_base > limits.room();
                     if chosen.schedule.stream {
                         chosen.schedule.resident = limits.stay(chosen.peak(), demand.layers);
                     }
@@ -305,7 +324,7 @@ fn cost(demand: &Demand, loads: &Loads, limits: &Limits, plan: &Plan, load: &Loa
     let computing = (layers + head + attention * attended) / demand.rate;
     let go = 1.0 - resident as f64 / demand.layers.max(1) as f64;
     let Some(weights) = demand.device else {
-        let come = limits.weights as f64 - (1.0 - go) * limits.layers as f64;
+        let come = limits.outside_layers() as f64 + go * limits.layers as f64;
         let read = if plan.from_disk { 2.0 * come / DISK } else { 0.0 };
         return computing + saved + sweeps * read;
     };

@@ -17,7 +17,7 @@ pub struct Schedule {
     /// Whether the layers' inputs wait elsewhere than in the memory that is planned: in a file, or in a card's host
     /// ([`super::saved::wait_on_host`]).
     pub scratch: bool,
-    /// Whether a layer's pages are dropped after use, and those of the next are read ahead.
+    /// Whether the pages of layers that do not stay are dropped after use, and those of the next are read ahead.
     pub stream: bool,
     /// Where weights stream: so many layers stay all the same, spread evenly over the model.
     pub resident: usize,

@@ -206,7 +206,8 @@ pub enum Turning {
 pub enum Windows {
     /// None, whatever is stated.
     None,
-    /// All, or those that `layer_types` names (a Ministral's), the window being this where the key is absent.
+    /// All, or those that `layer_types` names (transformers then takes a Mistral for a Ministral), the window being this where
+    /// the key is absent.
     All(Option<usize>),
     /// With `use_sliding_window` those from `max_window_layers` on, or those that `layer_types` names.
     From,

@@ -1,6 +1,6 @@
 //! A folder's tokenizer as GGUF metadata: the way back of [`crate::weights::gguf::tokenizer`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -37,21 +37,30 @@ pub fn describe(keys: &mut Keys, folder: &Path, config: &Config) -> Result<()> {
     let vocab = model.get("vocab").and_then(Value::as_object).ok_or_else(|| refuse("it has no vocabulary"))?;
     let mut tokens: Vec<Option<String>> = vec![None; config.vocab_size];
     let mut types = vec![NORMAL; config.vocab_size];
-    let row = |id: &Value| id.as_u64().filter(|id| *id < config.vocab_size as u64).map(|id| id as usize);
+    let row = |id: u64| usize::try_from(id).ok().filter(|id| *id < config.vocab_size);
     let no_tokens = Vec::new();
     let added = tokenizer.get("added_tokens").and_then(Value::as_array).unwrap_or(&no_tokens);
-    for (token, id) in vocab {
+    let mut beyond = HashSet::new();
+    for token in added {
+        let (Some(id), Some(content)) = (token["id"].as_u64(), token["content"].as_str()) else {
+            return Err(refuse("an added token has no id or no content"));
+        };
         match row(id) {
-            Some(row) => tokens[row] = Some(token.clone()),
-            // one beyond the embedding, as Gemma 3 has for images, no text can hold
-            None if added.iter().any(|added| added["content"] == *token) => {}
-            None => return Err(refuse(&format!("its token {token:?} has no row in the model"))),
+            Some(row) => {
+                tokens[row] = Some(content.to_string());
+                types[row] = if token["special"].as_bool() == Some(true) { CONTROL } else { USER_DEFINED };
+            }
+            // as Gemma 3 has one for images: the model has no row for it, so the file cannot have one
+            None => {
+                beyond.insert(content);
+            }
         }
     }
-    for token in added {
-        if let Some(row) = row(&token["id"]) {
-            tokens[row] = token["content"].as_str().map(str::to_string);
-            types[row] = if token["special"].as_bool() == Some(true) { CONTROL } else { USER_DEFINED };
+    for (token, id) in vocab {
+        match id.as_u64().and_then(row) {
+            Some(row) => tokens[row] = tokens[row].take().or_else(|| Some(token.clone())),
+            None if beyond.contains(token.as_str()) => {}
+            None => return Err(refuse(&format!("its token {token:?} has no row in the model"))),
         }
     }
     let tokens: Vec<String> = tokens
@@ -180,18 +189,21 @@ fn leads_with_special(processor: Option<&Value>) -> bool {
 fn special(keys: &mut Keys, folder: &Path, config: &Config, ids: &HashMap<&str, usize>) -> Result<()> {
     let stated = TokenizerConfig::read(folder)?;
     let token = |name: &str| stated.special.get(name).and_then(|token| ids.get(token.as_str())).map(|id| *id as u32);
+    let fits = |id: u32| (id as usize) < config.vocab_size;
     let eos = token("eos_token").or(stated.eos_ids.first().copied());
-    // GGUF has a key each for the ends of a text, a turn and a message
-    let mut other_ends = stated.eos_ids.iter().copied().filter(|id| Some(*id) != eos);
+    // GGUF has a key each for the ends of a text, a turn and a message. Without the second a reader looks for one by its text,
+    // so where the folder has no other end it is the first again.
+    let others: BTreeSet<u32> = stated.eos_ids.iter().copied().filter(|id| Some(*id) != eos && fits(*id)).collect();
+    let mut other_ends = others.into_iter();
     for (name, id) in [
         ("bos", token("bos_token").or(config.bos_token_id)),
         ("eos", eos),
-        ("eot", other_ends.next()),
+        ("eot", other_ends.next().or(eos)),
         ("eom", other_ends.next()),
         ("unknown", token("unk_token")),
         ("padding", token("pad_token")),
     ] {
-        if let Some(id) = id.filter(|id| (*id as usize) < config.vocab_size) {
+        if let Some(id) = id.filter(|id| fits(*id)) {
             keys.size(&format!("tokenizer.ggml.{name}_token_id"), id);
         }
     }

@@ -181,8 +181,8 @@ impl Vocabulary<'_> {
     /// llama.cpp knows it.
     fn ends(&self) -> Result<BTreeSet<usize>> {
         let stated = [self.special("eos")?, self.special("eot")?, self.special("eom")?];
-        let mut ends: BTreeSet<usize> = stated.into_iter().flatten().map(|(id, _)| id).collect();
-        if self.special("eot")?.is_none() {
+        let mut ends: BTreeSet<usize> = stated.iter().flatten().map(|(id, _)| *id).collect();
+        if stated[1].is_none() {
             let added = |id: &&usize| [CONTROL, USER_DEFINED].contains(&self.types[**id]);
             ends.extend(TURN_ENDS.iter().find_map(|token| self.ids.get(token).filter(added)));
         }

@@ -94,7 +94,7 @@ fn four_bit(parts: &mut Parts, name: &str, state: &str, kind: &'static str) -> R
     // `bnb_4bit_quant_storage` may call them numbers of another type
     let packed = parts.bytes(name)?;
     if packed.bytes.len() != elements.div_ceil(2) {
-        return Err(parts.misfit(name, &packed.shape, &[elements.div_ceil(2), 1]));
+        return Err(parts.bad(name, &format!("has {} bytes for {elements} numbers of four bits", packed.bytes.len())));
     }
     let blocks = elements.div_ceil(block);
     let part = |suffix: &str| format!("{name}.{suffix}");

@@ -89,8 +89,8 @@ pub(super) fn gather(section: &Keys, parts: &mut Parts) -> Result<usize> {
 /// The inputs of a group, where they are in order: equal parts of all of them.
 pub(super) fn group_size(section: &Keys, parts: &Parts, module: &str, inputs: usize, groups: usize) -> Result<usize> {
     let size = inputs.div_ceil(groups);
-    // as many groups come of the stated size with a shorter one at the end
-    let stated = section.number("group_size")?.filter(|stated| *stated > 0.0);
+    // 4 groups of 128 inputs stated as 40 are 40, 40, 40 and 8, not 4 times 32
+    let stated = section.number("group_size")?.or(section.number("q_group_size")?).filter(|stated| *stated >= 1.0);
     let stated = stated.map(|stated| stated as usize).filter(|stated| inputs.div_ceil(*stated) == groups);
     let uneven = !inputs.is_multiple_of(groups) || stated.is_some_and(|stated| stated != size);
     match groups {

@@ -27,6 +27,8 @@ ap.add_argument("--without-within", action="store_true", help="leave out the ref
 ap.add_argument("--plan", action="store_true", help="show where ours goes, first")
 ap.add_argument("--json", help="where every figure goes")
 a = ap.parse_args()
+if a.steps < 3:
+    ap.error("the first two steps are not counted: --steps 3 at least")
 
 
 def made(script, within):

@@ -190,7 +190,7 @@ fn size(pair: &TokenizedPair) -> PairSize {
 
 /// A base's sizes, and nothing that limits a run.
 fn unlimited(base: &Base) -> Limits {
-    let layer = |block: &Block| block.linears().map(|linear| linear.weight.file_bytes() as u64).sum::<u64>();
+    let layer = |block: &Block| block.linears().map(|linear| linear.weight.stored_bytes() as u64).sum::<u64>();
     let layers = || base.model.blocks.iter().map(layer);
     Limits {
         budget: u64::MAX,

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::dtype::DType;
 use super::gguf::{self, GgufFile, names::Change};
-use super::mapped::{MappedBytes, MappedTensor};
+use super::mapped::{MappedBytes, MappedTensor, StoredMatrix};
 use super::quantised;
 use super::safetensors::{SafetensorsFile, Stored};
 use super::stored::StoredTensor;

@@ -125,6 +125,11 @@ pub trait StoredMatrix: fmt::Debug + Send + Sync {
     /// Everything of it that lies in files.
     fn parts(&self) -> Vec<&MappedBytes>;
 
+    /// Bytes that it takes in its files.
+    fn stored_bytes(&self) -> usize {
+        self.parts().iter().map(|part| part.len()).sum()
+    }
+
     /// Row-major bf16, where that is what is stored: packed for bf16 products without a way through f32.
     fn bf16(&self) -> Option<&[u8]> {
         None

@@ -88,9 +88,9 @@ impl FrozenMatrix {
         }
     }
 
-    /// Bytes of the base's files that the matrix is.
-    pub fn file_bytes(&self) -> usize {
-        self.stored().parts().into_iter().map(|part| part.len()).sum()
+    /// Bytes that it takes in its files.
+    pub fn stored_bytes(&self) -> usize {
+        self.stored().stored_bytes()
     }
 
     /// Bytes that the matrix takes on a device, multiplying in `compute` there.

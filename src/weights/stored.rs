@@ -42,11 +42,6 @@ impl StoredTensor {
         Self { shape: vec![columns, rows], format: self.format.clone(), matrix: Arc::new(matrix) }
     }
 
-    /// Bytes that it takes in its files.
-    pub fn stored_bytes(&self) -> usize {
-        self.matrix.parts().iter().map(|part| part.len()).sum()
-    }
-
     /// A widened copy, for small tensors.
     pub fn to_f32(&self) -> Vec<f32> {
         let (rows, columns) = (self.rows(), self.columns());

@@ -112,12 +112,9 @@ impl<'a> Parts<'a> {
 
     /// Takes a tensor of integers or bytes.
     pub fn raw(&mut self, name: &str, dtype: &str) -> Result<Raw> {
-        match self.tensors.remove(name) {
-            None => Err(self.bad(name, "is missing beside the others of its matrix")),
-            Some(Held::Unread(unread)) if unread.format == dtype => {
-                Ok(Raw { bytes: unread.bytes, shape: unread.shape })
-            }
-            Some(_) => Err(self.bad(name, &format!("is not stored as {dtype}"))),
+        match self.has(name) && !self.is(name, dtype) {
+            true => Err(self.bad(name, &format!("is not stored as {dtype}"))),
+            false => self.bytes(name),
         }
     }
 

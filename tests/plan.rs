@@ -113,6 +113,11 @@ fn a_base_beyond_the_machine_is_read_twice_a_step_at_most() {
     assert!(more.schedule.stream && more.from_disk && more.cost < plan.cost);
     assert_eq!(more.schedule.resident, 10);
     assert!(!beside(weights).schedule.stream);
+
+    // a budget that is named holds for the pages as well
+    let named = |budget| Limits { budget, with_base: budget, ..limits };
+    let ten = more.peak() + 40 * MIB + 12 * layer;
+    assert_eq!([named(ten).budget_of(&more), named(u64::MAX).budget_of(&more)], [ten, more.peak()]);
 }
 
 #[test]

@@ -134,7 +134,8 @@ impl Limits {
     /// The budget that gives a plan: with the base's pages that stay, where a budget holds for them as well.
     pub fn budget_of(&self, plan: &Plan) -> u64 {
         let pages = match (plan.schedule.stream, plan.schedule.resident as u64) {
-            _ if self.with_base != self.budget => 0,
+            // "auto" leaves room for them besides, or nothing says how much there is
+            _ if self.with_base != self.budget || self.with_base == u64::MAX => 0,
             (false, _) => self.weights,
             (true, 0) => 0,
             (true, resident) => self.outside_layers() + (resident + 2) * self.layer,

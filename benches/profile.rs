@@ -78,21 +78,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     profile::take();
     let threads = rayon::current_num_threads();
     let (mut optimizing, mut floor, mut count) = (Duration::ZERO, 0.0, 0);
-    let (mut wall, mut busy, mut peaks) = (0.0, Some(0.0), Vec::new());
+    let (mut wall, mut busy, mut peaks, mut shares) = (0.0, Some(0.0), Vec::new(), Vec::new());
     for pairs in steps {
         // the peak moves with what else the machine does, so it is measured beside each step
-        peaks.push(peak(threads, || fused(Compute::F32)));
+        let f32_peak = peak(threads, || fused(Compute::F32));
         let (began, before) = (Instant::now(), cpu_time());
         optimizing += step(pairs)?;
-        wall += began.elapsed().as_secs_f64();
+        let (took, due) =
+            (began.elapsed().as_secs_f64(), pairs.iter().map(|pair| operations(&base, pair)).sum::<f64>());
         busy = busy.zip(cpu_time()).zip(before).map(|((busy, after), before)| busy + after - before);
-        floor += pairs.iter().map(|pair| operations(&base, pair)).sum::<f64>();
+        peaks.push(f32_peak);
+        shares.push(format!("{:.0}", 100.0 * due / took / f32_peak));
+        (wall, floor) = (wall + took, floor + due);
         count += pairs.len();
     }
     let f32_peak = peaks.iter().sum::<f64>() / peaks.len() as f64;
     println!("{count} pairs in steps of {batch}, {} products, {threads} threads", compute.name());
     println!("{:.2} pairs/s, {:.1} GFLOP/s of the floor's operations", count as f64 / wall, floor / wall * 1e-9);
-    println!("{:.0} % of the f32 matrix peak ({:.0} GFLOP/s)", 100.0 * floor / wall / f32_peak, f32_peak * 1e-9);
+    let (share, shares) = (100.0 * floor / wall / f32_peak, shares.join(", "));
+    println!("{share:.0} % of the f32 matrix peak ({:.0} GFLOP/s); by step {shares}", f32_peak * 1e-9);
     if let Some(own_peak) = own_peak(compute, threads) {
         let share = 100.0 * floor / wall / own_peak;
         println!("{share:.0} % of the peak of {} with a bf16 base ({:.0} GFLOP/s)", compute.name(), own_peak * 1e-9);

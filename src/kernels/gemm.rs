@@ -21,8 +21,8 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
-/// Panels of the right-hand side that a task packs at once (8 × 32 columns × 512 words: 512 KiB).
-pub(super) const PANELS: usize = 8;
+/// Panels of the right-hand side that a task packs at once (4 × 32 columns × 512 words: 256 KiB).
+pub(super) const PANELS: usize = 4;
 /// Most words of k in a block: a packed panel of 32 columns stays in the second-level cache.
 pub(super) const BLOCK: usize = 512;
 /// Words of the left-hand sides that are packed at once, where they hold more than one block of k.

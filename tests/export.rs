@@ -16,6 +16,7 @@ use dpo_lora::{
     export::AdapterFolder,
     model::linear::Through,
     train::{adapters, base::Base, device::Compute},
+    weights::ModelFolder,
 };
 use serde_json::{Value, json};
 
@@ -97,6 +98,37 @@ fn a_prompt_that_fills_the_positions_is_compared_as_well() {
     tiny.train("a", &[&long, "samples.max_new_tokens=4", "train.max_steps=1", "data.max_length=64"]);
     let said = tiny.ok(&["export", "runs/a", "--to", "merged", "merged"]);
     assert!(said.contains("merged and adapter differ by"), "{said}");
+}
+
+/// Older checkpoints keep numbers beside their weights that are infinite or beyond f16.
+#[test]
+fn what_no_model_reads_or_is_infinite_already_is_no_reason_to_refuse_a_type() {
+    let tiny = Tiny::new();
+    let mut all = tiny::weights(2);
+    let constants =
+        [("model.layers.0.attn.masked_bias", -1e9), ("model.layers.1.attention.masked_bias", f32::NEG_INFINITY)];
+    for (name, value) in constants {
+        all.insert(name.into(), (vec![], vec![value]));
+    }
+    let infinite = "model.layers.0.slopes";
+    all.insert(infinite.into(), (vec![2], vec![f32::NEG_INFINITY, 1.0]));
+    tiny::write_weights(&tiny.path("base/model.safetensors"), &all);
+    tiny.train("run", &["train.max_steps=1"]);
+    for dtype in ["f16", "bf16"] {
+        tiny.ok(&["export", "runs/run", "--to", "merged", dtype, "--dtype", dtype]);
+        let merged = ModelFolder::open(&tiny.path(dtype)).unwrap();
+        let numbers = |name: &str| (merged.info(name).unwrap().format, merged.plain(name).unwrap().to_f32());
+        for (name, value) in constants {
+            assert_eq!(numbers(name), ("f32".to_string(), vec![value]), "{name} of {dtype}");
+        }
+        assert_eq!(numbers(infinite), (dtype.to_string(), all[infinite].1.clone()));
+    }
+
+    all.get_mut("model.norm.weight").unwrap().1[0] = 1e6;
+    tiny::write_weights(&tiny.path("base/model.safetensors"), &all);
+    let refused = tiny.run(&["export", "runs/run", "--to", "merged", "out", "--dtype", "f16"]);
+    let said = tiny::stderr(&refused);
+    assert!(refused.status.code() == Some(3) && said.contains("the value 1000000 does not fit f16"), "{said}");
 }
 
 #[test]

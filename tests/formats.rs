@@ -21,6 +21,10 @@ use numbers::{
     Ids, Most, adapter, allowed, by_name, dpo, everywhere, gradient, json as read, open, policy, relative_l2, tensors,
     token_logps, worst,
 };
+use safetensors::{
+    SafeTensors,
+    tensor::{Dtype, TensorView},
+};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -162,6 +166,47 @@ fn fp8_of_autofp8_is_named_otherwise() {
         config["quantization_config"] = json!({"quant_method": "fp8", "activation_scheme": "dynamic"});
     });
     same_numbers(&folder, "fp8-matrices");
+}
+
+/// AutoGPTQ's older folders say in a file of its own what `config.json` says now.
+#[test]
+fn gptq_may_be_described_beside_the_config() {
+    let folder = changed("gptq-4-v1", |_, _, config| {
+        config.as_object_mut().expect("an object").remove("quantization_config");
+    });
+    let said = refusal(&folder);
+    assert!(said.contains("states no quantization_config") && said.contains("quantize_config.json"), "{said}");
+    let beside = json!({"bits": 4, "group_size": 32, "desc_act": false, "sym": false, "true_sequential": true});
+    fs::write(folder.path().join("quantize_config.json"), beside.to_string()).unwrap();
+    same_numbers(&folder, "gptq-4-v1");
+    // what is cached of a model depends on it
+    let model = ModelFolder::open(folder.path()).unwrap();
+    assert!(model.files().any(|file| file.ends_with("quantize_config.json")));
+}
+
+/// compressed-tensors stored zero points as they are, a byte each, before it packed them.
+#[test]
+fn zero_points_of_packed_numbers_may_be_bytes() {
+    let (from, folder) = (fixtures().join("packed-matrices"), tempfile::tempdir().unwrap());
+    fs::copy(from.join("config.json"), folder.path().join("config.json")).unwrap();
+    let bytes = fs::read(from.join("model.safetensors")).unwrap();
+    let unpacked = |(name, view): (String, TensorView)| {
+        if !name.ends_with("weight_zero_point") {
+            return (name, view.dtype(), view.shape().to_vec(), view.data().to_vec());
+        }
+        let (rows, groups) = (view.shape()[0] * 8, view.shape()[1]);
+        let words = view.data().as_chunks::<4>().0;
+        let code = |row: usize, group: usize| u32::from_le_bytes(words[row / 8 * groups + group]) >> (row % 8 * 4) & 15;
+        let zeros = (0..rows * groups).map(|i| (code(i / groups, i % groups) as u8).wrapping_sub(8)).collect();
+        (name, Dtype::I8, vec![rows, groups], zeros)
+    };
+    let tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> =
+        SafeTensors::deserialize(&bytes).unwrap().tensors().into_iter().map(unpacked).collect();
+    assert_eq!(tensors.iter().filter(|tensor| tensor.1 == Dtype::I8).count(), 2);
+    let view = |dtype: Dtype, shape: &[usize], bytes| TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| (name.as_str(), view(*dtype, shape, bytes)));
+    safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
+    same_numbers(&folder, "packed-matrices");
 }
 
 /// `bnb_4bit_quant_storage` of another type than uint8: the same bytes.

@@ -278,6 +278,52 @@ fn a_tokenizer_whose_spaces_llama_cpp_would_put_otherwise_is_not_written() {
     }
 }
 
+/// No key of a GGUF file says so: llama.cpp goes by the model's name.
+#[test]
+fn special_tokens_of_a_phi_3_take_the_spaces_after_them() {
+    let place = tempfile::tempdir().unwrap();
+    let (folder, out) = (place.path().join("model"), place.path().join("out.gguf"));
+    fs::create_dir(&folder).unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer_config.json"] {
+        fs::copy(fixture("phi3").0.join(file), folder.join(file)).unwrap();
+    }
+    let text = fs::read_to_string(fixture("phi3").0.join("tokenizer.json")).unwrap();
+    let mut tokenizer: Value = serde_json::from_str(&text.replace("<pad>", "<|endoftext|>")).unwrap();
+    let write = |tokenizer: &Value| {
+        fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        quantize::quantize(&folder, quantize::To::Q8_0, &out, &mut |_| Ok(()))
+    };
+    let [begin, end] = ["<s>", "</s>"].map(|name| {
+        let added = tokenizer["added_tokens"].as_array().unwrap();
+        added.iter().position(|token| token["content"] == name).unwrap()
+    });
+    tokenizer["added_tokens"][end]["rstrip"] = true.into();
+    write(&tokenizer).unwrap();
+    let (ours, theirs) = (Tokenizer::open(&out).unwrap(), Tokenizer::open(&folder).unwrap());
+    let taken = "x</s> \n y<s> z";
+    for text in HARD.into_iter().chain([taken]) {
+        assert_eq!(ours.encode(text, true).unwrap(), theirs.encode(text, true).unwrap(), "{text:?}");
+    }
+    if let Some(python) = required_env("DPO_LORA_PEERS_PYTHON") {
+        let texts: Vec<String> = HARD.into_iter().chain([taken]).map(str::to_string).collect();
+        tokens_agree(&python, &out, "phi3", &texts);
+    }
+    let mut bytes = fs::read(&out).unwrap();
+    let at = bytes.windows(5).position(|name| name == b"Phi-3").expect("the name");
+    bytes[at + 4] = b'4';
+    fs::write(&out, bytes).unwrap();
+    assert_ne!(Tokenizer::open(&out).unwrap().encode(taken, true).unwrap(), theirs.encode(taken, true).unwrap());
+
+    fs::remove_file(&out).unwrap();
+    for (token, key) in [(end, "lstrip"), (end, "single_word"), (begin, "rstrip")] {
+        let mut otherwise = tokenizer.clone();
+        otherwise["added_tokens"][token][key] = true.into();
+        let said = write(&otherwise).unwrap_err().to_string();
+        assert!(said.contains("its added token") && said.contains("choose --to nf4"), "{key}: {said}");
+        assert!(!out.exists());
+    }
+}
+
 /// An adapter on all linear layers, with an alpha of its own for one kind.
 fn random_adapter(folder: &Path, model: &Decoder) -> AdapterFolder {
     fs::create_dir_all(folder).unwrap();

@@ -146,6 +146,7 @@ fn a_model_comes_into_the_shared_layout() {
         "chat_template.jinja",
         "chat_template.json",
         "generation_config.json",
+        "quantize_config.json",
         "special_tokens_map.json",
     ];
     assert_eq!(place.files(&format!(".no_exist/{COMMIT}")), absent);
@@ -454,6 +455,7 @@ fn the_python_client_shares_the_cache() {
         "chat_template.jinja",
         "chat_template.json",
         "additional_chat_templates/tool_use.jinja",
+        "quantize_config.json",
     ];
     let run = |place: &Place, offline: &str, code: &str| {
         let out = std::process::Command::new(&python)

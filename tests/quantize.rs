@@ -11,7 +11,7 @@ mod tiny;
 use std::{fs, process::Command};
 
 use dpo_lora::{
-    data::{ChatTemplate, TokenizedPair, Tokenizer},
+    data::{ChatTemplate, Extras, TokenizedPair, Tokenizer},
     export::quantize,
     model::linear::Through,
     weights::ModelFolder,
@@ -204,6 +204,52 @@ fn a_gguf_file_ends_where_its_folder_does() {
     tiny.write("other.gguf", bytes);
     assert_eq!(Tokenizer::open(&tiny.path("other.gguf")).unwrap().stop_ids(), [1, 3]);
     assert!(ChatTemplate::choose("auto", &file).unwrap().is_some());
+}
+
+/// Where a folder's tokenizer puts its end token after a text, that of a GGUF file made of it does, too.
+#[test]
+fn a_gguf_file_puts_the_end_after_a_text_where_its_folder_does() {
+    let tiny = Tiny::new();
+    let put_after = |token: &str, id: u32| {
+        let text = |name: &str| json!({"Sequence": {"id": name, "type_id": 0}});
+        let processor = json!({
+            "type": "TemplateProcessing", "single": [text("A"), {"SpecialToken": {"id": token, "type_id": 0}}],
+            "pair": [text("A"), text("B")], "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
+        });
+        tiny.set_json("base/tokenizer.json", "post_processor", processor);
+    };
+    put_after("<|im_end|>", 3);
+    tiny.ok(&["quantize", "base", "--to", "q8_0", "small.gguf"]);
+    let [folder, file] = ["base", "small.gguf"].map(|name| Tokenizer::open(&tiny.path(name)).unwrap());
+    let ids = file.encode("a text", true).unwrap();
+    assert_eq!(ids, folder.encode("a text", true).unwrap());
+    assert_eq!(ids.last(), Some(&3));
+
+    put_after("</s>", 1);
+    let refused = tiny.run(&["quantize", "base", "--to", "q8_0", "other.gguf"]);
+    let said = stderr(&refused);
+    assert_eq!(refused.status.code(), Some(3), "{said}");
+    assert!(said.contains("other tokens than its end token after a text"), "{said}");
+}
+
+#[test]
+fn a_template_for_tools_goes_into_a_gguf_file_and_out_of_it() {
+    let tiny = Tiny::new();
+    fs::remove_file(tiny.path("base/chat_template.jinja")).unwrap();
+    let templates = json!([{"name": "default", "template": "{{ 1 }}"}, {"name": "tool_use", "template": "{{ 2 }}"}]);
+    tiny.set_json("base/tokenizer_config.json", "chat_template", templates);
+    tiny.ok(&["quantize", "base", "--to", "q8_0", "small.gguf"]);
+    let tokenizer = Tokenizer::open(&tiny.path("small.gguf")).unwrap();
+    let template = ChatTemplate::choose("auto", &tokenizer).unwrap().unwrap();
+    let with_tools = Extras { tools: Some(vec![json!({"type": "function"})]), ..Extras::default() };
+    assert_eq!(template.render(&[], &Extras::default(), false).unwrap(), "1");
+    let said = template.render(&[], &with_tools, false).unwrap_err().to_string();
+    assert!(said.contains("named tool_use"), "{said}");
+
+    tiny.train("small", &["model.base=small.gguf", "train.max_steps=1"]);
+    tiny.ok(&["export", "runs/small", "--to", "merged", "merged", "--dtype", "bf16"]);
+    assert_eq!(tiny.read("merged/chat_template.jinja"), "{{ 1 }}");
+    assert_eq!(tiny.read("merged/additional_chat_templates/tool_use.jinja"), "{{ 2 }}");
 }
 
 /// They follow from the config.

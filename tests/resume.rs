@@ -286,6 +286,13 @@ fn what_is_refused_changes_nothing() {
     refused(&set, &["--resume", "runs/a"], 2, "that is the run's folder; name one of its checkpoints");
     let shorter = [&set[..], &["train.max_steps=3"]].concat();
     refused(&shorter, &["--resume", "runs/a/checkpoint-14", "--extend"], 2, "the recipe has 3 steps");
+    let shorter = [&set[..], &["train.max_steps=20"]].concat();
+    refused(
+        &shorter,
+        &["--resume", "runs/a/checkpoint-14", "--extend"],
+        2,
+        "the run has 56 steps, and the recipe has 20",
+    );
     // in its own folder it does go on
     tiny.ok(&arguments("a.1", &set, &["--resume", "runs/a.1/checkpoint-14"]));
     assert_same(&tiny, "a.1", "a");

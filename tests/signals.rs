@@ -20,7 +20,7 @@ use tiny::{Tiny, arguments, rows};
 /// How long an answer may take.
 const SOON: Duration = Duration::from_secs(2);
 
-const SIGNALS: [(Signal, i32); 2] = [(Signal::INT, 130), (Signal::TERM, 143)];
+const SIGNALS: [(Signal, i32); 3] = [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)];
 
 fn send(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
@@ -87,7 +87,7 @@ fn at_any_moment_a_run_is_saved_and_goes_on_as_the_same() {
     let (mut stopped, mut number) = (0, 0);
     while number < 48 || stopped < 24 {
         assert!(number < 480, "{stopped} of {number} runs were stopped");
-        let (signal, code) = SIGNALS[number as usize % 2];
+        let (signal, code) = SIGNALS[number as usize % 3];
         let began = Instant::now();
         let mut child = spawn(&tiny, &arguments("a", &set, &[]));
         sleep(takes.mul_f64(moments.uniform(number)));
@@ -128,7 +128,7 @@ fn in_the_middle_of_a_step_the_step_is_dropped() {
     // More steps than there is time for: how fast the machine is from here on does not matter.
     let endless = ["data.shuffle=false", "train.batch_size=64", "train.max_steps=1000", "train.save_every=1"];
     for (number, part) in [0.15, 0.3, 0.45, 0.6, 0.75, 0.9].into_iter().enumerate() {
-        let (signal, code) = SIGNALS[number % 2];
+        let (signal, code) = SIGNALS[number % 3];
         let mut child = spawn(&tiny, &arguments("a", &endless, &[]));
         while !tiny.path("runs/a/metrics.jsonl").exists() {
             sleep(Duration::from_millis(1));
@@ -163,6 +163,29 @@ fn in_the_middle_of_a_step_the_step_is_dropped() {
     send(&child, Signal::INT);
     let status = answer(&mut child, "two signals");
     assert!(matches!(status.code(), Some(130 | 143)), "{status:?}");
+}
+
+/// Under `nohup` a terminal that goes away is no reason to stop.
+#[test]
+fn an_ignored_hangup_stays_ignored() {
+    use std::os::unix::process::CommandExt;
+
+    let tiny = Tiny::new();
+    let mut command = tiny.command(&arguments("a", &["train.epochs=100"], &[]));
+    // SAFETY: between fork and exec only `signal` is called, which may be called there.
+    unsafe {
+        command.pre_exec(|| match libc::signal(libc::SIGHUP, libc::SIG_IGN) {
+            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while fs::read_to_string(tiny.path("runs/a/metrics.jsonl")).unwrap_or_default().is_empty() {
+        sleep(Duration::from_millis(1));
+    }
+    send(&child, Signal::HUP);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(tiny.metrics("a").len(), 600);
 }
 
 /// Signals at places that a test chooses, in a process of their own: at a call that changes the disk, or at one of the
@@ -323,7 +346,7 @@ fn the_small_model_answers_within_two_seconds() {
     // What is said when a phase begins, and how long after it the signal comes.
     let phases = [("", 100), ("train rows", 0), ("evaluation", 500), ("training", 1500), ("training", 6000)];
     for (number, (phase, wait)) in phases.into_iter().enumerate() {
-        let (signal, code) = SIGNALS[number % 2];
+        let (signal, code) = SIGNALS[number % 3];
         let mut child = spawn(&tiny, &arguments(&number.to_string(), &set, &[]));
         let (sender, receiver) = std::sync::mpsc::channel();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -165,6 +165,49 @@ fn an_earlier_run_is_moved_aside() {
 }
 
 #[test]
+fn what_a_run_reads_is_not_moved_aside_by_it() {
+    let tiny = Tiny::new();
+    let one = ["train.max_steps=1"];
+    tiny.train("a", &one);
+    let before = tiny.names("runs/a");
+    tiny.ok(&["export", "runs/a", "--to", "merged", "runs/a/merged"]);
+    tiny.write("runs/a/mine.jsonl", rows(4));
+    tiny.write("runs/a/labels.json", r#"{"positive": ["good"], "negative": ["bad"]}"#);
+    tiny.write("runs/a/mine.jinja", tiny.bytes("base/chat_template.jinja"));
+    for (key, name) in [
+        ("model.base", "merged"),
+        ("adapter.start_from", "adapter"),
+        ("data.train", "mine.jsonl"),
+        ("data.eval", "mine.jsonl"),
+        ("data.chat_template", "mine.jinja"),
+        ("samples.labels", "labels.json"),
+    ] {
+        let path = tiny.path("runs/a").join(name);
+        let value = if key.starts_with("data.t") || key.starts_with("data.e") {
+            format!("[\"{}\"]", path.display())
+        } else {
+            path.display().to_string()
+        };
+        let set = [format!("{key}={value}"), "adapter.r=16".into(), "adapter.lora_alpha=32".into()];
+        let set = [&set[..], &["samples.prompts=[\"1: what\"]".into()]].concat();
+        let output = tiny.run(&arguments("a", &set.iter().map(String::as_str).collect::<Vec<_>>(), &[]));
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{key}: {said}");
+        assert!(said.contains(&format!("/{name} lies in it; name another folder")), "{key}: {said}");
+    }
+    assert_eq!(tiny.names("runs"), ["a"]);
+    assert!(before.iter().all(|name| tiny.path("runs/a").join(name).exists()));
+}
+
+#[test]
+fn a_warm_up_that_outlasts_the_run_is_said() {
+    let tiny = Tiny::new();
+    let warning = "the learning rate never reaches its peak";
+    assert!(tiny.train("a", &["train.warmup_steps=6"]).contains(warning));
+    assert!(!tiny.train("b", &["train.warmup_steps=5"]).contains(warning));
+}
+
+#[test]
 fn the_reference_cache_spares_work_and_changes_nothing() {
     let tiny = Tiny::new();
     let set = ["data.eval_fraction=0.25", "train.save_every=1", "train.keep_checkpoints=9"];
@@ -403,6 +446,12 @@ fn data_check_says_what_becomes_of_the_rows() {
     let shown = tiny.ok(&[&check[..], &["--show", "2"]].concat());
     assert_eq!(shown.matches("[chosen: ").count(), 2, "{shown}");
     assert!(shown.contains("<|im_end|>]") && !shown.contains('\u{1b}'), "{shown}");
+
+    // also of rows of which none can be used
+    let none = tiny.run(&["data", "check", "recipe.toml", "--set", "data.max_length=3"]);
+    assert_eq!(none.status.code(), Some(3), "{}", stderr(&none));
+    let text = String::from_utf8_lossy(&none.stdout);
+    assert!(text.contains("used                            0") && text.contains("over max_length"), "{text}");
 
     // What it says is what a run does.
     let said = tiny.train("a", &["data.max_length=60", "data.eval_fraction=0.5"]);

@@ -14,7 +14,7 @@ Start:  dpo-lora train recipes/quickstart.toml
 
 Results go to stdout, all else to stderr.
 Exit codes: 0 done; 1 the run failed; 2 usage or recipe; 3 bad input; 4 not enough memory or disk;
-130 / 143 stopped by a signal; a run saves its whole steps first.")]
+129 / 130 / 143 stopped by a signal; a run saves its whole steps first.")]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]

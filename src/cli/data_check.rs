@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// or by brackets.
 ///
 /// # Errors
-/// Those of [`Dataset::load`]; [`Error::Run`] where standard output cannot be written. A reader that has seen
+/// Those of [`Dataset::load`]; a set without a usable row, once it is printed; [`Error::Run`] where standard output cannot be written. A reader that has seen
 /// enough is no error.
 pub fn run(
     recipe: &Recipe,
@@ -57,6 +57,7 @@ pub fn run(
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             written => written.map_err(unwritten)?,
         }
+        dataset.usable()?;
     }
     Ok(())
 }

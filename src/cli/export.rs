@@ -27,11 +27,12 @@ pub fn run(args: ExportArgs) -> Result<()> {
     refuse_taken(&args.out)?;
     let source = adapter_of(&args.source)?;
     let mut adapter = AdapterFolder::read(&source)?;
-    let mut revision = adapter.config.revision.clone();
     if let Some(base) = args.base {
         adapter.config.base_model_name_or_path = Some(base);
-        revision = None;
+        // it is a commit of the other base
+        adapter.config.revision = None;
     }
+    let revision = adapter.config.revision.as_deref().unwrap_or("main");
     let recipe = recipe_of(&source)?;
     match args.to {
         ExportTo::Peft => {
@@ -39,13 +40,13 @@ pub fn run(args: ExportArgs) -> Result<()> {
             stdout::line(format!("PEFT adapter in {}", args.out.display()))
         }
         ExportTo::GgufAdapter => {
-            let base = hub::model(base_of(&adapter, &source)?, revision.as_deref().unwrap_or("main"))?;
+            let base = hub::model(base_of(&adapter, &source)?, revision)?;
             gguf_adapter::write(&adapter, &base, &args.out)?;
             stdout::line(format!("GGUF adapter in {}", args.out.display()))
         }
         ExportTo::Merged => {
             let base = base_of(&adapter, &source)?;
-            let base = Base::open(base, revision.as_deref().unwrap_or("main"), &Device::Cpu, Compute::F32)?;
+            let base = Base::open(base, revision, &Device::Cpu, Compute::F32)?;
             merge(&base.folder, &adapter, &args.out, args.dtype.map(dtype))?;
             stdout::line(format!("Merged model in {}", args.out.display()))?;
             report_difference(&base, &adapter, &args.out, recipe.as_ref())
@@ -127,7 +128,7 @@ mod tests {
     use crate::export::{AdapterConfig, AdapterMatrix};
     use std::fs;
 
-    const CONFIG: &str = r#"{"peft_type":"LORA","r":1,"lora_alpha":1,"target_modules":["x"]}"#;
+    const CONFIG: &str = r#"{"peft_type":"LORA","r":1,"lora_alpha":1,"target_modules":["x"],"revision":"0123abc"}"#;
 
     fn adapter_in(folder: &Path) {
         fs::create_dir_all(folder).unwrap();
@@ -162,6 +163,7 @@ mod tests {
         export().unwrap();
         let read = AdapterFolder::read(&out).unwrap();
         assert_eq!(read.config.base_model_name_or_path.as_deref(), Some("owner/name"));
+        assert_eq!(read.config.revision, None, "that of the base before");
         assert_eq!(read.matrices, AdapterFolder::read(&source).unwrap().matrices);
         assert_eq!(export().unwrap_err().exit_code(), 2);
     }

@@ -66,7 +66,7 @@ impl Dataset {
     ///
     /// # Errors
     /// [`Error::Input`] that names file and line: a file that cannot be read, a line that is no JSON object, a
-    /// missing or wrong field, messages without a template or that the template refuses; or no row that can be used.
+    /// missing or wrong field, messages without a template or that the template refuses.
     pub fn load(
         files: &[PathBuf],
         tokenizer: &Tokenizer,
@@ -78,12 +78,20 @@ impl Dataset {
             dataset.load_file(index as u32, file, tokenizer, template, options)?;
         }
         dataset.report.tokens = Lengths::of(&dataset.pairs);
-        if dataset.pairs.is_empty() {
-            let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-            let (names, summary) = (names.join(", "), dataset.report.summary());
-            return Err(Error::input(format!("{names}: no usable row ({summary}); see `dpo-lora data check`")));
-        }
         Ok(dataset)
+    }
+
+    /// These pairs, of which there must be one.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where there is none.
+    pub fn usable(self) -> Result<Self> {
+        if !self.pairs.is_empty() {
+            return Ok(self);
+        }
+        let names: Vec<String> = self.report.files.iter().map(|file| file.path.display().to_string()).collect();
+        let (names, summary) = (names.join(", "), self.report.summary());
+        Err(Error::input(format!("{names}: no usable row ({summary}); see `dpo-lora data check`")))
     }
 
     fn load_file(

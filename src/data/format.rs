@@ -116,7 +116,7 @@ type Object = Map<String, Value>;
 impl Shape {
     /// The shape of a file whose first row is `row`; the error says what is wrong with it.
     pub fn of(format: Format, row: &Object) -> Result<Self, String> {
-        let prompt = row.get("prompt").is_some_and(|prompt| !prompt.is_null());
+        let prompt = has_prompt(row);
         let text = || if prompt { Self::Text } else { Self::ImplicitText };
         let messages = || if prompt { Self::Messages } else { Self::ImplicitMessages };
         Ok(match format {
@@ -142,6 +142,9 @@ impl Shape {
             Self::Text => {
                 let (prompt, chosen, rejected) = (text(row, "prompt")?, text(row, "chosen")?, text(row, "rejected")?);
                 Some(owned((prompt, chosen, rejected)))
+            }
+            Self::ImplicitText | Self::ImplicitMessages if has_prompt(row) => {
+                return Err("this row has a `prompt` and the first of its file has none".into());
             }
             Self::ImplicitText => common_text(text(row, "chosen")?, text(row, "rejected")?).map(owned),
             Self::Hh => dialogue(text(row, "chosen")?, text(row, "rejected")?).map(owned),
@@ -176,6 +179,10 @@ impl Row {
         };
         if empty { Some(Refusal::EmptyAnswer) } else { same.then_some(Refusal::IdenticalAnswers) }
     }
+}
+
+fn has_prompt(row: &Object) -> bool {
+    row.get("prompt").is_some_and(|prompt| !prompt.is_null())
 }
 
 fn owned((prompt, chosen, rejected): (&str, &str, &str)) -> Row {

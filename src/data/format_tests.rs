@@ -45,6 +45,14 @@ fn the_shape_is_told_from_the_row() {
     assert_eq!(shape(json!({"chosen": [], "rejected": []})), Shape::ImplicitMessages);
     assert_eq!(shape(json!({"prompt": [], "chosen": [], "rejected": []})), Shape::Messages);
     assert!(Shape::of(Format::Auto, &object(json!({"chosen": "c"}))).is_err());
+    // the first row's shape is the file's: a prompt that comes later would not be looked at
+    for (shape, row) in [
+        (Shape::ImplicitText, json!({"prompt": "p", "chosen": "Sure", "rejected": "Sorry"})),
+        (Shape::ImplicitMessages, json!({"prompt": [user("p")], "chosen": [user("p")], "rejected": [user("p")]})),
+    ] {
+        let error = shape.parse(&object(row)).unwrap_err();
+        assert_eq!(error, "this row has a `prompt` and the first of its file has none");
+    }
     assert!(Shape::of(Format::Auto, &object(json!({"chosen": "c", "rejected": []}))).is_err());
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::template::MAX_SOURCE;
+use crate::weights::gguf::tokenizer::TOOL_USE_FILE;
 use crate::{Error, Result, outside};
 
 /// The names transformers hands to chat templates.
@@ -30,6 +31,8 @@ pub struct TokenizerConfig {
     pub special: BTreeMap<String, String>,
     /// The template for chats without tools.
     pub template: Option<TemplateSource>,
+    /// The text of the one beside it, `tool_use`, for chats with tools.
+    pub tool_use: Option<String>,
     /// Tokens that end a generation by `generation_config.json`, or else by `config.json`.
     pub eos_ids: Vec<u32>,
 }
@@ -42,7 +45,7 @@ impl TokenizerConfig {
         let path = folder.join("tokenizer_config.json");
         if let Some(object) = read_object(&path)? {
             config.read_special_tokens(&path, &object)?;
-            config.template = named_template(&path, object.get("chat_template"))?;
+            config.set_templates(&path, named_templates(&path, object.get("chat_template"))?);
         }
         // Written by older versions, and looked at for what the other file leaves open.
         let path = folder.join("special_tokens_map.json");
@@ -70,12 +73,18 @@ impl TokenizerConfig {
         };
         config.read_special_tokens(path, &object("tokenizer_config.json")?)?;
         config.eos_ids = eos_ids(path, object("generation_config.json")?.get("eos_token_id"))?;
-        config.template = files.get("chat_template.jinja").map(|text| TemplateSource {
-            file: path.to_path_buf(),
-            text: text.clone(),
-            another_for_tools: false,
-        });
+        let named = [("default", "chat_template.jinja"), ("tool_use", TOOL_USE_FILE)];
+        let text = |(name, file): (&str, &str)| Some((name.to_owned(), files.get(file)?.clone()));
+        config.set_templates(path, named.into_iter().filter_map(text).collect());
         Ok(config)
+    }
+
+    /// Takes the template named `default`, where there is one, and the one for tools beside it.
+    fn set_templates(&mut self, file: &Path, mut named: BTreeMap<String, String>) {
+        let Some(text) = named.remove("default") else { return };
+        self.tool_use = named.remove("tool_use");
+        let another_for_tools = self.tool_use.is_some();
+        self.template = Some(TemplateSource { file: file.to_owned(), text, another_for_tools });
     }
 
     fn read_special_tokens(&mut self, path: &Path, object: &Map<String, Value>) -> Result<()> {
@@ -91,20 +100,24 @@ impl TokenizerConfig {
     /// `additional_chat_templates/` holds those for special chats.
     fn read_template_files(&mut self, folder: &Path) -> Result<()> {
         let path = folder.join("chat_template.jinja");
-        if let Some(bytes) = read_if_present(&path, MAX_SOURCE)? {
-            let text = String::from_utf8(bytes)
-                .map_err(|_| Error::input(format!("{}: not UTF-8 text; fetch the file again", path.display())))?;
-            let another_for_tools = folder.join("additional_chat_templates/tool_use.jinja").exists();
-            self.template = Some(TemplateSource { file: path, text, another_for_tools });
+        if let Some(text) = read_template(&path)? {
+            let tool_use = read_template(&folder.join(TOOL_USE_FILE))?.map(|text| ("tool_use".to_owned(), text));
+            self.set_templates(&path, [("default".to_owned(), text)].into_iter().chain(tool_use).collect());
         }
         if self.template.is_none() {
             let path = folder.join("chat_template.json");
             if let Some(object) = read_object(&path)? {
-                self.template = named_template(&path, object.get("chat_template"))?;
+                self.set_templates(&path, named_templates(&path, object.get("chat_template"))?);
             }
         }
         Ok(())
     }
+}
+
+fn read_template(path: &Path) -> Result<Option<String>> {
+    let Some(bytes) = read_if_present(path, MAX_SOURCE)? else { return Ok(None) };
+    let not_text = |_| Error::input(format!("{}: not UTF-8 text; fetch the file again", path.display()));
+    String::from_utf8(bytes).map(Some).map_err(not_text)
 }
 
 /// The bytes of a file of at most `most`, or nothing where there is no such file.
@@ -139,28 +152,20 @@ fn special_token(path: &Path, name: &str, value: Option<&Value>) -> Result<Optio
     }
 }
 
-/// One template, or the one named `default` of several.
-fn named_template(path: &Path, value: Option<&Value>) -> Result<Option<TemplateSource>> {
-    let source = |text: &str, another_for_tools: bool| {
-        Some(TemplateSource { file: path.to_owned(), text: text.to_owned(), another_for_tools })
+/// Templates by name; a single one is the `default`.
+fn named_templates(path: &Path, value: Option<&Value>) -> Result<BTreeMap<String, String>> {
+    let malformed = || malformed(path, "chat_template", "text or a list of {name, template}");
+    let named = |template: &Value| {
+        let text = |key: &str| template.get(key).and_then(Value::as_str).map(str::to_owned);
+        Some((text("name")?, text("template")?))
     };
     match value {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(source(text, false)),
+        None | Some(Value::Null) => Ok(BTreeMap::new()),
+        Some(Value::String(text)) => Ok([("default".to_owned(), text.clone())].into()),
         Some(Value::Array(templates)) => {
-            let text_of = |template: &Value, key: &str| template.get(key).and_then(Value::as_str).map(str::to_owned);
-            for template in templates {
-                let (Some(name), Some(text)) = (text_of(template, "name"), text_of(template, "template")) else {
-                    return Err(malformed(path, "chat_template", "text or a list of {name, template}"));
-                };
-                if name == "default" {
-                    let for_tools = |template| text_of(template, "name").is_some_and(|name| name == "tool_use");
-                    return Ok(source(&text, templates.iter().any(for_tools)));
-                }
-            }
-            Ok(None)
+            templates.iter().map(|template| named(template).ok_or_else(malformed)).collect()
         }
-        Some(_) => Err(malformed(path, "chat_template", "text or a list of {name, template}")),
+        Some(_) => Err(malformed()),
     }
 }
 
@@ -229,12 +234,25 @@ mod tests {
             r#"{"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]}"#;
         let template = read(&[("tokenizer_config.json", named)]).unwrap().template.unwrap();
         assert_eq!((template.text.as_str(), template.another_for_tools), ("D", true));
+        assert_eq!(read(&[("tokenizer_config.json", named)]).unwrap().tool_use.as_deref(), Some("T"));
         let folder = folder(&[("chat_template.jinja", "D")]);
         let for_tools = || TokenizerConfig::read(folder.path()).unwrap().template.unwrap().another_for_tools;
         assert!(!for_tools());
         std::fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
-        std::fs::write(folder.path().join("additional_chat_templates/tool_use.jinja"), "T").unwrap();
+        std::fs::write(folder.path().join(TOOL_USE_FILE), "T").unwrap();
         assert!(for_tools());
+    }
+
+    #[test]
+    fn a_gguf_file_may_bring_a_template_for_tools() {
+        let of = |files: &[(&'static str, &str)]| {
+            let files: BTreeMap<&str, String> = files.iter().map(|(name, text)| (*name, text.to_string())).collect();
+            TokenizerConfig::of_gguf(Path::new("small.gguf"), &files).unwrap()
+        };
+        let both = of(&[("chat_template.jinja", "D"), (TOOL_USE_FILE, "T")]);
+        assert_eq!(both.template.map(|template| (template.text, template.another_for_tools)), Some(("D".into(), true)));
+        assert_eq!(both.tool_use.as_deref(), Some("T"));
+        assert!(!of(&[("chat_template.jinja", "D")]).template.unwrap().another_for_tools);
     }
 
     #[test]

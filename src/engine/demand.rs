@@ -21,6 +21,9 @@ use crate::{
 /// Bytes of an f32 number.
 const F32: usize = 4;
 
+/// The phase in which the base and the rows are read.
+pub(super) const LOADING: &str = "loading";
+
 /// The phase in which samples are drawn.
 pub(super) const SAMPLES: &str = "samples";
 
@@ -187,7 +190,7 @@ impl Phase {
 impl Demand {
     /// Every phase of a run under `schedule`, whose cut gives these loads, `at_once` samples being drawn together.
     pub fn phases(&self, schedule: &Schedule, training: &Load, evaluation: &Load, at_once: usize) -> Vec<Phase> {
-        let mut phases = vec![Phase::new("loading", [("program, tokenizer, rows", self.loading as usize)])];
+        let mut phases = vec![Phase::new(LOADING, [("program, tokenizer, rows", self.loading as usize)])];
         phases.extend(self.training(schedule, training));
         let trained = self.buffers(training, Some(schedule.head_chunk.min(training.rows)));
         // what threads keep for a step stays when others follow, in which a device's products need nothing

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{
-    demand::{Demand, Load, PairSize, Phase, SAMPLES},
+    demand::{Demand, LOADING, Load, PairSize, Phase, SAMPLES},
     schedule::Schedule,
 };
 use crate::{Error, Result, kernels::compute::Compute};
@@ -187,6 +187,7 @@ pub fn choose(demand: &Demand, loads: &Loads, limits: &Limits) -> Result<Plan> {
         let highest = least.highest();
         let lower = match highest.name {
             SAMPLES => "lower samples.max_new_tokens, or leave samples.prompts out",
+            LOADING => "read fewer rows (data.limit)",
             _ => "lower data.max_length or adapter.r",
         };
         Error::Resource(format!(

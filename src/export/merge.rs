@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::peft::{AdapterFolder, AdapterMatrix};
+use crate::keys::object_file;
 use crate::model::Config;
 use crate::outside;
 use crate::store::{Folder, SafetensorsWriter, write_atomic};
@@ -25,12 +26,19 @@ const MAX_SHARD: u64 = 5_000_000_000;
 /// What follows a linear layer's name in its weight's.
 const WEIGHT: &str = ".weight";
 
+/// What older checkpoints keep of a GPT-2, GPT-J or GPT-NeoX beside its weights: the causal mask, and the number that
+/// stands for what it hides, which may be -inf or beyond f16. No model reads them.
+const CONSTANTS: [&str; 3] = [".masked_bias", ".attn.bias", ".attention.bias"];
+
+/// Names Python files that go with a model.
+const AUTO_MAP: &str = "auto_map";
+
 /// Elements worked on at a time: 4 MiB in f32.
 const BLOCK: usize = 1 << 20;
 
 /// What a model folder holds beside its weights and its config.
 const COMPANIONS: [&str; 11] = [
-    "additional_chat_templates/tool_use.jinja",
+    gguf::tokenizer::TOOL_USE_FILE,
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -44,8 +52,8 @@ const COMPANIONS: [&str; 11] = [
 ];
 
 /// Writes the merged model to `out`, which must not exist yet. Without `dtype` every tensor keeps its own, which a
-/// quantised one cannot: an update does not survive in four bits. What is in a format that weights are not read from, as
-/// the masks of older checkpoints are, is copied as it lies, whatever `dtype` says.
+/// quantised one cannot: an update does not survive in four bits. What is in a format that weights are not read from, and
+/// the masks of older checkpoints, are copied as they lie, whatever `dtype` says.
 ///
 /// # Errors
 /// [`Error::Recipe`] where `out` is taken, or the base is quantised and no `dtype` is named; [`Error::Input`] where the adapter does not fit the base or a value does
@@ -175,7 +183,9 @@ fn plan_shards(
     let (mut shards, mut filled) = (vec![Shard::new()], 0);
     for name in base.names() {
         let (stored, shape) = match base.raw(name) {
-            Some(Raw { stored: stored @ Stored::Other(_), shape, .. }) => (stored, shape.to_vec()),
+            Some(Raw { stored, shape, .. }) if matches!(stored, Stored::Other(_)) || is_constant(name) => {
+                (stored, shape.to_vec())
+            }
             _ => {
                 let tensor = tensor(name)?;
                 let own = || DType::named(&tensor.format).ok_or_else(|| unnamed_type(base));
@@ -198,6 +208,10 @@ fn plan_shards(
     Ok(shards)
 }
 
+fn is_constant(name: &str) -> bool {
+    CONSTANTS.iter().any(|ending| name.ends_with(ending))
+}
+
 fn bytes_of(stored: Stored, shape: &[usize]) -> u64 {
     shape.iter().product::<usize>() as u64 * stored.name_and_size().1 as u64
 }
@@ -216,13 +230,17 @@ fn write_blocks(
         return Ok(());
     }
     let block = (BLOCK / width).clamp(1, height);
-    let (mut values, mut bytes) = (vec![0.0; block * width], Vec::new());
+    let (mut values, mut source, mut bytes) = (vec![0.0; block * width], Vec::new(), Vec::new());
     for first in (0..height).step_by(block) {
         let rows = first..height.min(first + block);
         let values = &mut values[..rows.len() * width];
         tensor.decode(rows, 0..width, values);
+        source.clear();
+        source.extend_from_slice(values);
         change(first, values);
-        if let Some(value) = values.iter().find(|value| !dtype.holds(**value)) {
+        // what is infinite in the base stays so
+        let lost = |(value, source): &(&f32, &f32)| source.is_finite() && !dtype.holds(**value);
+        if let Some((value, _)) = values.iter().zip(&source).find(lost) {
             return Err(Error::input(format!(
                 "tensor {name:?}: the value {value} does not fit {dtype}; choose another --dtype"
             )));
@@ -264,13 +282,15 @@ fn add_turned(matrix: &AdapterMatrix, scale: f32, first: usize, rows: &mut [f32]
 /// Config, tokenizer and templates; the config states the new format where there is one.
 pub(super) fn copy_companions(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
     let mut config = config_object(from)?.1;
-    // The new weights are plain, whatever the base's were.
-    for key in ["quantization_config", "quantization"] {
+    // The new weights are plain, whatever the base's were, and Python files are not copied.
+    for key in ["quantization_config", "quantization", AUTO_MAP] {
         config.shift_remove(key);
     }
     if is_gguf(from) {
         for (name, text) in gguf::tokenizer::files(GgufFile::open(from)?.metadata())? {
-            write_atomic(&to.join(name), |file| std::io::Write::write_all(file, text.as_bytes()))?;
+            let written = to.join(name);
+            make_folder_of(&written)?;
+            write_atomic(&written, |file| std::io::Write::write_all(file, text.as_bytes()))?;
         }
     }
     for name in COMPANIONS.into_iter().filter(|_| !is_gguf(from)) {
@@ -278,10 +298,11 @@ pub(super) fn copy_companions(from: &Path, to: &Path, dtype: Option<DType>) -> R
         if source.exists() {
             let (mut file, _) = outside::open(&source)?;
             let copied = to.join(name);
-            fs::create_dir_all(copied.parent().unwrap_or(to)).map_err(|e| Error::writing(&copied, e))?;
+            make_folder_of(&copied)?;
             write_atomic(&copied, |to| std::io::copy(&mut file, to).map(drop))?;
         }
     }
+    without_code(&to.join("tokenizer_config.json"))?;
     if let Some(dtype) = dtype {
         // `dtype` is transformers 5's name, `torch_dtype` that of 4, which 5 reads as well.
         let stated: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| config.contains_key(*key)).collect();
@@ -292,211 +313,26 @@ pub(super) fn copy_companions(from: &Path, to: &Path, dtype: Option<DType>) -> R
     write_json(&to.join("config.json"), &Value::Object(config))
 }
 
+fn make_folder_of(file: &Path) -> Result<()> {
+    file.parent().map_or(Ok(()), fs::create_dir_all).map_err(|e| Error::writing(file, e))
+}
+
+/// Takes the names of Python files out of a copy of `tokenizer_config.json`.
+fn without_code(copy: &Path) -> Result<()> {
+    if !copy.exists() {
+        return Ok(());
+    }
+    let mut config = object_file(copy)?;
+    match config.shift_remove(AUTO_MAP) {
+        Some(_) => write_json(copy, &Value::Object(config)),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_atomic(path, |file| std::io::Write::write_all(file, format!("{value:#}\n").as_bytes()))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::export::AdapterConfig;
-    use crate::store::verify;
-
-    const CONFIG: &str = r#"{"model_type":"llama","hidden_size":4,"intermediate_size":6,"num_hidden_layers":1,
-        "num_attention_heads":2,"vocab_size":5,"rms_norm_eps":1e-5,"max_position_embeddings":8,"dtype":"bfloat16"}"#;
-
-    /// Quarters between -1 and 1: every sum and product here is exact in f32 and bf16.
-    fn value(i: usize) -> f32 {
-        (i * 5 % 9) as f32 / 4.0 - 1.0
-    }
-
-    fn values(n: usize) -> Vec<f32> {
-        (0..n).map(value).collect()
-    }
-
-    /// A base of an embedding, a norm (f32), two adapted matrices and a head.
-    fn base() -> (tempfile::TempDir, ModelFolder) {
-        base_with(&[])
-    }
-
-    /// The same with more tensors; those of other formats hold bytes that count up.
-    fn base_with(more: &[(&str, Stored, &[usize])]) -> (tempfile::TempDir, ModelFolder) {
-        let folder = tempfile::tempdir().unwrap();
-        let own: [(&str, Stored, &[usize]); 5] = [
-            ("model.norm.weight", DType::F32.into(), &[4]),
-            ("model.embed_tokens.weight", DType::BF16.into(), &[5, 4]),
-            ("model.layers.0.mlp.up_proj.weight", DType::BF16.into(), &[6, 4]),
-            ("model.layers.0.mlp.down_proj.weight", DType::BF16.into(), &[4, 6]),
-            ("lm_head.weight", DType::BF16.into(), &[5, 4]),
-        ];
-        let entry = |(name, stored, shape): &(&str, Stored, &[usize])| (name.to_string(), *stored, shape.to_vec());
-        let entries: Vec<_> = own.iter().chain(more).map(entry).collect();
-        let mut writer = SafetensorsWriter::create(&folder.path().join("model.safetensors"), &entries, &[]).unwrap();
-        for (name, stored, shape) in &entries {
-            let elements: usize = shape.iter().product();
-            let mut bytes = Vec::new();
-            match stored {
-                Stored::Float(dtype) => dtype.encode(&values(elements), &mut bytes),
-                Stored::Other(_) => bytes.extend((0..).take(elements * stored.name_and_size().1)),
-            }
-            writer.write(name, &bytes).unwrap();
-        }
-        writer.finish().unwrap();
-        fs::write(folder.path().join("config.json"), CONFIG).unwrap();
-        fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
-        fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
-        fs::write(folder.path().join(COMPANIONS[0]), "for tools").unwrap();
-        fs::write(folder.path().join("optimizer.bin"), "not ours").unwrap();
-        let model = ModelFolder::open(folder.path()).unwrap();
-        (folder, model)
-    }
-
-    fn matrix(module: &str, input: usize, output: usize) -> AdapterMatrix {
-        let (a, b) = (values(2 * input), values(output * 2));
-        AdapterMatrix { module: module.into(), a, b, r: 2, input, output }
-    }
-
-    /// Rank 2, scale 4.
-    fn adapter() -> AdapterFolder {
-        let folder = tempfile::tempdir().unwrap();
-        let config = r#"{"peft_type":"LORA","r":2,"lora_alpha":8,"target_modules":["up_proj","down_proj"]}"#;
-        fs::write(folder.path().join("adapter_config.json"), config).unwrap();
-        AdapterFolder {
-            config: AdapterConfig::read(folder.path()).unwrap(),
-            matrices: vec![matrix("model.layers.0.mlp.up_proj", 4, 6), matrix("model.layers.0.mlp.down_proj", 6, 4)],
-        }
-    }
-
-    /// `W + 4·B·A`, element by element.
-    fn expected(matrix: &AdapterMatrix) -> Vec<f32> {
-        let element = |i: usize, j: usize| {
-            let sum: f32 = (0..2).map(|k| matrix.b[i * 2 + k] * matrix.a[k * matrix.input + j]).sum();
-            value(i * matrix.input + j) + 4.0 * sum
-        };
-        (0..matrix.output).flat_map(|i| (0..matrix.input).map(move |j| element(i, j))).collect()
-    }
-
-    #[test]
-    fn the_adapted_matrices_change_and_nothing_else() {
-        let (_folder, base) = base();
-        let out = tempfile::tempdir().unwrap();
-        let out = out.path().join("merged");
-        let adapter = adapter();
-        merge(&base, &adapter, &out, None).unwrap();
-        let merged = ModelFolder::open(&out).unwrap();
-        assert!(merged.names().eq(base.names()));
-        for name in base.names() {
-            let (before, after) = (base.plain(name).unwrap(), merged.plain(name).unwrap());
-            assert_eq!((before.dtype, &before.shape), (after.dtype, &after.shape), "{name}");
-            match adapter.matrices.iter().find(|matrix| format!("{}.weight", matrix.module) == name) {
-                Some(matrix) => assert_eq!(after.to_f32(), expected(matrix), "{name}"),
-                None => assert_eq!(after.bytes(), before.bytes(), "{name}"),
-            }
-        }
-        verify(&out).unwrap();
-        let mut files: Vec<_> = fs::read_dir(&out).unwrap().map(|f| f.unwrap().file_name()).collect();
-        files.sort();
-        let templates = "additional_chat_templates";
-        assert_eq!(files, [templates, "config.json", "manifest.json", "model.safetensors", "tokenizer.json"]);
-        assert_eq!(fs::read_to_string(out.join(COMPANIONS[0])).unwrap(), "for tools");
-        assert!(fs::read_to_string(out.join("config.json")).unwrap().contains("\"dtype\": \"bfloat16\""));
-        let said = merge(&base, &adapter, &out, None).unwrap_err();
-        assert!(said.to_string().contains("exists already") && said.exit_code() == 2);
-    }
-
-    #[test]
-    fn shards_hold_the_same_tensors() {
-        let (_folder, base) = base();
-        let place = tempfile::tempdir().unwrap();
-        let (one, many) = (place.path().join("one"), place.path().join("many"));
-        merge(&base, &adapter(), &one, Some(DType::F32)).unwrap();
-        merge_in_shards(&base, &adapter(), &many, Some(DType::F32), 200).unwrap();
-        assert!(many.join("model-00003-of-00003.safetensors").exists());
-        let (one, many) = (ModelFolder::open(&one).unwrap(), ModelFolder::open(&many).unwrap());
-        assert!(one.names().eq(many.names()));
-        for name in one.names() {
-            let (a, b) = (one.plain(name).unwrap(), many.plain(name).unwrap());
-            assert_eq!((a.dtype, a.bytes()), (DType::F32, b.bytes()), "{name}");
-        }
-        let config = fs::read_to_string(many.path().join("config.json")).unwrap();
-        assert!(config.contains("\"dtype\": \"float32\"") && !config.contains("torch_dtype"), "{config}");
-    }
-
-    #[test]
-    fn what_is_no_weight_is_copied_whatever_the_type() {
-        let types: Vec<&str> =
-            "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ U16 I16 U32 I32 U64 I64 F64 C64"
-                .split(' ')
-                .collect();
-        let more: Vec<(&str, Stored, &[usize])> =
-            types.iter().map(|name| (*name, Stored::Other(name), &[1, 3, 1][..])).collect();
-        let (_folder, base) = base_with(&more);
-        let place = tempfile::tempdir().unwrap();
-        for (name, dtype) in [("own", None), ("f32", Some(DType::F32))] {
-            let out = place.path().join(name);
-            merge_in_shards(&base, &adapter(), &out, dtype, 100).unwrap();
-            let merged = ModelFolder::open(&out).unwrap();
-            assert!(merged.names().eq(base.names()));
-            for name in &types {
-                let (before, after) = (base.raw(name).unwrap(), merged.raw(name).unwrap());
-                assert_eq!((before.stored, before.shape), (after.stored, after.shape), "{name}");
-                assert_eq!(before.bytes, after.bytes, "{name}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_tensor_without_rows_stays_without() {
-        let shapes = [("a", [0, 1 << 61]), ("b", [1 << 60, 0])];
-        let (_folder, base) = base_with(&shapes.each_ref().map(|(name, shape)| (*name, DType::F32.into(), &shape[..])));
-        let place = tempfile::tempdir().unwrap();
-        for dtype in [DType::F32, DType::BF16] {
-            let out = place.path().join(dtype.to_string());
-            merge(&base, &adapter(), &out, Some(dtype)).unwrap();
-            let merged = ModelFolder::open(&out).unwrap();
-            for (name, shape) in &shapes {
-                assert_eq!(merged.raw(name).unwrap().shape, shape);
-            }
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_merged_leaves_nothing() {
-        let (folder, base) = base();
-        let place = tempfile::tempdir().unwrap();
-        let out = place.path().join("merged");
-        let said = |adapter: &AdapterFolder, dtype| {
-            let error = merge(&base, adapter, &out, dtype).unwrap_err();
-            assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "{error}");
-            assert_eq!(error.exit_code(), 3);
-            error.to_string()
-        };
-        let mut huge = adapter();
-        huge.matrices[0].b[0] = 1e6;
-        assert!(said(&huge, Some(DType::F16)).contains("up_proj.weight\": the value"));
-        let mut other = adapter();
-        other.matrices[0].module = "model.layers.1.mlp.up_proj".into();
-        assert!(said(&other, None).contains("made for another base"));
-        let mut head = adapter();
-        head.matrices.push(matrix("lm_head", 4, 5));
-        fs::write(folder.path().join("config.json"), CONFIG.replace('{', "{\"tie_word_embeddings\":true,")).unwrap();
-        assert!(said(&head, None).contains("the head is the embedding"));
-    }
-
-    #[test]
-    fn rows_are_added_whatever_the_block() {
-        let matrix = matrix("m", 3, 7);
-        let whole = {
-            let mut rows = vec![0.0; 21];
-            add(&matrix, 0.5, 0, &mut rows);
-            rows
-        };
-        let mut tail = vec![0.0; 6];
-        add(&matrix, 0.5, 5, &mut tail);
-        assert_eq!(tail, whole[15..]);
-        let mut turned = vec![0.0; 14];
-        add_turned(&matrix, 0.5, 1, &mut turned);
-        let transposed = (1..3).flat_map(|input| (0..7).map(move |output| output * 3 + input));
-        assert!(turned.iter().copied().eq(transposed.map(|at| whole[at])));
-    }
-}
+#[path = "merge_tests.rs"]
+mod tests;

@@ -11,13 +11,14 @@ use crate::{Error, Result, outside};
 /// Without these no model can be trained.
 pub(super) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 /// Used where they exist.
-pub(super) const OPTIONAL: [&str; 6] = [
+pub(super) const OPTIONAL: [&str; 7] = [
     "generation_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/tool_use.jinja",
+    "quantize_config.json",
 ];
 /// The weights in one file; it goes before the index, as in transformers.
 pub(super) const WEIGHTS: &str = "model.safetensors";

@@ -61,8 +61,9 @@ pub struct SampleFigures {
     pub samples: usize,
     /// Share of positive ones, base and tuned; none without labels.
     pub positive: Option<[f64; 2]>,
-    /// Estimated KL divergence of the tuned model from the base, in nats a sample.
-    pub kl: f64,
+    /// Estimated KL divergence of the tuned model from the base, in nats a sample; none where the samples' temperature is
+    /// not 1.
+    pub kl: Option<f64>,
 }
 
 /// Something that the run left behind.
@@ -105,12 +106,16 @@ impl fmt::Display for Summary {
             writeln!(out, "  {:<24}{:>10.3}{:>10.3}", "reward accuracy", before.accuracy, after.accuracy)?;
             writeln!(out, "  {:<24}{:>10.4}{:>10.4}", "reward margin", before.margin, after.margin)?;
         }
-        if let Some(SampleFigures { samples, positive, kl }) = &self.samples {
+        if let Some(SampleFigures { samples, positive, kl }) = &self.samples
+            && (positive.is_some() || kl.is_some())
+        {
             writeln!(out, "\n{:<26}{:>10}{:>10}", format!("Samples ({samples} of each)"), "base", "tuned")?;
             if let Some([before, after]) = positive {
                 writeln!(out, "  {:<24}{:>9.1}%{:>9.1}%", "positive", 100.0 * before, 100.0 * after)?;
             }
-            writeln!(out, "  {:<24}{:>10}{kl:>10.2}", "KL to the base, nats", "")?;
+            if let Some(kl) = kl {
+                writeln!(out, "  {:<24}{:>10}{kl:>10.2}", "KL to the base, nats", "")?;
+            }
         }
         writeln!(out)?;
         let width = self.files.iter().map(|made| made.what.len()).max().unwrap_or(0);
@@ -144,7 +149,7 @@ mod tests {
             host_peak_bytes: None,
             before: Some(HeldOut { pairs: 200, loss: std::f64::consts::LN_2, accuracy: 0.5, margin: 0.0 }),
             after: Some(HeldOut { pairs: 200, loss: 0.512, accuracy: 0.715, margin: 0.4321 }),
-            samples: Some(SampleFigures { samples: 100, positive: Some([0.5, 0.97]), kl: 3.25 }),
+            samples: Some(SampleFigures { samples: 100, positive: Some([0.5, 0.97]), kl: Some(3.25) }),
             files: vec![made("adapter", "runs/hh/adapter"), made("report", "runs/hh/report.html")],
             next: "dpo-lora generate base --adapter runs/hh/adapter --compare".into(),
         }

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::steps;
 use crate::outside::{self, MAX_JSON};
+use crate::recipe::Recipe;
 use crate::store::{self, Folder, disk};
 use crate::{Error, Result};
 
@@ -98,6 +100,25 @@ impl State {
                 checkpoint.display()
             ))),
         }
+    }
+}
+
+impl State {
+    /// How many steps the run has that it was made by; `now` is its recipe, as it may have been made longer since.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where the checkpoint does not say.
+    pub fn total_steps(&self, now: &Recipe, rows: usize) -> Result<usize> {
+        let mut then = now.clone();
+        let [epochs, steps] = LENGTH.map(|key| self.made_of.settings.get(key));
+        let (Some(epochs), Some(steps)) = (epochs.and_then(Value::as_f64), steps.and_then(Value::as_u64)) else {
+            return Err(Error::input(format!(
+                "the checkpoint after step {} does not say how long its run is",
+                self.step
+            )));
+        };
+        (then.train.epochs, then.train.max_steps) = (epochs, steps as usize);
+        Ok(steps::total(&then, rows))
     }
 }
 

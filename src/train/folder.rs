@@ -71,6 +71,26 @@ pub fn begin(path: &Path) -> Result<(Lock, Option<PathBuf>)> {
     Ok((new, aside))
 }
 
+/// Refuses a new run that would move aside, with an earlier run at `path`, what it reads itself.
+///
+/// # Errors
+/// [`Error::Recipe`] that names the first of `read` that lies there.
+pub fn holds_none(path: &Path, read: &[PathBuf]) -> Result<()> {
+    let Some(run) = path.join(RECIPE).canonicalize().ok().and_then(|recipe| Some(recipe.parent()?.to_owned())) else {
+        return Ok(());
+    };
+    let within = |read: &&PathBuf| read.canonicalize().is_ok_and(|read| read.starts_with(&run));
+    match read.iter().find(within) {
+        None => Ok(()),
+        Some(read) => Err(Error::recipe(format!(
+            "run.output: {} holds an earlier run, which would be moved aside, and {} lies in it; name another folder for \
+             this run",
+            path.display(),
+            read.display()
+        ))),
+    }
+}
+
 /// Whether nothing stands there but what a process leaves that died before it wrote its recipe.
 fn is_empty(path: &Path) -> Result<bool> {
     let unreadable = |error| Error::recipe(format!("run.output: {}: {error}", path.display()));

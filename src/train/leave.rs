@@ -1,6 +1,6 @@
 //! The end of a run: samples, the adapter, the report, the summary.
 
-use std::{io::Write, time::Instant};
+use std::{io::Write, path::Path, time::Instant};
 
 use super::{
     adapters, folder,
@@ -29,12 +29,12 @@ impl Run<'_> {
         count: &Count,
         started: Instant,
     ) -> Result<Summary> {
-        let drawn = self.draw()?;
         let output = &self.recipe.run.output;
         let adapter = output.join(folder::ADAPTER);
         let whole = store::Folder::create_atomic(&adapter)?;
         adapters::to_folder(&self.config, &self.adapter)?.write(whole.path(), Some(self.recipe))?;
         whole.finish()?;
+        let drawn = self.draw()?;
 
         let report = output.join(folder::REPORT);
         let note = match drawn.as_ref().and_then(|drawn| drawn.positive) {
@@ -58,9 +58,9 @@ impl Run<'_> {
 
         let peak_bytes = self.memory.peak();
         let predicted_bytes = peak_bytes.map(|_| self.plan.peak());
-        // without a step most of what was predicted was never held
         if let (Some(measured), Some(predicted)) = (peak_bytes, predicted_bytes)
-            && count.steps > 0
+            // what a part of the run holds may be less
+            && (measured > predicted || (count.from_start && count.steps > 0))
             && predicted.abs_diff(measured) > predicted / 10
         {
             let (measured, predicted) = (Mib(measured), Mib(predicted));
@@ -87,12 +87,25 @@ impl Run<'_> {
                 made("metrics", &output.join(folder::METRICS)),
                 made("report", &report),
             ],
-            next: format!("dpo-lora export {0} --to merged {0}/merged", output.display()),
+            next: self.next(),
         };
         let text =
             serde_json::to_string_pretty(&summary).map_err(|error| Error::run(format!("no summary: {error}")))?;
         store::write_atomic(&output.join(folder::SUMMARY), |file| writeln!(file, "{text}"))?;
         Ok(summary)
+    }
+
+    /// The command that merges the adapter; a quantised base merges into a type that has to be named.
+    fn next(&self) -> String {
+        let quote = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
+        let output = &self.recipe.run.output;
+        let plain = |c: char| c.is_alphanumeric() || "/._-".contains(c) || (cfg!(windows) && r"\:".contains(c));
+        let typed = |path: &Path| match path.to_string_lossy().chars().all(plain) {
+            true => path.display().to_string(),
+            false => quote(path),
+        };
+        let dtype = if self.base.folder.quantised().is_empty() { "" } else { " --dtype bf16" };
+        format!("dpo-lora export {} --to merged {}{dtype}", typed(output), typed(&output.join("merged")))
     }
 
     /// Draws the recipe's samples and shows a few; none where it names no prompts.

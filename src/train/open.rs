@@ -13,7 +13,7 @@ use super::{
     device::{self, Compute},
     folder, identity,
     reference::Reference,
-    rows::Rows,
+    rows::{self, Rows},
     run::Run,
     samples,
     signals::Signals,
@@ -47,6 +47,9 @@ impl<'a> Run<'a> {
     pub(super) fn open(recipe: &'a Recipe, from: &From, extend: bool) -> Result<(Self, usize)> {
         // until the folder is touched Ctrl-C ends the process at once: nothing is there to save
         let signals = Signals::install()?;
+        if *from == From::Start {
+            folder::holds_none(&recipe.run.output, &rows::read(recipe)?)?;
+        }
         let progress = Progress::stderr();
         device::use_threads(recipe.run.threads)?;
         let device = device::choose(&recipe.run.device)?;
@@ -110,6 +113,7 @@ impl<'a> Run<'a> {
                 (lock, MetricsFile::open(&output.join(folder::METRICS), state.metrics_bytes)?, Some(state))
             }
         };
+        let extended = at.as_ref().filter(|_| extend).map(|at| at.total_steps(recipe, rows.train.len())).transpose()?;
         let (first, num_tokens, skipped) = at.map_or((0, 0, 0), |at| (at.step as usize, at.num_tokens, at.skipped));
         let mut run = Self {
             recipe,
@@ -137,6 +141,11 @@ impl<'a> Run<'a> {
                 "{}: its checkpoint is after step {first}, and the recipe has {total} steps; name more steps, or go on \
                  from an earlier checkpoint",
                 output.display()
+            )));
+        }
+        if let Some(then) = extended.filter(|then| total < *then) {
+            return Err(Error::recipe(format!(
+                "--extend: the run has {then} steps, and the recipe has {total} steps; name more steps, not fewer"
             )));
         }
         store::space::require(output, run.bytes_to_write(first, total)?, "the run")?;

@@ -54,14 +54,29 @@ impl Rows {
     }
 }
 
+/// The files and folders that a run of the recipe reads, but for those on a hub.
+///
+/// # Errors
+/// Where a glob names no file.
+pub fn read(recipe: &Recipe) -> Result<Vec<PathBuf>> {
+    let rows = recipe.data.train.iter().chain(&recipe.data.eval).filter(|name| !name.starts_with("hf://"));
+    let mut read = reader::expand(&rows.cloned().collect::<Vec<_>>())?;
+    let template = Some(&recipe.data.chat_template).filter(|name| *name != "auto" && *name != "none");
+    read.extend(template.map(Into::into));
+    read.extend(recipe.model.folder().map(Into::into));
+    read.extend(recipe.adapter.start_from.iter().chain(&recipe.samples.labels).cloned());
+    Ok(read)
+}
+
 /// Loads the pairs of the files that `names` names: paths, globs, or files on a hub.
 ///
 /// # Errors
-/// As [`Dataset::load`], where a file is neither here nor to be had, and where rows may be longer than the model is exact.
+/// As [`Dataset::load`], where a file is neither here nor to be had, where no row can be used, and where rows may be longer
+/// than the model is exact.
 pub fn load(names: &[String], recipe: &Recipe, base: &Base, options: &Options) -> Result<Dataset> {
     base.check_length(recipe.data.max_length)?;
     let template = ChatTemplate::choose(&recipe.data.chat_template, &base.tokenizer)?;
-    Dataset::load(&files(names)?, &base.tokenizer, template.as_ref(), options)
+    Dataset::load(&files(names)?, &base.tokenizer, template.as_ref(), options)?.usable()
 }
 
 /// The files that `names` names, on this machine.

@@ -70,6 +70,8 @@ pub(super) struct Count {
     pub(super) pairs: u64,
     pub(super) tokens: u64,
     pub(super) time: Duration,
+    /// Whether it began where the run begins.
+    pub(super) from_start: bool,
 }
 
 /// Trains as the recipe says; leaves the run's folder complete. With `extend`, a run that is gone on with may be longer
@@ -99,10 +101,10 @@ impl Run<'_> {
     fn train(&mut self, first: usize) -> Result<(Option<HeldOut>, Option<HeldOut>, Count)> {
         let total = self.total_steps();
         self.announce(total);
-        let mut count = Count::default();
+        let mut count = Count { from_start: first == 0, ..Count::default() };
         // a run that was stopped while it evaluated makes up for it
         if (first == 0 || self.evaluates_after(first)) && self.evaluated(first)?.is_none() {
-            self.evaluate(first).map_err(|error| self.save_when_stopped(first, error))?;
+            self.evaluate(first).map_err(|error| self.save_before_leaving(first, error))?;
         }
         let mut stage = self.progress.start(Phase::Training, first as u64, total as u64);
         for step in first..total {
@@ -114,16 +116,16 @@ impl Run<'_> {
                     stage.update(row.step, figures(&row.means, &count));
                 }
                 Err(error @ Error::NotFinite { .. }) => self.skip(step, error)?,
-                Err(error) => return Err(self.save_when_stopped(step, error)),
+                Err(error) => return Err(error),
             }
             if self.evaluates_after(done) {
-                self.evaluate(done).map_err(|error| self.save_when_stopped(done, error))?;
+                self.evaluate(done).map_err(|error| self.save_before_leaving(done, error))?;
             }
             if done == total || due(done, self.recipe.train.save_every) {
                 self.save(done)?;
             }
             if let Some(signal) = self.signals.stop_requested() {
-                return Err(self.save_when_stopped(done, Error::Stopped(signal)));
+                return Err(self.save_before_leaving(done, Error::Stopped(signal)));
             }
         }
         stage.finish();
@@ -133,6 +135,43 @@ impl Run<'_> {
     /// One optimizer step: gradient, clip, rate, update, log.
     fn step(&mut self, step: usize, total: usize) -> Result<TrainRow> {
         let began = Instant::now();
+        let (means, tokens) = match self.gradient(step) {
+            Err(error @ Error::NotFinite { .. }) => return Err(error),
+            // nothing of this step is in the adapter yet
+            Err(error) => return Err(self.save_before_leaving(step, error)),
+            Ok(found) => found,
+        };
+        let gradient = Gradient::clipped(&self.adapter.grads, self.recipe.train.max_grad_norm)?;
+        if !gradient.norm.is_finite() {
+            return Err(self.not_finite(step, "the gradient is not finite"));
+        }
+        self.check_start(step, &means)?;
+
+        let train = &self.recipe.train;
+        let learning_rate = rate(step, total, train.warmup_steps, train.learning_rate, train.lr_schedule);
+        if !self.optimizer.step(&self.adapter.values, gradient, learning_rate)? {
+            return Err(self.not_finite(step, "the update would not be finite"));
+        }
+        self.memory.sample();
+
+        self.num_tokens += means.num_tokens;
+        let row = TrainRow {
+            step: step as u64 + 1,
+            epoch: self.epoch(step + 1),
+            means,
+            grad_norm: gradient.norm,
+            learning_rate,
+            num_tokens: self.num_tokens,
+            tokens,
+            seconds: began.elapsed().as_secs_f64(),
+            peak_bytes: self.memory.peak(),
+        };
+        self.metrics.append(&row.to_json())?;
+        Ok(row)
+    }
+
+    /// The gradient of a step's pairs, in the adapter; their averages, and how many tokens they are.
+    fn gradient(&mut self, step: usize) -> Result<(Means, u64)> {
         let (recipe, base, adapter) = (self.recipe, &self.base, &self.adapter);
         let batch = batch(recipe, &self.rows.train, step);
         let mut metrics = Metrics::new(recipe.objective.beta);
@@ -146,46 +185,24 @@ impl Run<'_> {
             let engine = Engine { model: &base.model, schedule, scratch: &recipe.run.output, poll: &poll };
             pairs::gradient(engine, &batch, reference, &recipe.objective, (adapter, dropout), &mut metrics)
         })?;
-        let gradient = Gradient::clipped(&adapter.grads, recipe.train.max_grad_norm)?;
-        let not_finite = |what: &str| Error::NotFinite {
-            why: format!("{what}; lower train.learning_rate or objective.beta, or look at the rows"),
-            rows: batch.iter().map(|pair| pair.origin).collect(),
-            outside: false,
-        };
-        if !gradient.norm.is_finite() {
-            return Err(not_finite("the gradient is not finite"));
-        }
         let means = metrics.mean().ok_or_else(|| Error::run("a step without pairs"))?;
-        self.check_start(step, &means)?;
-
-        let train = &self.recipe.train;
-        let learning_rate = rate(step, total, train.warmup_steps, train.learning_rate, train.lr_schedule);
-        if !self.optimizer.step(&self.adapter.values, gradient, learning_rate)? {
-            return Err(not_finite("the update would not be finite"));
-        }
-        self.memory.sample();
-
-        self.num_tokens += means.num_tokens;
-        let row = TrainRow {
-            step: step as u64 + 1,
-            epoch: self.epoch(step + 1),
-            means,
-            grad_norm: gradient.norm,
-            learning_rate,
-            num_tokens: self.num_tokens,
-            tokens: batch.iter().map(|pair| pairs::tokens(pair) as u64).sum(),
-            seconds: began.elapsed().as_secs_f64(),
-            peak_bytes: self.memory.peak(),
-        };
-        self.metrics.append(&row.to_json())?;
-        Ok(row)
+        Ok((means, batch.iter().map(|pair| pairs::tokens(pair) as u64).sum()))
     }
 
-    /// At the first step policy and reference are one model, so a margin that is not 0 is an error of ours.
+    fn not_finite(&self, step: usize, what: &str) -> Error {
+        Error::NotFinite {
+            why: format!("{what}; lower train.learning_rate or objective.beta, or look at the rows"),
+            rows: batch(self.recipe, &self.rows.train, step).iter().map(|pair| pair.origin).collect(),
+            outside: false,
+        }
+    }
+
+    /// At the first step policy and reference are one model, so a margin that is not 0 is an error of ours; a device's
+    /// products may differ in their last bits by the rows beside them, and the cache may hold those of other company.
     fn check_start(&self, step: usize, means: &Means) -> Result<()> {
         let same =
             self.recipe.objective.reference == recipe::Reference::Start || self.recipe.adapter.start_from.is_none();
-        if step > 0 || !same || self.recipe.adapter.lora_dropout > 0.0 || means.margin == 0.0 {
+        if step > 0 || !same || self.host.is_some() || self.recipe.adapter.lora_dropout > 0.0 || means.margin == 0.0 {
             return Ok(());
         }
         Err(Error::run(format!("step 1: the margin is {} where it must be 0; please report this", means.margin)))
@@ -263,9 +280,8 @@ impl Run<'_> {
         checkpoint::prune(output, self.recipe.train.keep_checkpoints.max(1))
     }
 
-    /// Saves where a signal stopped the run after `done` whole steps; says how to go on.
-    fn save_when_stopped(&mut self, done: usize, error: Error) -> Error {
-        let Error::Stopped(_) = error else { return error };
+    /// Saves what `done` whole steps learned before `error` ends the run; says how to go on.
+    fn save_before_leaving(&mut self, done: usize, error: Error) -> Error {
         if done == 0 {
             return error;
         }
@@ -275,7 +291,11 @@ impl Run<'_> {
                     .note(&format!("stopped after step {done}, saved; go on with the same command and --resume"));
                 error
             }
-            Err(failed) => failed,
+            Err(failed) if matches!(error, Error::Stopped(_)) => failed,
+            Err(failed) => {
+                self.progress.note(&format!("step {done} could not be saved: {failed}"));
+                error
+            }
         }
     }
 
@@ -306,6 +326,13 @@ impl Run<'_> {
             recipe.train.batch_size,
             self.adapter.shapes.len(),
         ));
+        let warmup = recipe.train.warmup_steps;
+        if warmup > 0 && warmup >= total {
+            self.progress.note(&format!(
+                "warning: train.warmup_steps is {warmup}, and the run has {total} steps: the learning rate never reaches \
+                 its peak; lower it, or name more steps"
+            ));
+        }
     }
 }
 

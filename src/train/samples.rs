@@ -28,8 +28,8 @@ pub struct Drawn {
     /// Share of samples labelled positive, base and tuned; none without labels.
     pub positive: Option<[f64; 2]>,
     /// Mean of `log π(y|x) − log π_base(y|x)` over the tuned model's samples: an estimate of the KL divergence of the
-    /// tuned model from the base, in nats a sample.
-    pub kl: f64,
+    /// tuned model from the base, in nats a sample; none where another temperature than 1 drew from another model.
+    pub kl: Option<f64>,
 }
 
 /// Looks at what samples will need, before a run begins: its end is a bad time to learn that labels cannot be read.
@@ -64,6 +64,7 @@ pub fn draw(
     let labels = samples.labels.as_deref().map(Labels::read).transpose()?;
     let tuned = Through::of(Some(adapter));
     let per_prompt = samples.count.div_ceil(samples.prompts.len().max(1));
+    let as_it_is = samples.temperature == 1.0;
     let (mut drawn, mut ratios) = (Vec::new(), Vec::new());
     for (number, prompt) in samples.prompts.iter().enumerate() {
         let ids = ids(base, number, prompt)?;
@@ -78,7 +79,9 @@ pub fn draw(
             };
             let answers = |through| generate(&base.model, &[&ids], through, &sampling, poll);
             let (before, after) = (answers(Through::default())?, answers(tuned)?);
-            ratios.extend(log_ratios(base, &ids, &after, tuned)?);
+            if as_it_is {
+                ratios.extend(log_ratios(base, &ids, &after, tuned)?);
+            }
             for (before, after) in before.iter().zip(&after) {
                 let text = |ids: &[u32]| base.tokenizer.decode(ids, true);
                 drawn.push(Sample { prompt: prompt.clone(), base: text(before)?, tuned: text(after)? });
@@ -87,7 +90,8 @@ pub fn draw(
         }
     }
     let positive = labels.map(|labels| labels.shares(&drawn));
-    Ok(Drawn { samples: drawn, positive, kl: ratios.iter().sum::<f64>() / ratios.len().max(1) as f64 })
+    let kl = as_it_is.then(|| ratios.iter().sum::<f64>() / ratios.len().max(1) as f64);
+    Ok(Drawn { samples: drawn, positive, kl })
 }
 
 /// `log π(y|x) − log π_base(y|x)` of each answer.
@@ -112,10 +116,19 @@ struct Labels {
 impl Labels {
     fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|error| Error::reading(path, error))?;
-        serde_json::from_str(&text).map_err(|error| {
+        let wrong = |what: String| {
             let expected = "expected {\"positive\": [words], \"negative\": [words]}";
-            Error::input(format!("{}: {error}; {expected}", path.display()))
-        })
+            Error::input(format!("{}: {what}; {expected}", path.display()))
+        };
+        let Self { positive, negative } = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+        // as a sample is split: anything else would never be found
+        match positive.iter().chain(&negative).find(|word| word.is_empty() || !word.chars().all(char::is_alphabetic)) {
+            Some(word) => Err(wrong(format!("{word:?} is no word of letters alone"))),
+            None => {
+                let lowercase = |words: HashSet<String>| words.iter().map(|word| word.to_lowercase()).collect();
+                Ok(Self { positive: lowercase(positive), negative: lowercase(negative) })
+            }
+        }
     }
 
     /// More words of praise than of blame.
@@ -138,5 +151,33 @@ impl Drawn {
     /// The figures.
     pub fn figures(&self) -> SampleFigures {
         SampleFigures { samples: self.samples.len(), positive: self.positive, kl: self.kl }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(positive: &str) -> Result<Labels> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("labels.json");
+        fs::write(&path, format!(r#"{{"positive": ["{positive}"], "negative": ["bad"]}}"#)).unwrap();
+        Labels::read(&path)
+    }
+
+    #[test]
+    fn a_word_is_found_however_it_is_written() {
+        let great = labels("Great").unwrap();
+        assert!(great.is_positive("A GREAT film."));
+        assert!(!great.is_positive("great, but bad"));
+    }
+
+    #[test]
+    fn a_word_that_could_not_be_found_is_refused() {
+        for word in ["must-see", "don't", "two words", ""] {
+            let error = labels(word).unwrap_err();
+            assert_eq!(error.exit_code(), 3);
+            assert!(error.to_string().contains(&format!("{word:?} is no word of letters alone")), "{error}");
+        }
     }
 }

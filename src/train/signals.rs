@@ -1,8 +1,8 @@
 //! Ctrl-C and `kill` as a flag that a run polls on its way, so that a stopped run is a saved run.
 //!
-//! While a run loads there is nothing to save: SIGINT or SIGTERM ends the process at once with 128 + its number (130 or
-//! 143). From [`Signals::hold`] on the first one sets the flag, and a second one of either ends the process at once, for
-//! the person who will not wait. Both signals exist on Windows too.
+//! While a run loads there is nothing to save: SIGINT, SIGTERM or, where there is one, SIGHUP ends the process at once with
+//! 128 + its number (130, 143, 129). From [`Signals::hold`] on the first one sets the flag, and a second one of any ends the
+//! process at once, for the person who will not wait. Under `nohup` a SIGHUP stays ignored. Windows has the first two.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,12 +22,12 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Catches SIGINT and SIGTERM from now on, for the life of the process, and lets them end it. Call it once.
+    /// Catches the signals from now on, for the life of the process, and lets them end it. Call it once.
     pub fn install() -> Result<Self> {
         let caught = Arc::new(AtomicUsize::new(0));
         let at_once = Arc::new(AtomicBool::new(true));
         let failed = |error| Error::run(format!("signals cannot be caught: {error}"));
-        for signal in [SIGINT, SIGTERM] {
+        for signal in [SIGINT, SIGTERM].into_iter().chain(hangup()) {
             // Actions run in the order of registration: the exit looks at the flag before this signal sets it.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&at_once)).map_err(failed)?;
             flag::register(signal, Arc::clone(&at_once)).map_err(failed)?;
@@ -48,13 +48,30 @@ impl Signals {
         self.stop_requested().map_or(Ok(()), |signal| Err(Error::Stopped(signal)))
     }
 
-    /// The signal (2 or 15) that asked the run to stop: finish the step, save, and end with [`Error::Stopped`].
+    /// The signal (1, 2 or 15) that asked the run to stop: finish the step, save, and end with [`Error::Stopped`].
     pub fn stop_requested(&self) -> Option<i32> {
         match self.caught.load(Ordering::SeqCst) {
             0 => None,
             signal => Some(signal as i32),
         }
     }
+}
+
+/// SIGHUP, a terminal that goes away, unless who started the process had it ignored.
+#[cfg(unix)]
+fn hangup() -> Option<i32> {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action the call only writes the present one into `action`, which is read where it succeeded.
+    let ignored = unsafe {
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    };
+    (!ignored).then_some(libc::SIGHUP)
+}
+
+#[cfg(not(unix))]
+fn hangup() -> Option<i32> {
+    None
 }
 
 /// A signal on demand, as one of the run's looks at [`Signals::stopped`] begins. Only in builds with debug assertions.

@@ -394,7 +394,7 @@ impl Bench {
                 let template = ChatTemplate::choose("auto", &self.tokenizer)?;
                 let options =
                     Options { format: Format::Auto, max_length: 256, truncation: Truncation::Refuse, limit: 0 };
-                Dataset::load(&[file.to_owned()], &self.tokenizer, template.as_ref(), &options).map(drop)
+                Dataset::load(&[file.to_owned()], &self.tokenizer, template.as_ref(), &options)?.usable().map(drop)
             }
             Kind::Recipe => {
                 let recipe = Recipe::load(file, &[])?;

@@ -8,7 +8,9 @@ use serde_json::{Map, Value};
 use crate::data::TokenizerConfig;
 use crate::keys::object_file;
 use crate::model::Config;
-use crate::weights::gguf::tokenizer::{GPT4O_WORDS, LLAMA3_WORDS, QWEN2_WORDS, TEKKEN_WORDS, Words, pre_name};
+use crate::weights::gguf::tokenizer::{
+    GPT4O_WORDS, LLAMA3_WORDS, PHI3_LEAVING, QWEN2_WORDS, TEKKEN_WORDS, TOOL_USE, Words, phi3_takes_spaces, pre_name,
+};
 use crate::weights::gguf::writer::Keys;
 use crate::{Error, Result};
 
@@ -74,6 +76,15 @@ pub fn describe(keys: &mut Keys, folder: &Path, config: &Config) -> Result<()> {
         })
         .collect();
     let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+    // llama.cpp knows by the model's name alone that tokens take spaces
+    match as_phi3(added, &ids) {
+        Ok(true) => keys.text("general.name", "Phi-3"),
+        Ok(false) => {}
+        Err(token) => {
+            let what = "takes the spaces around it or stands for whole words alone (lstrip, rstrip, single_word)";
+            return Err(refuse(&format!("its added token {token:?} {what}")));
+        }
+    }
     let merges = merges(model).ok_or_else(|| refuse("its merges are not pairs"))?;
     if model.get("byte_fallback").and_then(Value::as_bool) == Some(true) {
         for id in 0..256 {
@@ -104,8 +115,32 @@ pub fn describe(keys: &mut Keys, folder: &Path, config: &Config) -> Result<()> {
     keys.texts("tokenizer.ggml.tokens", tokens.iter().map(String::as_str));
     keys.integers("tokenizer.ggml.token_type", &types);
     keys.flag("tokenizer.ggml.add_bos_token", leads_with_special(tokenizer.get("post_processor")));
-    special(keys, folder, config, &ids)?;
+    let eos = special(keys, folder, config, &ids)?;
+    match trailing(tokenizer.get("post_processor")).as_slice() {
+        [] => {}
+        [token] if eos.is_some() && ids.get(*token).map(|id| *id as u32) == eos => {
+            keys.flag("tokenizer.ggml.add_eos_token", true);
+        }
+        _ => return Err(refuse("it puts other tokens than its end token after a text")),
+    }
     Ok(())
+}
+
+/// Whether added tokens take the spaces after them, all as llama.cpp has a Phi-3's do so; the first that takes any where
+/// they do so otherwise.
+fn as_phi3<'a>(added: &'a [Value], ids: &HashMap<&str, usize>) -> std::result::Result<bool, &'a str> {
+    let set = |token: &Value, key: &str| token[key].as_bool() == Some(true);
+    let content = |token: &'a Value| token["content"].as_str().unwrap_or_default();
+    let written: Vec<&Value> = added.iter().filter(|&token| ids.contains_key(content(token))).collect();
+    let takes_any = |token: &Value| ["lstrip", "rstrip", "single_word"].iter().any(|key| set(token, key));
+    let Some(first) = written.iter().find(|token| takes_any(token)) else { return Ok(false) };
+    // llama.cpp does not load a model of that name without these
+    let known = PHI3_LEAVING.iter().chain(&["</s>"]).all(|token| ids.contains_key(*token));
+    let fits = |token: &&'a Value| {
+        let otherwise = set(token, "lstrip") || set(token, "single_word");
+        !otherwise && set(token, "rstrip") == phi3_takes_spaces(content(token))
+    };
+    if known && written.iter().all(fits) { Ok(true) } else { Err(content(first)) }
 }
 
 fn merges(model: &Map<String, Value>) -> Option<Vec<(String, String)>> {
@@ -185,8 +220,16 @@ fn leads_with_special(processor: Option<&Value>) -> bool {
         || inner.is_some_and(|inner| inner.iter().any(|one| leads_with_special(Some(one))))
 }
 
-/// The tokens with a part to play, and the chat template.
-fn special(keys: &mut Keys, folder: &Path, config: &Config, ids: &HashMap<&str, usize>) -> Result<()> {
+/// The special tokens that a post-processor puts after a text.
+fn trailing(processor: Option<&Value>) -> Vec<&str> {
+    let list = |key: &str| processor.and_then(|processor| processor.get(key)?.as_array()).into_iter().flatten();
+    let after = list("single").skip_while(|piece| piece.get("Sequence").is_none());
+    let own = after.filter_map(|piece| piece.pointer("/SpecialToken/id")?.as_str());
+    own.chain(list("processors").flat_map(|inner| trailing(Some(inner)))).collect()
+}
+
+/// The tokens with a part to play, and the chat templates; the token that ends a text.
+fn special(keys: &mut Keys, folder: &Path, config: &Config, ids: &HashMap<&str, usize>) -> Result<Option<u32>> {
     let stated = TokenizerConfig::read(folder)?;
     let token = |name: &str| stated.special.get(name).and_then(|token| ids.get(token.as_str())).map(|id| *id as u32);
     let fits = |id: u32| (id as usize) < config.vocab_size;
@@ -210,5 +253,9 @@ fn special(keys: &mut Keys, folder: &Path, config: &Config, ids: &HashMap<&str, 
     if let Some(template) = stated.template {
         keys.text("tokenizer.chat_template", &template.text);
     }
-    Ok(())
+    if let Some(template) = stated.tool_use {
+        keys.texts("tokenizer.chat_templates", ["tool_use"].into_iter());
+        keys.text(TOOL_USE, &template);
+    }
+    Ok(eos)
 }

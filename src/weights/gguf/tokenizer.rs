@@ -22,6 +22,25 @@ const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
+/// The template for chats with tools, as gguf-py names it.
+pub const TOOL_USE: &str = "tokenizer.chat_template.tool_use";
+/// Where transformers looks for it in a folder.
+pub const TOOL_USE_FILE: &str = "additional_chat_templates/tool_use.jinja";
+
+/// The added tokens of a Phi-3 that leave the spaces after them.
+pub const PHI3_LEAVING: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
+
+/// Whether an added token of a Phi-3 takes the spaces after it.
+pub fn phi3_takes_spaces(token: &str) -> bool {
+    !PHI3_LEAVING.contains(&token)
+}
+
+/// Whether a model is a Phi-3, as llama.cpp knows one.
+fn is_phi3(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["phi-3", "phi3"].iter().any(|part| name.contains(part))
+}
+
 /// Ends of a turn: Llama 3's, ChatML's, Phi's, Gemma's.
 const TURN_ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"];
 
@@ -134,7 +153,7 @@ pub fn files(metadata: &Metadata) -> Result<BTreeMap<&'static str, String>> {
     tokenizer.insert("version".into(), json!("1.0"));
     tokenizer.insert("truncation".into(), Value::Null);
     tokenizer.insert("padding".into(), Value::Null);
-    tokenizer.insert("added_tokens".into(), vocabulary.added_tokens());
+    tokenizer.insert("added_tokens".into(), vocabulary.added_tokens()?);
     tokenizer.insert("post_processor".into(), vocabulary.post_processor(bos_by_default)?);
 
     let mut config = Map::new();
@@ -154,6 +173,9 @@ pub fn files(metadata: &Metadata) -> Result<BTreeMap<&'static str, String>> {
     ]);
     if let Some(template) = metadata.text("tokenizer.chat_template")? {
         files.insert("chat_template.jinja", template.to_string());
+    }
+    if let Some(template) = metadata.text(TOOL_USE)? {
+        files.insert(TOOL_USE_FILE, template.to_string());
     }
     Ok(files)
 }
@@ -193,15 +215,18 @@ impl Vocabulary<'_> {
         Value::Object(self.tokens.iter().enumerate().map(|(id, token)| (token.to_string(), json!(id))).collect())
     }
 
-    fn added_tokens(&self) -> Value {
+    /// No key says which of them take the spaces around them: llama.cpp goes by the model's name, and so do we.
+    fn added_tokens(&self) -> Result<Value> {
+        let phi3 = self.metadata.text("general.name")?.is_some_and(is_phi3);
         let token = |(id, kind): (usize, &i64)| {
+            let content = self.tokens[id];
             json!({
-                "id": id, "content": self.tokens[id], "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": *kind != USER_DEFINED,
+                "id": id, "content": content, "single_word": false, "lstrip": false,
+                "rstrip": phi3 && phi3_takes_spaces(content), "normalized": false, "special": *kind != USER_DEFINED,
             })
         };
         let added = self.types.iter().enumerate().filter(|(_, kind)| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind));
-        added.map(token).collect()
+        Ok(added.map(token).collect())
     }
 
     /// BOS before and EOS after a text, as the file asks for.

@@ -44,14 +44,7 @@ pub(super) fn gather(parts: &mut Parts) -> Result<usize> {
         }
         let zeros = match parts.has(&part("zero_point")) {
             false => None,
-            true => {
-                let (zeros, stated) = parts.raw_matrix(&part("zero_point"), "I32")?;
-                let due = [rows.div_ceil(PER_WORD), groups];
-                if stated != due {
-                    return Err(parts.misfit(&part("zero_point"), &stated, &due));
-                }
-                Some(zeros)
-            }
+            true => Some(zeros(parts, &part("zero_point"), rows, groups)?),
         };
         let matrix = Packed { dtype: scales.dtype, bytes, scales, zeros, row_bytes: words * 4, groups, group };
         let tensor = StoredTensor::new(vec![rows, columns], "packed 4 bit", Arc::new(ByTiles(matrix)));
@@ -60,14 +53,49 @@ pub(super) fn gather(parts: &mut Parts) -> Result<usize> {
     Ok(found)
 }
 
+fn zeros(parts: &mut Parts, name: &str, rows: usize, groups: usize) -> Result<Zeros> {
+    let plain = parts.is(name, "I8");
+    let (format, due) = if plain { ("I8", [rows, groups]) } else { ("I32", [rows.div_ceil(PER_WORD), groups]) };
+    let (bytes, stated) = parts.raw_matrix(name, format)?;
+    match stated == due {
+        true if plain => Ok(Zeros::Plain(bytes)),
+        true => Ok(Zeros::Packed(bytes)),
+        false => Err(parts.misfit(name, &stated, &due)),
+    }
+}
+
+/// The codes that mean 0.
+#[derive(Debug)]
+enum Zeros {
+    /// `[rows / 8, groups]`, packed along the rows, stored plus 8 as the numbers are.
+    Packed(MappedBytes),
+    /// `[rows, groups]`, bytes from -8 to 7, as compressed-tensors stored them before it packed them.
+    Plain(MappedBytes),
+}
+
+impl Zeros {
+    #[inline(always)]
+    fn at(&self, row: usize, group: usize, groups: usize) -> f32 {
+        match self {
+            Self::Packed(words) => (word(words, row / PER_WORD * groups + group) >> (row % PER_WORD * 4) & 15) as f32,
+            Self::Plain(bytes) => f32::from(bytes[row * groups + group].cast_signed()) + 8.0,
+        }
+    }
+
+    fn bytes(&self) -> &MappedBytes {
+        match self {
+            Self::Packed(bytes) | Self::Plain(bytes) => bytes,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Packed {
     /// Rows of bit streams.
     bytes: MappedBytes,
     /// `[rows, groups]`.
     scales: Floats,
-    /// `[rows / 8, groups]`, packed along the rows, stored plus 8 too.
-    zeros: Option<MappedBytes>,
+    zeros: Option<Zeros>,
     /// What the product is rounded to.
     dtype: DType,
     row_bytes: usize,
@@ -78,7 +106,7 @@ struct Packed {
 impl Tiles for Packed {
     #[inline(always)]
     fn tile(&self, lookup: impl LookUp, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        let (scales, zeros) = (self.scales.view(), self.zeros.as_deref());
+        let scales = self.scales.view();
         for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len())) {
             // the same columns of the tile below, which most often comes next
             let below = (row + rows.len()) * self.row_bytes;
@@ -88,18 +116,15 @@ impl Tiles for Packed {
             let bytes = &self.bytes[row * self.row_bytes..][..self.row_bytes];
             by_group(columns.start, self.group, out, |group, start, out| {
                 let scale = scales.at(row * self.groups + group);
-                let zero = match zeros {
-                    None => 8,
-                    Some(zeros) => word(zeros, row / PER_WORD * self.groups + group) >> (row % PER_WORD * 4) & 15,
-                };
-                let values = lookup.rounded(self.dtype, SIXTEEN.map(|code| (code - zero as f32) * scale));
+                let zero = self.zeros.as_ref().map_or(8.0, |zeros| zeros.at(row, group, self.groups));
+                let values = lookup.rounded(self.dtype, SIXTEEN.map(|code| (code - zero) * scale));
                 lookup.look_up(&values, Order::LowFirst, &bytes[start / 2..], out);
             });
         }
     }
 
     fn parts(&self) -> Vec<&MappedBytes> {
-        [&self.bytes, &self.scales.bytes].into_iter().chain(&self.zeros).collect()
+        [&self.bytes, &self.scales.bytes].into_iter().chain(self.zeros.as_ref().map(Zeros::bytes)).collect()
     }
 
     fn exact_in_bf16(&self) -> bool {

@@ -16,46 +16,71 @@ mod parts;
 mod tiles;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::folder::Held;
-use crate::keys::Keys;
+use crate::keys::{Keys, object_file};
 use crate::{Error, Result};
 use parts::Parts;
 
 pub use bitsandbytes::{NF4, NF4_BLOCK};
 
-/// Puts the quantised matrices of a folder in place of their parts.
+/// What AutoGPTQ wrote, before `config.json` had a section for it; a GPTQ model's where it names no method.
+const BESIDE: &str = "quantize_config.json";
+
+/// Puts the quantised matrices of a folder in place of their parts; the file beside `config.json` that says how, where
+/// one does.
 ///
 /// # Errors
 /// [`Error::Input`] where the method is not read, or a part is missing or does not fit the others.
-pub(super) fn gather(path: &Path, config: &Map<String, Value>, tensors: &mut BTreeMap<String, Held>) -> Result<()> {
+pub(super) fn gather(
+    path: &Path,
+    config: &Map<String, Value>,
+    tensors: &mut BTreeMap<String, Held>,
+) -> Result<Option<PathBuf>> {
     let keys = Keys::of(&path.join("config.json"), config);
-    let Some(section) = keys.object("quantization_config")?.or(keys.object("quantization")?) else { return Ok(()) };
     let mut parts = Parts::new(path, tensors);
-    let method = section.text("quant_method")?;
+    if let Some(section) = keys.object("quantization_config")?.or(keys.object("quantization")?) {
+        gather_as(path, section.text("quant_method")?, &section, &mut parts)?;
+        return Ok(None);
+    }
+    if parts.modules(".qweight").is_empty() {
+        return Ok(None);
+    }
+    let file = path.join(BESIDE);
+    if !file.exists() {
+        return Err(unstated(path));
+    }
+    let object = object_file(&file)?;
+    let section = Keys::of(&file, &object);
+    gather_as(path, section.text("quant_method")?.or(Some("gptq")), &section, &mut parts)?;
+    Ok(Some(file))
+}
+
+/// The same by a method and the section that describes it.
+fn gather_as(path: &Path, method: Option<&str>, section: &Keys, parts: &mut Parts) -> Result<()> {
     let found = match method {
-        Some("bitsandbytes") => bitsandbytes::gather(&mut parts)?,
-        Some("gptq") => gptq::gather(&section, &mut parts)?,
-        Some("awq") => awq::gather(&section, &mut parts)?,
+        Some("bitsandbytes") => bitsandbytes::gather(parts)?,
+        Some("gptq") => gptq::gather(section, parts)?,
+        Some("awq") => awq::gather(section, parts)?,
         Some("fp8") => {
-            let block = block_size(&section, "weight_block_size")?;
+            let block = block_size(section, "weight_block_size")?;
             // AutoFP8 calls it weight_scale
             let scale = if parts.modules(".weight_scale_inv").is_empty() { "weight_scale" } else { "weight_scale_inv" };
-            fp8::gather(&mut parts, scale, block)?
+            fp8::gather(parts, scale, block)?
         }
         Some("compressed-tensors") => {
             // rotations of what the layers read, which the weights alone do not tell of
             if section.object("transform_config")?.is_some() {
                 return Err(section.bad("transform_config", "it is not read; use the unquantised checkpoint"));
             }
-            let block = block_structure(&section)?;
-            compressed::gather(&mut parts)? + fp8::gather(&mut parts, "weight_scale", block)?
+            let block = block_structure(section)?;
+            compressed::gather(parts)? + fp8::gather(parts, "weight_scale", block)?
         }
         // MLX's own section names no method
-        None if section.raw("bits").is_some() => affine::gather(&section, &mut parts)?,
+        None if section.raw("bits").is_some() => affine::gather(section, parts)?,
         other => return Err(unread(path, other)),
     };
     match found {
@@ -99,6 +124,15 @@ fn block_size(section: &Keys, key: &str) -> Result<Option<[usize; 2]>> {
         }
         _ => None,
     })
+}
+
+/// Weights of GPTQ or AWQ without a word on how they are to be read.
+fn unstated(path: &Path) -> Error {
+    Error::input(format!(
+        "{}: the weights are quantised (GPTQ or AWQ: there are tensors that end in .qweight), but it states no \
+         quantization_config, and there is no {BESIDE} beside it; fetch that file of the model too",
+        path.join("config.json").display()
+    ))
 }
 
 fn unread(path: &Path, method: Option<&str>) -> Error {

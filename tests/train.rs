@@ -332,7 +332,14 @@ fn a_run_that_starts_from_an_adapter_is_held_to_it_or_to_the_base() {
     tiny.write("recipe.toml", RECIPE.replace("r = 4\nlora_alpha = 8", ""));
     let from = ["data.eval_fraction=0.25", "adapter.start_from=runs/first/adapter", "train.max_steps=2"];
 
+    // made on a base by another name, which is not the one that it is trained on from here
+    let config = "runs/first/adapter/adapter_config.json";
+    tiny.set_json(config, "base_model_name_or_path", "owner/other".into());
+    tiny.set_json(config, "revision", "v2".into());
     let said = tiny.train("start", &from);
+    let config: Value = serde_json::from_str(&tiny.read("runs/start/adapter/adapter_config.json")).unwrap();
+    assert_eq!(config["base_model_name_or_path"], tiny.path("base").canonicalize().unwrap().display().to_string());
+    assert_eq!(config["revision"], "main");
     assert!(said.contains("the reference is the base with ") && said.contains("runs/first/adapter"), "{said}");
     let (steps, evaluations) = (tiny.rows_of("start", false), tiny.rows_of("start", true));
     assert_eq!((number(&steps[0], "rewards/margins"), number(&steps[0], "loss")), (0.0, LN_2));
@@ -450,6 +457,7 @@ fn data_check_says_what_becomes_of_the_rows() {
     // also of rows of which none can be used
     let none = tiny.run(&["data", "check", "recipe.toml", "--set", "data.max_length=3"]);
     assert_eq!(none.status.code(), Some(3), "{}", stderr(&none));
+    assert!(!stderr(&none).contains("data check"), "{}", stderr(&none));
     let text = String::from_utf8_lossy(&none.stdout);
     assert!(text.contains("used                            0") && text.contains("over max_length"), "{text}");
 
@@ -464,7 +472,11 @@ fn data_check_says_what_becomes_of_the_rows() {
 fn rows_longer_than_the_model_is_exact_are_refused() {
     let tiny = Tiny::new();
     tiny.set_json("base/config.json", "rope_scaling", serde_json::json!({"rope_type": "dynamic", "factor": 2.0}));
-    let refused: [&[&str]; 2] = [&["train", "recipe.toml"], &["eval", "recipe.toml", "--data", "rows.jsonl"]];
+    let refused: [&[&str]; 3] = [
+        &["train", "recipe.toml"],
+        &["eval", "recipe.toml", "--data", "rows.jsonl"],
+        &["data", "check", "recipe.toml"],
+    ];
     for command in refused {
         let output = tiny.run(command);
         let said = stderr(&output);

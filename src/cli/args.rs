@@ -185,6 +185,9 @@ pub struct GenerateArgs {
     /// The model: a folder, a .gguf file or a hub id
     #[arg(value_hint = ValueHint::DirPath)]
     pub model: String,
+    /// Branch, tag or commit on the hub; default: the one that the adapter was made on, or main
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
     /// A PEFT adapter on it
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub adapter: Option<PathBuf>,

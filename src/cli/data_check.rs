@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::data::{ChatTemplate, Dataset, Options, TokenizedPair, Tokenizer, split_eval};
+use crate::model::Config;
 use crate::recipe::Recipe;
 use crate::{Error, Result};
 
@@ -16,8 +17,8 @@ use crate::{Error, Result};
 /// or by brackets.
 ///
 /// # Errors
-/// Those of [`Dataset::load`]; a set without a usable row, once it is printed; [`Error::Run`] where standard output cannot be written. A reader that has seen
-/// enough is no error.
+/// Those of [`Dataset::load`]; a length that the model does not take; a set without a usable row, once all are printed;
+/// [`Error::Run`] where standard output cannot be written. A reader that has seen enough is no error.
 pub fn run(
     recipe: &Recipe,
     model_folder: &Path,
@@ -26,13 +27,16 @@ pub fn run(
     show: usize,
     json: bool,
 ) -> Result<()> {
-    let tokenizer = Tokenizer::open(model_folder)?;
+    let config = Config::read(model_folder)?;
+    config.check_length(recipe.data.max_length)?;
+    let tokenizer = Tokenizer::open(model_folder)?.embedded(config.vocab_size)?;
     let template = ChatTemplate::choose(&recipe.data.chat_template, &tokenizer)?;
     let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let mut sets = vec![("train", train, Options::train(&recipe.data))];
     if !eval.is_empty() {
         sets.push(("eval", eval, Options::eval(&recipe.data)));
     }
+    let mut unusable = None;
     for (name, files, options) in sets {
         let dataset = Dataset::load(files, &tokenizer, template.as_ref(), &options)?;
         let mut out = String::new();
@@ -57,9 +61,9 @@ pub fn run(
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             written => written.map_err(unwritten)?,
         }
-        dataset.usable()?;
+        unusable = unusable.or(dataset.usable().err());
     }
-    Ok(())
+    unusable.map_or(Ok(()), Err)
 }
 
 fn unwritten(error: impl std::fmt::Display) -> Error {

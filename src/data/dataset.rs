@@ -91,7 +91,7 @@ impl Dataset {
         }
         let names: Vec<String> = self.report.files.iter().map(|file| file.path.display().to_string()).collect();
         let (names, summary) = (names.join(", "), self.report.summary());
-        Err(Error::input(format!("{names}: no usable row ({summary}); see `dpo-lora data check`")))
+        Err(Error::input(format!("{names}: no usable row ({summary})")))
     }
 
     fn load_file(

@@ -11,6 +11,8 @@ pub fn model_card(config: &AdapterConfig, recipe: Option<&Recipe>) -> String {
     let base = config.base_model_name_or_path.as_deref().unwrap_or("unknown");
     // A JSON string is a YAML and a Python string, whatever a path holds.
     let quoted = Value::from(base).to_string();
+    let revision = config.revision.as_deref().filter(|revision| *revision != "main");
+    let revision = revision.map(|revision| format!(", revision={}", Value::from(revision))).unwrap_or_default();
     let training = recipe.map(training).unwrap_or_default();
     format!(
         "---
@@ -33,8 +35,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base = {quoted}
-tokenizer = AutoTokenizer.from_pretrained(base)
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), \"path/to/this/folder\")
+tokenizer = AutoTokenizer.from_pretrained(base{revision})
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base{revision}), \"path/to/this/folder\")
 ```
 ",
         r = config.r,
@@ -83,5 +85,22 @@ fn name(choice: &impl Serialize) -> String {
     match serde_json::to_value(choice) {
         Ok(Value::String(name)) => name,
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revision_is_named_where_it_is_not_the_main_one() {
+        let config = r#"{"peft_type":"LORA","r":1,"lora_alpha":1,"target_modules":["x"],"base_model_name_or_path":"o/n"}"#;
+        let mut config = AdapterConfig::parse("adapter_config.json".as_ref(), config.as_bytes()).unwrap();
+        assert!(model_card(&config, None).contains("AutoTokenizer.from_pretrained(base)\n"));
+        config.revision = Some("main".into());
+        assert!(model_card(&config, None).contains("AutoTokenizer.from_pretrained(base)\n"));
+        config.revision = Some("v2".into());
+        let card = model_card(&config, None);
+        assert_eq!(card.matches("from_pretrained(base, revision=\"v2\")").count(), 2, "{card}");
     }
 }

@@ -239,7 +239,7 @@ fn write_blocks(
         source.extend_from_slice(values);
         change(first, values);
         // what is infinite in the base stays so
-        let lost = |(value, source): &(&f32, &f32)| source.is_finite() && !dtype.holds(**value);
+        let lost = |(value, source): &(&f32, &f32)| !source.is_infinite() && !dtype.holds(**value);
         if let Some((value, _)) = values.iter().zip(&source).find(lost) {
             return Err(Error::input(format!(
                 "tensor {name:?}: the value {value} does not fit {dtype}; choose another --dtype"

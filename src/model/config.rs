@@ -7,10 +7,10 @@ use serde_json::Value;
 use super::family::{Bias, Cap, EmbeddingScale, Family, Qkv, Residual, Scale, Up, Windows};
 use super::rope::{Rope, RopeScaling};
 use super::rope_keys::ropes;
-use crate::Result;
 pub use crate::kernels::activation::Activation;
 use crate::keys::Keys;
 use crate::weights::{ModelFolder, config_object};
+use crate::{Error, Result};
 
 /// Far more than any model has; what is held for each layer is bounded by it.
 const MAX_LAYERS: usize = 10_000;
@@ -118,6 +118,21 @@ impl Config {
         };
         let learned = self.family.positions.map(|_| (self.max_position_embeddings, "no positions were learned beyond"));
         learned.or_else(|| self.ropes.iter().find_map(by_rope))
+    }
+
+    /// Refuses sequences that have positions which the model has not learned, or that would change the frequencies of its
+    /// rope, which here are one set for all.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] with the length that is possible.
+    pub fn check_length(&self, max_length: usize) -> Result<()> {
+        match self.longest_exact() {
+            Some((longest, why)) if max_length > longest => Err(Error::recipe(format!(
+                "data.max_length is {max_length}, but of this model {why} {longest} tokens, which is not supported; set \
+                 data.max_length to {longest} or less"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// The linear layers of a decoder layer, in the order of their numbers.

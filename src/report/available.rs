@@ -35,25 +35,32 @@ fn cgroup(groups: &str, read: &impl Fn(&Path) -> Option<String>) -> Option<u64> 
     for line in groups.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
-        let (root, files) = match controllers {
-            "" => ("/sys/fs/cgroup", ["memory.max", "memory.current", "inactive_file", "active_file"]),
+        let (root, limits, [usage, inactive, active]) = match controllers {
+            "" => (
+                "/sys/fs/cgroup",
+                &["memory.max", "memory.high"][..],
+                ["memory.current", "inactive_file", "active_file"],
+            ),
             "memory" => (
                 "/sys/fs/cgroup/memory",
-                ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file"],
+                &["memory.limit_in_bytes"][..],
+                ["memory.usage_in_bytes", "total_inactive_file", "total_active_file"],
             ),
             _ => continue,
         };
         for group in Path::new(path).ancestors() {
             let folder = Path::new(root).join(group.strip_prefix("/").unwrap_or(group));
             let number = |name: &str| read(&folder.join(name))?.trim().parse::<u64>().ok();
-            let (Some(limit), Some(used)) = (number(files[0]), number(files[1])) else { continue };
+            // beyond memory.high pages are taken back and the process is slowed down
+            let limit = limits.iter().filter_map(|name| number(name)).min();
+            let (Some(limit), Some(used)) = (limit, number(usage)) else { continue };
             let stat = read(&folder.join("memory.stat")).unwrap_or_default();
             let pages = |name: &str| {
                 let value = stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
                 value.unwrap_or(0)
             };
             // pages of files make way
-            let held = used.saturating_sub(pages(files[2]) + pages(files[3]));
+            let held = used.saturating_sub(pages(inactive) + pages(active));
             let left = limit.saturating_sub(held);
             room = Some(room.map_or(left, |room| room.min(left)));
         }
@@ -77,6 +84,9 @@ mod tests {
             let text = match path.to_str()? {
                 "/sys/fs/cgroup/a/b/memory.max" => "max\n",
                 "/sys/fs/cgroup/a/b/memory.current" => "50\n",
+                "/sys/fs/cgroup/slow/memory.max" => "max\n",
+                "/sys/fs/cgroup/slow/memory.high" => "600\n",
+                "/sys/fs/cgroup/slow/memory.current" => "100\n",
                 "/sys/fs/cgroup/a/memory.max" => "1000\n",
                 "/sys/fs/cgroup/a/memory.current" => "400\n",
                 "/sys/fs/cgroup/a/memory.stat" => "anon 100\ninactive_file 200\nactive_file 50\n",
@@ -85,6 +95,7 @@ mod tests {
             Some(text.to_string())
         };
         assert_eq!(cgroup("0::/a/b\n", &files), Some(1000 - (400 - 250)));
+        assert_eq!(cgroup("0::/slow\n", &files), Some(500));
         assert_eq!(cgroup("0::/elsewhere\n", &files), None);
         let old = |path: &Path| {
             let text = match path.to_str()? {

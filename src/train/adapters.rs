@@ -35,6 +35,9 @@ impl Start {
             let shapes = placed(&folder, &base.linears())?.into_iter().map(|(shape, _)| shape).collect();
             let mut config = folder.config.clone();
             config.lora_dropout = recipe.adapter.lora_dropout;
+            // from here on it is an adapter of this base, whatever the start's was called
+            config.base_model_name_or_path = Some(recipe.model.base.clone());
+            config.revision = Some(recipe.model.revision.clone());
             return Ok(Self { config, shapes, folder: Some(folder) });
         }
         let mut config = AdapterConfig::of_recipe(&recipe.model, &recipe.adapter);

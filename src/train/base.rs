@@ -46,21 +46,6 @@ impl Base {
         Ok(Self { name: name.to_string(), path, folder, config, model, compute, tokenizer })
     }
 
-    /// Refuses sequences that have positions which the model has not learned, or that would change the frequencies of its
-    /// rope, which here are one set for all.
-    ///
-    /// # Errors
-    /// [`Error::Recipe`] with the length that is possible.
-    pub fn check_length(&self, max_length: usize) -> Result<()> {
-        match self.config.longest_exact() {
-            Some((longest, why)) if max_length > longest => Err(Error::recipe(format!(
-                "data.max_length is {max_length}, but of this model {why} {longest} tokens, which is not supported; set \
-                 data.max_length to {longest} or less"
-            ))),
-            _ => Ok(()),
-        }
-    }
-
     /// Refuses to write past the positions that the model knows and we compute exactly; with it, what a sample can take of memory is bounded.
     ///
     /// # Errors

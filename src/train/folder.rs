@@ -76,9 +76,7 @@ pub fn begin(path: &Path) -> Result<(Lock, Option<PathBuf>)> {
 /// # Errors
 /// [`Error::Recipe`] that names the first of `read` that lies there.
 pub fn holds_none(path: &Path, read: &[PathBuf]) -> Result<()> {
-    let Some(run) = path.join(RECIPE).canonicalize().ok().and_then(|recipe| Some(recipe.parent()?.to_owned())) else {
-        return Ok(());
-    };
+    let Some(run) = path.join(RECIPE).is_file().then(|| path.canonicalize().ok()).flatten() else { return Ok(()) };
     let within = |read: &&PathBuf| read.canonicalize().is_ok_and(|read| read.starts_with(&run));
     match read.iter().find(within) {
         None => Ok(()),

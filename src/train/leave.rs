@@ -1,4 +1,4 @@
-//! The end of a run: samples, the adapter, the report, the summary.
+//! The end of a run: the adapter, samples, the report, the summary.
 
 use std::{io::Write, path::Path, time::Instant};
 

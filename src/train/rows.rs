@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{base::Base, steps};
 use crate::{
-    Result,
+    Error, Result,
     data::{ChatTemplate, Dataset, Options, Report, TokenizedPair, reader, split_eval},
     hub,
     recipe::Recipe,
@@ -74,9 +74,10 @@ pub fn read(recipe: &Recipe) -> Result<Vec<PathBuf>> {
 /// As [`Dataset::load`], where a file is neither here nor to be had, where no row can be used, and where rows may be longer
 /// than the model is exact.
 pub fn load(names: &[String], recipe: &Recipe, base: &Base, options: &Options) -> Result<Dataset> {
-    base.check_length(recipe.data.max_length)?;
+    base.config.check_length(recipe.data.max_length)?;
     let template = ChatTemplate::choose(&recipe.data.chat_template, &base.tokenizer)?;
-    Dataset::load(&files(names)?, &base.tokenizer, template.as_ref(), options)?.usable()
+    let dataset = Dataset::load(&files(names)?, &base.tokenizer, template.as_ref(), options)?;
+    dataset.usable().map_err(|error| Error::input(format!("{error}; see `dpo-lora data check`")))
 }
 
 /// The files that `names` names, on this machine.

@@ -104,7 +104,7 @@ impl Run<'_> {
         let mut count = Count { from_start: first == 0, ..Count::default() };
         // a run that was stopped while it evaluated makes up for it
         if (first == 0 || self.evaluates_after(first)) && self.evaluated(first)?.is_none() {
-            self.evaluate(first).map_err(|error| self.save_before_leaving(first, error))?;
+            self.evaluate_or_leave(first)?;
         }
         let mut stage = self.progress.start(Phase::Training, first as u64, total as u64);
         for step in first..total {
@@ -119,7 +119,7 @@ impl Run<'_> {
                 Err(error) => return Err(error),
             }
             if self.evaluates_after(done) {
-                self.evaluate(done).map_err(|error| self.save_before_leaving(done, error))?;
+                self.evaluate_or_leave(done)?;
             }
             if done == total || due(done, self.recipe.train.save_every) {
                 self.save(done)?;
@@ -197,8 +197,8 @@ impl Run<'_> {
         }
     }
 
-    /// At the first step policy and reference are one model, so a margin that is not 0 is an error of ours; a device's
-    /// products may differ in their last bits by the rows beside them, and the cache may hold those of other company.
+    /// At the first step policy and reference are one model, so a margin that is not 0 is an error of ours. Not on a device:
+    /// its products may differ in their last bits from those of another batch, whose log-probs the cache may hold.
     fn check_start(&self, step: usize, means: &Means) -> Result<()> {
         let same =
             self.recipe.objective.reference == recipe::Reference::Start || self.recipe.adapter.start_from.is_none();
@@ -206,6 +206,14 @@ impl Run<'_> {
             return Ok(());
         }
         Err(Error::run(format!("step 1: the margin is {} where it must be 0; please report this", means.margin)))
+    }
+
+    fn evaluate_or_leave(&mut self, done: usize) -> Result<()> {
+        match self.evaluate(done) {
+            // what was learned is no more worth keeping: a checkpoint of it would push out a sound one
+            Err(error @ Error::NotFinite { .. }) => Err(named(error, &self.rows)),
+            outcome => outcome.map_err(|error| self.save_before_leaving(done, error)),
+        }
     }
 
     /// Logs averages over the held-out pairs, if there are any, after `done` steps.
@@ -223,8 +231,7 @@ impl Run<'_> {
         let (model, scratch) = (&self.base.model, self.recipe.run.output.as_path());
         let engine = Engine { model, schedule: &self.plan.schedule, scratch, poll: &poll };
         for (chunk, at) in pairs.chunks(EVALUATED).zip((EVALUATED..).step_by(EVALUATED)) {
-            pairs::evaluate(engine, chunk, &mut self.reference, &self.recipe.objective, through, &mut metrics)
-                .map_err(|error| named(error, &self.rows))?;
+            pairs::evaluate(engine, chunk, &mut self.reference, &self.recipe.objective, through, &mut metrics)?;
             stage.update(at.min(pairs.len()) as u64, Figures::default());
         }
         stage.finish();
@@ -292,8 +299,9 @@ impl Run<'_> {
                 error
             }
             Err(failed) if matches!(error, Error::Stopped(_)) => failed,
-            Err(failed) => {
-                self.progress.note(&format!("step {done} could not be saved: {failed}"));
+            // most often for the same reason, which is said at the end
+            Err(_) => {
+                self.progress.note(&format!("step {done} could not be saved"));
                 error
             }
         }

@@ -1,8 +1,9 @@
 //! Ctrl-C and `kill` as a flag that a run polls on its way, so that a stopped run is a saved run.
 //!
 //! While a run loads there is nothing to save: SIGINT, SIGTERM or, where there is one, SIGHUP ends the process at once with
-//! 128 + its number (130, 143, 129). From [`Signals::hold`] on the first one sets the flag, and a second one of any ends the
-//! process at once, for the person who will not wait. Under `nohup` a SIGHUP stays ignored. Windows has the first two.
+//! 128 + its number (130, 143, 129). From [`Signals::hold`] on the first one sets the flag, and after a SIGINT or SIGTERM the next
+//! one ends the process at once, for the person who will not wait. Under `nohup` a SIGHUP stays ignored. Windows has the
+//! first two.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -30,7 +31,10 @@ impl Signals {
         for signal in [SIGINT, SIGTERM].into_iter().chain(hangup()) {
             // Actions run in the order of registration: the exit looks at the flag before this signal sets it.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&at_once)).map_err(failed)?;
-            flag::register(signal, Arc::clone(&at_once)).map_err(failed)?;
+            // shells pass a hangup on beside the system's own: two of them are one person's wish
+            if Some(signal) != hangup() {
+                flag::register(signal, Arc::clone(&at_once)).map_err(failed)?;
+            }
             flag::register_usize(signal, Arc::clone(&caught), signal as usize).map_err(failed)?;
         }
         Ok(Self { caught, at_once })
@@ -109,6 +113,26 @@ mod tests {
     const CHILD: &str = "DPO_LORA_TEST_SIGNALS";
     /// Set where the child has something to save.
     const HELD: &str = "DPO_LORA_TEST_SIGNALS_HELD";
+
+    /// As a terminal's end reaches a program that a shell runs in it.
+    #[cfg(unix)]
+    #[test]
+    fn two_hangups_leave_time_to_save() -> Result<()> {
+        if std::env::var_os(CHILD).is_some() {
+            let signals = Signals::install()?;
+            signals.hold();
+            for _ in 0..2 {
+                signal_hook::low_level::raise(libc::SIGHUP).expect("raised");
+                assert_eq!(signals.stop_requested(), Some(libc::SIGHUP));
+            }
+            return Ok(());
+        }
+        let mut child = Command::new(std::env::current_exe().expect("this test program"));
+        child.args(["--exact", "train::signals::tests::two_hangups_leave_time_to_save"]).env(CHILD, "1");
+        let output = child.output().expect("the child runs");
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+        Ok(())
+    }
 
     #[test]
     fn the_first_signal_is_polled_once_held_and_the_next_ends_the_process() -> Result<()> {

@@ -130,7 +130,7 @@ fn block_size(section: &Keys, key: &str) -> Result<Option<[usize; 2]>> {
 fn unstated(path: &Path) -> Error {
     Error::input(format!(
         "{}: the weights are quantised (GPTQ or AWQ: there are tensors that end in .qweight), but it states no \
-         quantization_config, and there is no {BESIDE} beside it; fetch that file of the model too",
+         quantization_config; of a GPTQ model fetch {BESIDE} too, of an AWQ model use a folder whose config.json states it",
         path.join("config.json").display()
     ))
 }

@@ -94,8 +94,11 @@ mod tests {
 
     #[test]
     fn a_revision_is_named_where_it_is_not_the_main_one() {
-        let config = r#"{"peft_type":"LORA","r":1,"lora_alpha":1,"target_modules":["x"],"base_model_name_or_path":"o/n"}"#;
-        let mut config = AdapterConfig::parse("adapter_config.json".as_ref(), config.as_bytes()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let config =
+            r#"{"peft_type":"LORA","r":1,"lora_alpha":1,"target_modules":["x"],"base_model_name_or_path":"o/n"}"#;
+        std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
+        let mut config = AdapterConfig::read(folder.path()).unwrap();
         assert!(model_card(&config, None).contains("AutoTokenizer.from_pretrained(base)\n"));
         config.revision = Some("main".into());
         assert!(model_card(&config, None).contains("AutoTokenizer.from_pretrained(base)\n"));

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM in whatever a run does: it answers soon, saves, ends with 130 or 143, and goes on as the same run.
+//! SIGINT, SIGTERM and SIGHUP in whatever a run does: it answers soon, saves, ends with 130, 143 or 129, and goes on as the same run.
 #![cfg(unix)]
 
 #[path = "support/mod.rs"]
@@ -8,6 +8,7 @@ mod tiny;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ExitStatus, Stdio};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
@@ -57,8 +58,21 @@ fn processor_time(child: &Child) -> Option<Duration> {
     Some(Duration::from_millis(10 * ticks.sum::<Option<u64>>()?))
 }
 
+/// A child in which a hangup has its usual effect, whatever it has for who runs the tests.
 fn spawn(tiny: &Tiny, arguments: &[String]) -> Child {
-    tiny.command(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    spawn_with(libc::SIG_DFL, tiny, arguments)
+}
+
+fn spawn_with(hangup: libc::sighandler_t, tiny: &Tiny, arguments: &[String]) -> Child {
+    let mut command = tiny.command(arguments);
+    // SAFETY: between fork and exec only `signal` is called, which may be called there.
+    unsafe {
+        command.pre_exec(move || match libc::signal(libc::SIGHUP, hangup) {
+            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Everything of a run that a clock does not change.
@@ -168,18 +182,8 @@ fn in_the_middle_of_a_step_the_step_is_dropped() {
 /// Under `nohup` a terminal that goes away is no reason to stop.
 #[test]
 fn an_ignored_hangup_stays_ignored() {
-    use std::os::unix::process::CommandExt;
-
     let tiny = Tiny::new();
-    let mut command = tiny.command(&arguments("a", &["train.epochs=100"], &[]));
-    // SAFETY: between fork and exec only `signal` is called, which may be called there.
-    unsafe {
-        command.pre_exec(|| match libc::signal(libc::SIGHUP, libc::SIG_IGN) {
-            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
-            _ => Ok(()),
-        });
-    }
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = spawn_with(libc::SIG_IGN, &tiny, &arguments("a", &["train.epochs=100"], &[]));
     while fs::read_to_string(tiny.path("runs/a/metrics.jsonl")).unwrap_or_default().is_empty() {
         sleep(Duration::from_millis(1));
     }

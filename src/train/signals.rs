@@ -119,6 +119,8 @@ mod tests {
     #[test]
     fn two_hangups_leave_time_to_save() -> Result<()> {
         if std::env::var_os(CHILD).is_some() {
+            // SAFETY: nothing else in this process looks at the signal; who runs the tests may have it ignored.
+            unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
             let signals = Signals::install()?;
             signals.hold();
             for _ in 0..2 {

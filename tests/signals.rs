@@ -1,4 +1,5 @@
-//! SIGINT, SIGTERM and SIGHUP in whatever a run does: it answers soon, saves, ends with 130, 143 or 129, and goes on as the same run.
+//! SIGINT, SIGTERM and SIGHUP in whatever a run does: it answers soon, saves, ends with 130, 143 or 129, and goes on as
+//! the same run.
 #![cfg(unix)]
 
 #[path = "support/mod.rs"]

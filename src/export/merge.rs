@@ -56,8 +56,9 @@ const COMPANIONS: [&str; 11] = [
 /// the masks of older checkpoints, are copied as they lie, whatever `dtype` says.
 ///
 /// # Errors
-/// [`Error::Recipe`] where `out` is taken, or the base is quantised and no `dtype` is named; [`Error::Input`] where the adapter does not fit the base or a value does
-/// not fit the number format; [`Error::Run`] or [`Error::Resource`] where writing fails. `out` is then left absent.
+/// [`Error::Recipe`] where `out` is taken, or the base is quantised and no `dtype` is named; [`Error::Input`] where the
+/// adapter does not fit the base or a value does not fit the number format; [`Error::Run`] or [`Error::Resource`] where
+/// writing fails. `out` is then left absent.
 pub fn merge(base: &ModelFolder, adapter: &AdapterFolder, out: &Path, dtype: Option<DType>) -> Result<()> {
     merge_in_shards(base, adapter, out, dtype, MAX_SHARD)
 }

@@ -40,7 +40,8 @@ impl Signals {
         Ok(Self { caught, at_once })
     }
 
-    /// From now on there is something to save: the first signal is polled, the second ends the process.
+    /// From now on there is something to save: the first signal is polled, and the one after a SIGINT or SIGTERM ends
+    /// the process.
     pub fn hold(&self) {
         self.at_once.store(false, Ordering::SeqCst);
     }

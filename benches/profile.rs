@@ -1,6 +1,7 @@
 //! Where the time of real training steps goes, and which share of the machine's matrix peak they reach.
 //!
-//!     DPO_LORA_SMOLLM2=BASE DPO_LORA_HH=ROWS.jsonl cargo bench --bench profile --features profile -- [f32|bf16] [BATCH]
+//!     DPO_LORA_SMOLLM2=BASE DPO_LORA_HH=ROWS.jsonl \
+//!         cargo bench --bench profile --features profile -- [f32|bf16] [BATCH]
 //!
 //! Steps of the reference, the policy's gradient and AdamW on the first rows, r 8, max_length 512, as `compare.py` has
 //! them. The floor is arithmetic: for a pair of T distinct tokens and C answer tokens, 2·P·T operations each for the
@@ -9,6 +10,7 @@
 
 use std::{
     env,
+    error::Error,
     hint::black_box,
     path::Path,
     time::{Duration, Instant},
@@ -19,7 +21,12 @@ use dpo_lora::kernels::amx::{self, Terms};
 use dpo_lora::{
     data::TokenizedPair,
     engine::{pass::Engine, schedule::Schedule},
-    kernels::{compute::Compute, micro::Micro, profile},
+    kernels::{
+        compute::Compute,
+        micro::Micro,
+        profile::{self, Part},
+    },
+    model::lora::Adapter,
     objective::Metrics,
     optim::{Gradient, Optimizer},
     recipe::Recipe,
@@ -33,10 +40,27 @@ static ALLOCATOR: dpo_lora::heap::Heap = dpo_lora::heap::Heap;
 /// Steps that are counted, after one that is not.
 const STEPS: usize = 4;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let kind = arguments.first().map_or("f32", String::as_str);
     let batch: usize = arguments.get(1).map_or(Ok(2), |n| n.parse())?;
+    let recipe = recipe(kind, batch)?;
+    let cpu = device::choose(&recipe.run.device)?;
+    let compute = device::compute(recipe.memory.compute, false);
+    let base = Base::open(&recipe.model.base, &recipe.model.revision, &cpu, compute)?;
+    let rows = Rows::load(&recipe, &base)?.train;
+    let mut training = Training::open(&recipe, &base)?;
+
+    let mut steps = rows.chunks_exact(batch);
+    training.step(steps.next().ok_or("too few rows")?)?;
+    profile::take();
+    let measured = measure(&mut training, steps)?;
+    tell(batch, compute, &measured);
+    Ok(())
+}
+
+/// The recipe of the pairs that are trained on: `kind` is its `memory.compute`, `batch` the pairs a step.
+fn recipe(kind: &str, batch: usize) -> Result<Recipe, Box<dyn Error>> {
     let quoted = |name: &str| env::var(name).map(|value| format!("{value:?}")).map_err(|_| format!("set {name}"));
     let set = [
         format!("model.base={}", quoted("DPO_LORA_SMOLLM2")?),
@@ -50,64 +74,112 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "run.device=cpu".into(),
         format!("memory.compute={kind}"),
     ];
-    let recipe = Recipe::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/hh.toml"), &set)?;
-    let cpu = device::choose(&recipe.run.device)?;
-    let compute = device::compute(recipe.memory.compute, false);
-    let base = Base::open(&recipe.model.base, &recipe.model.revision, &cpu, compute)?;
-    let rows = Rows::load(&recipe, &base)?.train;
-    let (_, adapter) = adapters::Start::of(&recipe, &base)?.make(&recipe, &base)?;
-    let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
+    Ok(Recipe::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/hh.toml"), &set)?)
+}
 
-    let schedule = Schedule::default();
-    let scratch = env::temp_dir();
-    let mut step = |pairs: &[TokenizedPair]| -> Result<Duration, dpo_lora::Error> {
-        let pairs: Vec<_> = pairs.iter().collect();
+/// What changes from step to step, and what it is trained over.
+struct Training<'a> {
+    recipe: &'a Recipe,
+    base: &'a Base,
+    adapter: Adapter,
+    optimizer: Optimizer,
+}
+
+impl<'a> Training<'a> {
+    fn open(recipe: &'a Recipe, base: &'a Base) -> dpo_lora::Result<Self> {
+        let (_, adapter) = adapters::Start::of(recipe, base)?.make(recipe, base)?;
+        let optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
+        Ok(Self { recipe, base, adapter, optimizer })
+    }
+
+    /// A step on these pairs; the time that the optimizer took of it.
+    fn step(&mut self, pairs: &[TokenizedPair]) -> dpo_lora::Result<Duration> {
+        let Self { recipe, base, adapter, optimizer } = self;
+        let (pairs, schedule, scratch) = (pairs.iter().collect::<Vec<_>>(), Schedule::default(), env::temp_dir());
         // a fresh reference knows no row yet, so its pass is within the step
         let (mut reference, mut metrics) = (Reference::new(None), Metrics::new(recipe.objective.beta));
         // within the pool, as in the program
         rayon::scope(|_| {
             let engine = Engine { model: &base.model, schedule: &schedule, scratch: &scratch, poll: &|| Ok(()) };
-            pairs::gradient(engine, &pairs, &mut reference, &recipe.objective, (&adapter, None), &mut metrics)
+            pairs::gradient(engine, &pairs, &mut reference, &recipe.objective, (adapter, None), &mut metrics)
         })?;
         let began = Instant::now();
         optimizer.step(&adapter.values, Gradient::clipped(&adapter.grads, 1.0)?, 5e-5)?;
         Ok(began.elapsed())
-    };
-    let mut steps = rows.chunks_exact(batch);
-    step(steps.next().ok_or("too few rows")?)?;
-    profile::take();
-    let threads = rayon::current_num_threads();
+    }
+}
+
+/// What the steps took together, in seconds, and what the machine could have done meanwhile, in operations a second.
+struct Measured {
+    threads: usize,
+    /// Pairs of all steps.
+    pairs: usize,
+    wall: f64,
+    /// Of the processors' time, where the system says.
+    busy: Option<f64>,
+    optimizing: f64,
+    /// In the order of [`Part::ALL`].
+    parts: [f64; Part::ALL.len()],
+    /// The floor's operations.
+    floor: f64,
+    /// On average over the steps.
+    f32_peak: f64,
+    /// As [`own_peak`] has it.
+    own_peak: Option<f64>,
+    /// Of the f32 peak beside each step, what the step reached, in percent.
+    shares: Vec<f64>,
+}
+
+fn measure<'a>(
+    training: &mut Training,
+    steps: impl Iterator<Item = &'a [TokenizedPair]>,
+) -> dpo_lora::Result<Measured> {
+    let (base, threads) = (training.base, rayon::current_num_threads());
     let (mut optimizing, mut floor, mut count) = (Duration::ZERO, 0.0, 0);
     let (mut wall, mut busy, mut peaks, mut shares) = (0.0, Some(0.0), Vec::new(), Vec::new());
     for pairs in steps {
         // the peak moves with what else the machine does, so it is measured beside each step
         let f32_peak = peak(threads, || fused(Compute::F32));
         let (began, before) = (Instant::now(), cpu_time());
-        optimizing += step(pairs)?;
-        let (took, due) =
-            (began.elapsed().as_secs_f64(), pairs.iter().map(|pair| operations(&base, pair)).sum::<f64>());
+        optimizing += training.step(pairs)?;
+        let (took, due) = (began.elapsed().as_secs_f64(), pairs.iter().map(|pair| operations(base, pair)).sum::<f64>());
         busy = busy.zip(cpu_time()).zip(before).map(|((busy, after), before)| busy + after - before);
         peaks.push(f32_peak);
-        shares.push(format!("{:.0}", 100.0 * due / took / f32_peak));
+        shares.push(100.0 * due / took / f32_peak);
         (wall, floor) = (wall + took, floor + due);
         count += pairs.len();
     }
-    let f32_peak = peaks.iter().sum::<f64>() / peaks.len() as f64;
-    println!("{count} pairs in steps of {batch}, {} products, {threads} threads", compute.name());
-    println!("{:.2} pairs/s, {:.1} GFLOP/s of the floor's operations", count as f64 / wall, floor / wall * 1e-9);
-    let (share, shares) = (100.0 * floor / wall / f32_peak, shares.join(", "));
-    println!("{share:.0} % of the f32 matrix peak ({:.0} GFLOP/s); by step {shares}", f32_peak * 1e-9);
-    if let Some(own_peak) = own_peak(compute, threads) {
+    Ok(Measured {
+        threads,
+        pairs: count,
+        wall,
+        busy,
+        optimizing: optimizing.as_secs_f64(),
+        parts: profile::take().map(|time| time.as_secs_f64()),
+        floor,
+        f32_peak: peaks.iter().sum::<f64>() / peaks.len() as f64,
+        own_peak: own_peak(base.compute, threads),
+        shares,
+    })
+}
+
+fn tell(batch: usize, compute: Compute, measured: &Measured) {
+    let Measured { threads, pairs, wall, busy, optimizing, parts, floor, f32_peak, own_peak, ref shares } = *measured;
+    println!("{pairs} pairs in steps of {batch}, {} products, {threads} threads", compute.name());
+    println!("{:.2} pairs/s, {:.1} GFLOP/s of the floor's operations", pairs as f64 / wall, floor / wall * 1e-9);
+    let by_step = shares.iter().map(|share| format!("{share:.0}")).collect::<Vec<_>>().join(", ");
+    let share = 100.0 * floor / wall / f32_peak;
+    println!("{share:.0} % of the f32 matrix peak ({:.0} GFLOP/s); by step {by_step}", f32_peak * 1e-9);
+    if let Some(own_peak) = own_peak {
         let share = 100.0 * floor / wall / own_peak;
         println!("{share:.0} % of the peak of {} with a bf16 base ({:.0} GFLOP/s)", compute.name(), own_peak * 1e-9);
     }
-    let times = profile::take().map(|time| time.as_secs_f64());
-    let mut rest = wall - optimizing.as_secs_f64();
-    for (part, time) in profile::Part::ALL.iter().zip(times) {
+    let mut rest = wall - optimizing;
+    for (part, time) in Part::ALL.iter().zip(parts) {
         println!("{:12} {:5.1} %", format!("{part:?}").to_lowercase(), 100.0 * time / wall);
         rest -= time;
     }
-    println!("{:12} {:5.1} %", "optimizer", 100.0 * optimizing.as_secs_f64() / wall);
+    println!("{:12} {:5.1} %", "optimizer", 100.0 * optimizing / wall);
     println!("{:12} {:5.1} %  (sums of tensors, allocation, what lies between)", "rest", 100.0 * rest / wall);
     if let Some(busy) = busy {
         println!(
@@ -116,7 +188,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             100.0 - 100.0 * busy / wall / threads as f64
         );
     }
-    Ok(())
 }
 
 /// The floor's operations for a pair. It counts the recomputation whole, though the last product of it (down) is never
@@ -128,8 +199,8 @@ fn operations(base: &Base, pair: &TokenizedPair) -> f64 {
     2.0 * (4.0 * frozen as f64 * pairs::tokens(pair) as f64 + 3.0 * head as f64 * answers as f64)
 }
 
-/// Operations a second of the unit that multiplies, where it is not that of fused multiply-adds of f32: in tiles, of f32 with a
-/// bf16 base.
+/// Operations a second of the unit that multiplies, where it is not that of fused multiply-adds of f32: in tiles, of
+/// f32 with a bf16 base.
 fn own_peak(compute: Compute, threads: usize) -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
     if amx::available() {
@@ -139,8 +210,8 @@ fn own_peak(compute: Compute, threads: usize) -> Option<f64> {
     (compute != Compute::F32).then(|| peak(threads, || fused(compute)))
 }
 
-/// Operations a second of what `kernel` makes, a function that multiplies and says how many operations that took, on all
-/// threads at once.
+/// Operations a second of what `kernel` makes, a function that multiplies and says how many operations that took, on
+/// all threads at once.
 fn peak<F: FnMut() -> usize>(threads: usize, kernel: impl Fn() -> F + Sync) -> f64 {
     let each = |_: rayon::BroadcastContext| {
         let mut multiply = kernel();

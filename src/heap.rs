@@ -151,11 +151,13 @@ mod large {
 
     /// The largest page of the systems this runs on: what is given back is whole pages of any of them.
     pub const PAGE: usize = if cfg!(target_arch = "x86_64") { 4 << 10 } else { 64 << 10 };
+    /// Where the system's memory begins is a multiple of this, however large its pages are.
+    const SMALLEST_PAGE: usize = 4 << 10;
     /// Runs of free pages that are remembered; a run more is given back.
     const RUNS: usize = 512;
 
     pub fn is(layout: Layout) -> bool {
-        layout.size() >= LARGE && layout.align() <= PAGE
+        layout.size() >= LARGE && layout.align() <= SMALLEST_PAGE
     }
 
     pub fn lock() -> MutexGuard<'static, State> {

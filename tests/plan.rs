@@ -82,6 +82,20 @@ fn a_plan_keeps_to_its_budget_and_more_memory_is_never_slower() {
     assert!(ladder.len() > 2 && ladder[0].peak() == least && ladder[ladder.len() - 1].peak() <= fastest.peak());
 }
 
+/// A budget that leaves few samples room beside what threads keep of a step draws fewer at once.
+#[test]
+fn every_budget_from_the_least_on_works() {
+    let mut run = demand();
+    run.0.widest = 4_096;
+    run.0.samples = Some(SampleSize { prompt: 40, per_prompt: 50, new: 900 });
+    run.1.step(&[PairSize { tokens: 3_000, rows: 1_000, seen: 4_500_000 }]);
+    let least = plan::least(&run.0, &run.1, &run.2).peak();
+    let at_once: Vec<_> = (0..24).map(|step| at(&run, least + step * MIB).map(|plan| plan.at_once)).collect();
+    assert!(at_once.iter().all(Result::is_ok), "{at_once:?}");
+    let most = at(&run, u64::MAX).unwrap().at_once;
+    assert!(at_once.into_iter().flatten().any(|at_once| at_once < most));
+}
+
 #[test]
 fn less_than_the_least_is_refused_with_the_least() {
     let run = demand();
@@ -118,6 +132,25 @@ fn a_base_beyond_the_machine_is_read_twice_a_step_at_most() {
     let named = |budget| Limits { budget, with_base: budget, ..limits };
     let ten = more.peak() + 40 * MIB + 12 * layer;
     assert_eq!([named(ten).budget_of(&more), named(u64::MAX).budget_of(&more)], [ten, more.peak()]);
+}
+
+/// Layers that keep take room from the base's pages: beyond that room, more of them would only cost.
+#[test]
+fn a_larger_budget_is_never_slower_where_the_base_just_fits() {
+    let (demand, loads, limits) = demand();
+    let (weights, layer, machine) = (2_000 * MIB, 49 * MIB, 2_080 * MIB);
+    let limits = Limits { weights, layers: 40 * layer, layer, machine, ..limits };
+    let at = |budget| plan::choose(&demand, &loads, &Limits { budget, with_base: machine, ..limits }).unwrap();
+    let least = plan::least(&demand, &loads, &limits).peak();
+    let mut last = at(least);
+    for budget in (0..8).map(|step| least + step * 12 * MIB) {
+        let plan = at(budget);
+        assert!(plan.cost <= last.cost, "{} MiB: {plan:?} after {last:?}", budget / MIB);
+        last = plan;
+    }
+    let keep =
+        plan::choose(&demand, &loads, &Limits { budget: u64::MAX, with_base: u64::MAX, machine: u64::MAX, ..limits });
+    assert!(!last.from_disk && (1..keep.unwrap().schedule.keep).contains(&last.schedule.keep), "{last:?}");
 }
 
 #[test]
@@ -212,6 +245,7 @@ fn a_budget_changes_no_bit_and_the_peak_is_as_predicted() {
         let summary: Value = serde_json::from_str(&tiny.read(&format!("runs/{run}/summary.json"))).unwrap();
         let bytes = |name: &str| summary[name].as_u64().unwrap();
         let (peak, predicted) = (bytes("peak_bytes"), bytes("predicted_bytes"));
+        assert!(peak <= bytes("budget_bytes"), "{run}: {peak} measured, of {} allowed", bytes("budget_bytes"));
         // a run this small is made of what the plan calls small things
         assert!(peak.abs_diff(predicted) <= predicted / 10 + MIB, "{run}: {peak} measured, {predicted} predicted");
     }

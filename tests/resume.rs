@@ -1,24 +1,22 @@
 //! A run that was stopped and gone on with is the run that was not: bit for bit, wherever it was stopped.
 #![cfg(unix)]
 
+#[path = "support/running.rs"]
+mod running;
 #[path = "support/tiny.rs"]
 mod tiny;
 
 use std::fs;
-use std::io::Read;
-use std::process::{Child, Command, Output, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
+use running::Running;
 use tiny::{Tiny, arguments, rows, stderr};
 
-/// Longest wait for a run to get where a test wants it.
-const PATIENCE: Duration = Duration::from_secs(300);
 /// On a machine that has other work a run may be done before it can be stopped: then it is begun anew.
 const TRIES: usize = 20;
 
-/// Settings under which every run here takes 56 steps of three or two pairs: 23 rows, so that the last batch of an epoch
-/// is smaller, and evaluations that do not fall together with checkpoints.
+/// Settings under which every run here takes 56 steps of three or two pairs: 23 rows, so that the last batch of an
+/// epoch is smaller, and evaluations that do not fall together with checkpoints.
 const LONG: [&str; 6] = [
     "train.batch_size=3",
     "train.epochs=7",
@@ -33,53 +31,6 @@ fn tiny() -> Tiny {
     tiny.write("rows.jsonl", rows(23));
     tiny.write("held-out.jsonl", rows(40));
     tiny
-}
-
-/// A run under way.
-struct Running {
-    child: Child,
-}
-
-impl Running {
-    fn start(tiny: &Tiny, arguments: &[String]) -> Self {
-        let mut command = tiny.command(arguments);
-        Self { child: command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap() }
-    }
-
-    /// Waits until `there` holds, sends the signal, and waits for the end; none where the run was done before.
-    fn stop(mut self, signal: &str, there: impl Fn() -> bool) -> Option<Output> {
-        let began = Instant::now();
-        while !there() {
-            assert!(began.elapsed() < PATIENCE, "the run does not get there");
-            if self.child.try_wait().unwrap().is_some() {
-                let output = self.child.wait_with_output().unwrap();
-                assert!(output.status.success(), "{}", stderr(&output));
-                return None;
-            }
-            sleep(Duration::from_micros(200));
-        }
-        self.signal(signal);
-        Some(self.child.wait_with_output().unwrap()).filter(|output| !output.status.success())
-    }
-
-    /// Waits until stderr holds `part`, sends the signal, and waits for the end.
-    fn stop_when_said(mut self, signal: &str, part: &str) -> Output {
-        let mut said = Vec::new();
-        let mut stderr = self.child.stderr.take().unwrap();
-        while !String::from_utf8_lossy(&said).contains(part) {
-            let mut byte = [0];
-            assert_eq!(stderr.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
-            said.push(byte[0]);
-        }
-        self.signal(signal);
-        stderr.read_to_end(&mut said).unwrap();
-        Output { stderr: said, ..self.child.wait_with_output().unwrap() }
-    }
-
-    fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
-    }
 }
 
 /// Whole lines of the metrics of `runs/NAME`.

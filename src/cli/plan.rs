@@ -101,6 +101,9 @@ fn text(name: &str, planned: &Planned, pace: Option<f64>) -> String {
     line(format!("{name}: {} of weights, {counted}\n", Mib(planned.limits.weights)));
     line(format!("memory.budget   {}", planned.budget));
     line(format!("predicted peak  {}, in the {} phase", Mib(plan.peak()), plan.highest().name));
+    if let Some(beyond) = planned.beyond_what_is_free() {
+        line(format!("warning         {beyond}"));
+    }
     line(format!("schedule        {}", words(plan, planned.layers())));
     let time = |cost: f64| pace.map_or("not known".into(), |pace| duration(cost * pace));
     line(format!("time a step     {}", time(plan.cost)));

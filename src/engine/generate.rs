@@ -49,6 +49,17 @@ pub fn generate(
     sampling: &Sampling,
     poll: Poll,
 ) -> Result<Vec<Vec<u32>>> {
+    // a caller outside of the pool would be woken for every loop, and would keep buffers beside the workers' own
+    rayon::scope(|_| generate_in_pool(model, prompts, through, sampling, poll))
+}
+
+fn generate_in_pool(
+    model: &Decoder,
+    prompts: &[&[u32]],
+    through: Through,
+    sampling: &Sampling,
+    poll: Poll,
+) -> Result<Vec<Vec<u32>>> {
     let trees: Vec<_> = prompts.iter().map(|prompt| Tree { prompt, answers: vec![] }).collect();
     let prompt_pack = pack(&trees, &model.rotary, &model.device)?;
     let prompt_rows = prompt_pack.tokens.ids.len();

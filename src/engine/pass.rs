@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Called between a layer's micro-batches; an error ends the pass there.
-pub type Poll<'a> = &'a dyn Fn() -> Result<()>;
+pub type Poll<'a> = &'a (dyn Fn() -> Result<()> + Sync);
 
 /// A model and the way through it.
 #[derive(Clone, Copy)]
@@ -76,6 +76,11 @@ pub fn forward(model: &Decoder, packed: &Packed, through: Through) -> Result<Vec
 impl Engine<'_> {
     /// Scores of every micro-batch.
     pub fn forward(&self, micros: &[Micro]) -> Result<Scores> {
+        // a caller outside of the pool would be woken for every loop, and would keep buffers beside the workers' own
+        rayon::scope(|_| self.forward_in_pool(micros))
+    }
+
+    fn forward_in_pool(&self, micros: &[Micro]) -> Result<Scores> {
         let mut xs = self.embed(micros)?;
         let mut ahead = self.ahead();
         for layer in 0..self.model.blocks.len() {

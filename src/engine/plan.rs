@@ -234,54 +234,15 @@ pub fn ladder(demand: &Demand, loads: &Loads, limits: &Limits) -> Vec<Plan> {
     plans
 }
 
-/// A plan for every cut, head and place of saved inputs, with as many layers kept as fit.
-fn candidates(demand: &Demand, loads: &Loads, limits: &Limits) -> impl Iterator<Item = Plan> {
-    let fitting = AT_ONCE.into_iter().find(|&at_once| {
-        let sampling = demand.phases(&Schedule::default(), &Load::default(), &Load::default(), at_once);
-        sampling.last().is_none_or(|phase| phase.total() <= limits.budget)
-    });
-    let at_once = fitting.unwrap_or(1);
+/// A plan for every cut, head, place of saved inputs and way to share what is left among the layers.
+fn candidates<'a>(demand: &'a Demand, loads: &'a Loads, limits: &'a Limits) -> impl Iterator<Item = Plan> + use<'a> {
     loads.cuts.iter().flat_map(move |cut| {
         HEAD.into_iter().flat_map(move |head_chunk| {
-            let ways =
-                [false, true].into_iter().flat_map(|scratch| ways(demand).iter().map(move |way| (scratch, *way)));
-            ways.map(move |(scratch, (layers, head_stays))| {
-                let plan = |keep: usize, resident: usize| {
-                    // what a step has at most is as good a number as any larger one
-                    let sweep = cut.sweep.min(cut.training.sweep_tokens.max(cut.micro));
-                    let (micro, stream) = (cut.micro, layers != Layers::Stay);
-                    let schedule = Schedule { sweep, micro, keep, head_chunk, scratch, stream, resident, head_stays };
-                    let phases = demand.phases(&schedule, &cut.training, &cut.evaluation, at_once);
-                    Plan { schedule, at_once, from_disk: false, file_bytes: 0, phases, cost: 0.0 }
-                };
-                let most = |plan: &dyn Fn(usize) -> Plan| {
-                    (1..=demand.layers).rev().find(|n| plan(*n).peak() <= limits.budget).unwrap_or(0)
-                };
-                let (keep, resident) = match layers {
-                    Layers::Stay => (most(&|keep| plan(keep, 0)), 0),
-                    Layers::BeforeKept => {
-                        let resident = most(&|resident| plan(0, resident));
-                        (most(&|keep| plan(keep, resident)), resident)
-                    }
-                    Layers::AfterKept => {
-                        let keep = most(&|keep| plan(keep, 0));
-                        (keep, most(&|resident| plan(keep, resident)))
-                    }
-                };
-                let mut chosen = plan(keep, resident);
-                if demand.device.is_none() {
-                    let with_base = chosen.peak().saturating_add(limits.weights);
-                    chosen.schedule.stream = with_base > limits.room();
-                    if chosen.schedule.stream {
-                        chosen.schedule.resident = limits.stay(chosen.peak(), demand.layers);
-                    }
-                    chosen.from_disk = with_base > limits.machine;
-                } else {
-                    chosen.from_disk = chosen.schedule.stream;
-                }
-                chosen.file_bytes = demand.in_file(&chosen.schedule, &cut.training);
-                chosen.cost = cost(demand, loads, limits, &chosen, &cut.training);
-                chosen
+            let frame = Frame { demand, loads, limits, cut, head_chunk, scratch: false, at_once: 1 }.with_samples();
+            let frames = [false, true].into_iter().map(move |scratch| Frame { scratch, ..frame });
+            frames.flat_map(|frame| match demand.device {
+                None => vec![frame.on_host()],
+                Some(_) => WAYS.iter().map(|(layers, head_stays)| frame.on_device(*layers, *head_stays)).collect(),
             })
         })
     })
@@ -295,16 +256,103 @@ enum Layers {
     AfterKept,
 }
 
-/// The ways that are tried, and whether the head stays: a host's pages are the system's.
-fn ways(demand: &Demand) -> &'static [(Layers, bool)] {
-    const ALL: [(Layers, bool); 5] = [
-        (Layers::Stay, false),
-        (Layers::BeforeKept, true),
-        (Layers::BeforeKept, false),
-        (Layers::AfterKept, true),
-        (Layers::AfterKept, false),
-    ];
-    if demand.device.is_some() { &ALL } else { &ALL[..1] }
+/// The ways that are tried on a device, and whether the head stays.
+const WAYS: [(Layers, bool); 5] = [
+    (Layers::Stay, false),
+    (Layers::BeforeKept, true),
+    (Layers::BeforeKept, false),
+    (Layers::AfterKept, true),
+    (Layers::AfterKept, false),
+];
+
+/// What is chosen first; what it leaves is shared among the layers.
+#[derive(Clone, Copy)]
+struct Frame<'a> {
+    demand: &'a Demand,
+    loads: &'a Loads,
+    limits: &'a Limits,
+    cut: &'a Cut,
+    head_chunk: usize,
+    scratch: bool,
+    at_once: usize,
+}
+
+impl Frame<'_> {
+    /// Draws as many samples at once as fit beside what threads keep of a step, which the cut decides on.
+    fn with_samples(self) -> Self {
+        let fits = |at_once: &usize| {
+            let phases = Self { at_once: *at_once, ..self }.phases(&self.schedule(&Schedule::default()));
+            phases.last().is_some_and(|samples| samples.total() <= self.limits.budget)
+        };
+        Self { at_once: AT_ONCE.into_iter().find(fits).unwrap_or(1), ..self }
+    }
+
+    /// Keeps as many layers as fit, or fewer where the pages of others then need not come from the disk. The base's pages are
+    /// none of the budget's on a host; they stay where there is room for them besides.
+    fn on_host(&self) -> Plan {
+        let Self { demand, limits, .. } = self;
+        let plan = |keep: usize| {
+            let schedule = Schedule { keep, ..Schedule::default() };
+            let peak = self.peak(&schedule);
+            let with_base = peak.saturating_add(limits.weights);
+            let stream = with_base > limits.room();
+            let resident = if stream { limits.stay(peak, demand.layers) } else { 0 };
+            self.plan(Schedule { stream, resident, ..schedule }, with_base > limits.machine)
+        };
+        let most = self.most(|keep| Schedule { keep, ..Schedule::default() });
+        let fullest = plan(most);
+        if !fullest.from_disk {
+            return fullest;
+        }
+        (0..most).rev().map(plan).fold(fullest, |best, plan| if plan.cost < best.cost { plan } else { best })
+    }
+
+    /// Keeps as many layers, and has as many stay, as fit.
+    fn on_device(&self, layers: Layers, head_stays: bool) -> Plan {
+        let stream = layers != Layers::Stay;
+        let of = |keep, resident| Schedule { keep, stream, resident, head_stays, ..Schedule::default() };
+        let (keep, resident) = match layers {
+            Layers::Stay => (self.most(|keep| of(keep, 0)), 0),
+            Layers::BeforeKept => {
+                let resident = self.most(|resident| of(0, resident));
+                (self.most(|keep| of(keep, resident)), resident)
+            }
+            Layers::AfterKept => {
+                let keep = self.most(|keep| of(keep, 0));
+                (keep, self.most(|resident| of(keep, resident)))
+            }
+        };
+        self.plan(of(keep, resident), stream)
+    }
+
+    /// The most layers, or none, with which a schedule keeps to the budget.
+    fn most(&self, of: impl Fn(usize) -> Schedule) -> usize {
+        (1..=self.demand.layers).rev().find(|n| self.peak(&of(*n)) <= self.limits.budget).unwrap_or(0)
+    }
+
+    fn peak(&self, layers: &Schedule) -> u64 {
+        self.phases(&self.schedule(layers)).iter().map(Phase::total).max().unwrap_or(0)
+    }
+
+    fn plan(&self, layers: Schedule, from_disk: bool) -> Plan {
+        let schedule = self.schedule(&layers);
+        let phases = self.phases(&schedule);
+        let file_bytes = self.demand.in_file(&schedule, &self.cut.training);
+        let plan = Plan { schedule, at_once: self.at_once, from_disk, file_bytes, phases, cost: 0.0 };
+        Plan { cost: cost(self.demand, self.loads, self.limits, &plan, &self.cut.training), ..plan }
+    }
+
+    fn phases(&self, schedule: &Schedule) -> Vec<Phase> {
+        self.demand.phases(schedule, &self.cut.training, &self.cut.evaluation, self.at_once)
+    }
+
+    /// Says of these layers; the rest is the frame's.
+    fn schedule(&self, layers: &Schedule) -> Schedule {
+        let Self { cut, head_chunk, scratch, .. } = *self;
+        // what a step has at most is as good a number as any larger one
+        let sweep = cut.sweep.min(cut.training.sweep_tokens.max(cut.micro));
+        Schedule { sweep, micro: cut.micro, head_chunk, scratch, ..layers.clone() }
+    }
 }
 
 /// Seconds of a step, as guessed: products, packing for each micro-batch, attention, the head, the disk.

@@ -7,13 +7,13 @@
 //! The cut of k into blocks depends on k alone and every sum runs in the order of k, so an element's value is the same
 //! at any number of threads and whatever other rows stand in the batch. Zero margins at step 0 rest on this.
 
-use std::{cell::RefCell, marker::PhantomData, mem::MaybeUninit, ops::Range};
+use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
 
 use super::{
     compute::Compute,
     micro::{MAX_MR, Micro},
     pack::{Floats, transpose},
-    words::Words,
+    words::One,
 };
 use sweep::{Block, Sweep};
 
@@ -183,9 +183,7 @@ pub struct Right<'a> {
     pub out: Out<'a>,
 }
 
-thread_local! {
-    static PACKED: RefCell<Words> = const { RefCell::new(Words::new()) };
-}
+static PACKED: One = One::new();
 
 /// `out (+)= alpha · a[m, k] · b[k, n]`.
 ///
@@ -221,7 +219,6 @@ pub fn products(m: usize, alpha: f32, lefts: &[(Lhs, usize)], rights: &[Right], 
     let threads = if m * columns * deep < SERIAL { Threads::One } else { threads };
     let mr = Micro::choose(m, columns, compute).mr;
     let blocks: Vec<_> = lefts.iter().enumerate().flat_map(|(left, (_, k))| blocks(left, *k, compute)).collect();
-    // taken, not borrowed: while it waits for others, this thread may be given another product to work on
     let mut words = PACKED.take();
     let (mut rest, mut add) = (&blocks[..], false);
     while !rest.is_empty() {
@@ -233,7 +230,7 @@ pub fn products(m: usize, alpha: f32, lefts: &[(Lhs, usize)], rights: &[Right], 
         sweep.multiply(packed, rights, add, threads);
         (rest, add) = (&rest[most..], true);
     }
-    PACKED.set(words);
+    PACKED.give_back(words);
 }
 
 /// Words that are packed at once of `m` rows on the left, at most `k` deep.

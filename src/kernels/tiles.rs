@@ -17,7 +17,7 @@ use super::{
     gemm::{Out, SERIAL, Threads},
     held::Products,
     simd::first,
-    words::Words,
+    words::{One, Words},
 };
 use pack::Rows;
 
@@ -128,8 +128,9 @@ pub struct Right<'a> {
     pub out: Out<'a>,
 }
 
+static LEFTS: One = One::new();
+
 thread_local! {
-    static LEFTS: RefCell<Words> = const { RefCell::new(Words::new()) };
     static RIGHTS: RefCell<Words> = const { RefCell::new(Words::new()) };
 }
 
@@ -150,7 +151,6 @@ pub fn products(m: usize, lefts: &[Left], rights: Vec<Right>, terms: Terms) {
     let numbers: usize = rights.iter().map(|right| m * right.n * deep).sum();
     let threads = if numbers < SERIAL { Threads::One } else { Threads::All };
     let blocks: Vec<_> = lefts.iter().enumerate().flat_map(|(index, left)| blocks(index, left.k, terms)).collect();
-    // taken, not borrowed: while it waits for others, this thread may be given another product to work on
     let mut words = LEFTS.take();
     let (mut rest, mut add) = (&blocks[..], false);
     while !rest.is_empty() {
@@ -162,7 +162,7 @@ pub fn products(m: usize, lefts: &[Left], rights: Vec<Right>, terms: Terms) {
         sweep.multiply(packed, &rights, add, threads);
         (rest, add) = (&rest[most..], true);
     }
-    LEFTS.set(words);
+    LEFTS.give_back(words);
 }
 
 /// A range of k of one of the left-hand sides.

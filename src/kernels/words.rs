@@ -1,5 +1,7 @@
 //! Scratch of packed words, aligned as the processor's widest loads like it.
 
+use std::sync::{Mutex, PoisonError};
+
 /// A line of the cache.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -36,6 +38,30 @@ impl Words {
     }
 }
 
+/// A buffer for the one product that is under way, on whichever thread: it stays for the next one. A product that comes
+/// meanwhile makes one of its own, and the larger stays.
+pub struct One(Mutex<Words>);
+
+impl One {
+    /// An empty one.
+    pub const fn new() -> Self {
+        Self(Mutex::new(Words::new()))
+    }
+
+    /// Takes the buffer.
+    pub fn take(&self) -> Words {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Gives a buffer back that was taken.
+    pub fn give_back(&self, words: Words) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.0.len() < words.0.len() {
+            *held = words;
+        }
+    }
+}
+
 /// Floats as their bits.
 pub fn bits(floats: &mut [f32]) -> &mut [u32] {
     // SAFETY: a float is a word, and any word is a float's bits; the borrow is of the floats.
@@ -45,6 +71,33 @@ pub fn bits(floats: &mut [f32]) -> &mut [u32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_buffer_stays_however_many_threads_take_it_in_turn() {
+        static ONE: One = One::new();
+        let held = || {
+            let words = ONE.take();
+            let lines = words.0.len();
+            ONE.give_back(words);
+            lines
+        };
+        for lines in 1..4 {
+            let product = move || {
+                let mut words = ONE.take();
+                words.first(16 * lines);
+                ONE.give_back(words);
+            };
+            std::thread::spawn(product).join().expect("a product");
+            assert_eq!(held(), lines);
+        }
+        let (mut first, mut second) = (ONE.take(), ONE.take());
+        assert_eq!((first.0.len(), second.0.len()), (3, 0));
+        first.first(16 * 5);
+        second.first(16 * 4);
+        ONE.give_back(first);
+        ONE.give_back(second);
+        assert_eq!(held(), 5);
+    }
 
     #[test]
     fn it_grows_and_keeps_its_alignment() {

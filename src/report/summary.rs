@@ -27,6 +27,8 @@ pub struct Summary {
     pub peak_bytes: Option<u64>,
     /// The peak that the plan predicted, in bytes; none where it cannot be compared.
     pub predicted_bytes: Option<u64>,
+    /// The budget that the plan kept to, in bytes; none where nothing limits it.
+    pub budget_bytes: Option<u64>,
     /// Peak anonymous memory of the host in bytes, where the others are a device's and it can be measured.
     pub host_peak_bytes: Option<u64>,
     /// Held-out pairs before training; none where nothing is held out.
@@ -146,6 +148,7 @@ mod tests {
             on_device: false,
             peak_bytes: Some(312 << 20),
             predicted_bytes: Some(320 << 20),
+            budget_bytes: Some(330 << 20),
             host_peak_bytes: None,
             before: Some(HeldOut { pairs: 200, loss: std::f64::consts::LN_2, accuracy: 0.5, margin: 0.0 }),
             after: Some(HeldOut { pairs: 200, loss: 0.512, accuracy: 0.715, margin: 0.4321 }),

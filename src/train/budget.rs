@@ -89,10 +89,26 @@ impl Planned {
         self.demand.device.is_some()
     }
 
+    /// What to say where a named budget lets more be planned with than there is.
+    pub fn beyond_what_is_free(&self) -> Option<String> {
+        beyond(self.plan.peak(), self.limits.machine)
+    }
+
     /// Plans for other budgets, from the least that works to the one beyond which nothing gets faster.
     pub fn ladder(&self) -> Vec<Plan> {
         plan::ladder(&self.demand, &self.loads, &self.limits)
     }
+}
+
+fn beyond(peak: u64, free: u64) -> Option<String> {
+    (peak > free).then(|| {
+        format!(
+            "{} are planned with, and {} are free: the system may slow down or end the run; lower memory.budget, or leave \
+             it to \"auto\"",
+            plan::Mib(peak),
+            plan::Mib(free)
+        )
+    })
 }
 
 /// Plans a run; nothing of the base but its shapes is looked at.
@@ -297,4 +313,16 @@ pub fn pace(planned: &Planned, base: &Base) -> candle_core::Result<Option<f64>> 
     // docs/performance.md
     let share = if base.compute == Compute::Bf16 { 0.75 } else { 0.85 };
     Ok(Some(planned.demand.rate / (share * rate)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_of_more_than_is_free_is_told() {
+        assert_eq!(beyond(500 << 20, 500 << 20), None);
+        let told = beyond(600 << 20, 500 << 20).expect("more than there is");
+        assert!(told.starts_with("600 MiB are planned with, and 500 MiB are free: "), "{told}");
+    }
 }

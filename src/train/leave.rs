@@ -20,6 +20,16 @@ use crate::{
 /// Samples shown on the terminal.
 const SHOWN: usize = 3;
 
+/// In what the plan's promise was broken by a peak, all in bytes. `whole`: of a run from its first step to its last.
+fn broken(peak: u64, predicted: u64, budget: u64, whole: bool) -> Option<String> {
+    if peak > budget {
+        return Some(format!("the peak was {}, above the budget of {}", Mib::up(peak), Mib(budget)));
+    }
+    let comparable = whole || peak > predicted;
+    let off = comparable && predicted.abs_diff(peak) > predicted / 10;
+    off.then(|| format!("the peak was {}, {} were predicted", Mib(peak), Mib(predicted)))
+}
+
 impl Run<'_> {
     /// Leaves the run's folder complete and says what came of it.
     pub(super) fn leave(
@@ -58,14 +68,10 @@ impl Run<'_> {
 
         let peak_bytes = self.memory.peak();
         let predicted_bytes = peak_bytes.map(|_| self.plan.peak());
-        if let (Some(measured), Some(predicted)) = (peak_bytes, predicted_bytes)
-            // what a part of the run holds may be less
-            && (measured > predicted || (count.from_start && count.steps > 0))
-            && predicted.abs_diff(measured) > predicted / 10
-        {
-            let (measured, predicted) = (Mib(measured), Mib(predicted));
-            self.progress
-                .note(&format!("warning: the peak was {measured}, {predicted} were predicted; please report this"));
+        // what a part of a run holds may be less than was predicted
+        let whole = count.from_start && count.steps > 0;
+        if let Some(broken) = peak_bytes.and_then(|peak| broken(peak, self.plan.peak(), self.budget, whole)) {
+            self.progress.note(&format!("warning: {broken}; please report this"));
         }
 
         let made = |what: &str, path: &std::path::Path| Made { what: what.into(), path: path.display().to_string() };
@@ -78,6 +84,7 @@ impl Run<'_> {
             on_device: self.host.is_some(),
             peak_bytes,
             predicted_bytes,
+            budget_bytes: Some(self.budget).filter(|budget| *budget < u64::MAX),
             host_peak_bytes: self.host.as_ref().and_then(MemoryMeter::peak),
             before,
             after,
@@ -138,5 +145,22 @@ impl Run<'_> {
             ));
         }
         Ok(Some(drawn))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peak_above_the_budget_or_far_from_the_prediction_is_told() {
+        const MIB: u64 = 1 << 20;
+        let told =
+            |peak: u64, predicted: u64, budget: u64, whole| broken(peak * MIB, predicted * MIB, budget * MIB, whole);
+        assert_eq!(told(290, 288, 290, true), None);
+        assert_eq!(told(291, 288, 290, false).as_deref(), Some("the peak was 291 MiB, above the budget of 290 MiB"));
+        assert_eq!(told(200, 288, 290, true).as_deref(), Some("the peak was 200 MiB, 288 MiB were predicted"));
+        assert_eq!(told(200, 288, 290, false), None);
+        assert_eq!(told(400, 288, 500, false).as_deref(), Some("the peak was 400 MiB, 288 MiB were predicted"));
     }
 }

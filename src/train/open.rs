@@ -75,6 +75,9 @@ impl<'a> Run<'a> {
         let start = adapters::Start::of(recipe, &base)?;
         let planned = budget::plan(recipe, &base, &rows, &start.shapes, held)?;
         progress.note(&format!("memory.budget {}; predicted peak {}", planned.budget, Mib(planned.plan.peak())));
+        if let Some(beyond) = planned.beyond_what_is_free() {
+            progress.note(&format!("warning: {beyond}"));
+        }
         let (config, adapter) = start.make(recipe, &base)?;
         let made_of = identity::made_of(recipe, &base, &fingerprint, &rows, &adapter.values.to_vec1()?)?;
         let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
@@ -121,6 +124,7 @@ impl<'a> Run<'a> {
             rows,
             config,
             adapter,
+            budget: planned.limits.budget,
             plan: planned.plan,
             reference: Reference::new(held_to),
             optimizer,

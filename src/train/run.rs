@@ -51,6 +51,8 @@ pub(super) struct Run<'a> {
     /// Of the host's memory, where that is another.
     pub(super) host: Option<MemoryMeter>,
     pub(super) plan: Plan,
+    /// Bytes that the plan keeps to.
+    pub(super) budget: u64,
     pub(super) reference: Reference,
     pub(super) optimizer: Optimizer,
     pub(super) metrics: MetricsFile,

@@ -60,7 +60,7 @@ impl<'a> Run<'a> {
             progress.note("memory.compute is bf16, but this CPU does not multiply it (AVX512-BF16): f32 is used");
         }
         let base = Base::open(&recipe.model.base, &recipe.model.revision, &device, compute)?;
-        let watch = Watch::start(base.folder.files())?;
+        let watch = Watch::start(base.folder.weights())?;
         samples::check(&base, &recipe.samples)?;
         let rows = Rows::load(recipe, &base)?;
         progress.note(&format!("train rows: {}", rows.reports.0.summary()));
@@ -83,7 +83,7 @@ impl<'a> Run<'a> {
             _ => None,
         };
 
-        watch.check()?;
+        watch.unchanged()?;
         signals.hold();
         let output = &recipe.run.output;
         let (lock, metrics, at) = match from {

@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::lock::{LOCK, Lock};
-use crate::{Error, Result, store::disk};
+use crate::{
+    Error, Result,
+    store::{self, disk},
+};
 
 /// The resolved recipe in a run's folder.
 pub const RECIPE: &str = "recipe.toml";
@@ -69,6 +72,21 @@ pub fn begin(path: &Path) -> Result<(Lock, Option<PathBuf>)> {
     let new = Lock::take(path)?;
     drop(lock);
     Ok((new, aside))
+}
+
+/// Takes away what an earlier end of a run left, where the run has steps to take again: it would pass for their result.
+/// The checkpoint that the run goes on from holds what it needs.
+///
+/// # Errors
+/// [`Error::Run`] where something cannot be removed.
+pub fn reopen(path: &Path) -> Result<()> {
+    for name in [SUMMARY, REPORT] {
+        let file = path.join(name);
+        if file.exists() {
+            disk::remove_file(&file).map_err(|error| Error::writing(&file, error))?;
+        }
+    }
+    store::remove_folder(&path.join(ADAPTER))
 }
 
 /// Refuses a new run that would move aside, with an earlier run at `path`, what it reads itself.

@@ -151,6 +151,10 @@ impl<'a> Run<'a> {
         store::space::require(output, run.bytes_to_write(first, total)?, "the run")?;
         // what may be refused has been, before the first file changes
         if *from != From::Start {
+            // before the checkpoints of that end: without it a run is one that can be gone on with, however far it is
+            if first < total {
+                folder::reopen(output)?;
+            }
             run.rewind(first)?;
         }
         if recipe.memory.reference_cache {

@@ -1,7 +1,7 @@
 //! The run's folder: made, or moved aside, or gone on with.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -47,10 +47,14 @@ pub fn go_on(path: &Path) -> Result<Lock> {
 /// returned: nothing that took a night is written over.
 ///
 /// # Errors
-/// [`Error::Recipe`] where something else than a run stands there; [`Error::Run`] where another process writes to it.
+/// [`Error::Recipe`] where something else than a run stands there, or a run that cannot be moved; [`Error::Run`] where
+/// another process writes to it.
 pub fn begin(path: &Path) -> Result<(Lock, Option<PathBuf>)> {
+    // a link stays, and leads to the new run as it led to the earlier one
+    let behind = path.is_symlink().then(|| path.canonicalize().ok()).flatten();
+    let path = behind.as_deref().unwrap_or(path);
     let writing = |error| Error::writing(path, error);
-    let is_run = path.join(RECIPE).is_file();
+    let is_run = is_run(path);
     if path.exists() && !is_run && !is_empty(path)? {
         return Err(Error::recipe(format!(
             "run.output: {} holds something else than a run; name another folder",
@@ -66,12 +70,29 @@ pub fn begin(path: &Path) -> Result<(Lock, Option<PathBuf>)> {
     let lock = Some(lock).filter(|_| !cfg!(windows));
     let aside = (1..).map(|n| PathBuf::from(format!("{}.{n}", path.display()))).find(|aside| !aside.exists());
     if let Some(aside) = &aside {
-        disk::rename(path, aside).map_err(|error| Error::writing(aside, error))?;
+        disk::rename(path, aside).map_err(|error| not_moved(path, aside, error))?;
     }
     disk::create_dir_all(path).map_err(writing)?;
     let new = Lock::take(path)?;
     drop(lock);
     Ok((new, aside))
+}
+
+/// Whether a folder holds a run: a recipe alone may be that of somebody's project.
+fn is_run(path: &Path) -> bool {
+    path.join(RECIPE).is_file() && [LOCK, METRICS].iter().any(|name| path.join(name).is_file())
+}
+
+/// Says why an earlier run could not be moved aside: a folder on which a disk is mounted has no place beside it.
+fn not_moved(path: &Path, aside: &Path, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => Error::recipe(format!(
+            "run.output: {} holds an earlier run that cannot be moved aside, for a disk is mounted there ({error}); name a \
+             folder within it as run.output",
+            path.display()
+        )),
+        _ => Error::writing(aside, error),
+    }
 }
 
 /// Takes away what an earlier end of a run left, where the run has steps to take again: it would pass for their result.
@@ -93,8 +114,8 @@ pub fn reopen(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Recipe`] that names the first of `read` that lies there.
-pub fn holds_none(path: &Path, read: &[PathBuf]) -> Result<()> {
-    let Some(run) = path.join(RECIPE).is_file().then(|| path.canonicalize().ok()).flatten() else { return Ok(()) };
+pub fn refuse_inputs_within(path: &Path, read: &[PathBuf]) -> Result<()> {
+    let Some(run) = is_run(path).then(|| path.canonicalize().ok()).flatten() else { return Ok(()) };
     let within = |read: &&PathBuf| read.canonicalize().is_ok_and(|read| read.starts_with(&run));
     match read.iter().find(within) {
         None => Ok(()),
@@ -117,4 +138,61 @@ fn is_empty(path: &Path) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_at(path: &Path, beside: &str) {
+        fs::create_dir_all(path).unwrap();
+        fs::write(path.join(RECIPE), "").unwrap();
+        fs::write(path.join(beside), "an earlier one").unwrap();
+    }
+
+    #[test]
+    fn a_recipe_alone_makes_no_run() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("project");
+        run_at(&path, "notes.txt");
+        let error = begin(&path).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("holds something else than a run"), "{error}");
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 2);
+        for beside in [LOCK, METRICS] {
+            let path = place.path().join(beside.trim_start_matches('.'));
+            run_at(&path, beside);
+            let aside = begin(&path).unwrap().1.unwrap();
+            assert_eq!(aside, PathBuf::from(format!("{}.1", path.display())));
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_leads_to_the_new_run() {
+        let place = tempfile::tempdir().unwrap();
+        let place = place.path().canonicalize().unwrap();
+        let (there, link) = (place.join("there"), place.join("link"));
+        run_at(&there, METRICS);
+        std::os::unix::fs::symlink("there", &link).unwrap();
+        let aside = begin(&link).unwrap().1.unwrap();
+        assert_eq!(aside, place.join("there.1"));
+        assert!(aside.join(METRICS).exists() && !there.join(METRICS).exists());
+        assert!(link.is_symlink() && link.join(LOCK).exists());
+    }
+
+    #[cfg(debug_assertions)]
+    #[test]
+    fn a_mounted_disk_is_not_moved_aside() {
+        use crate::store::disk::faults::{self, Fault};
+        let place = tempfile::tempdir().unwrap();
+        run_at(place.path(), METRICS);
+        for kind in [io::ErrorKind::ResourceBusy, io::ErrorKind::CrossesDevices] {
+            faults::plan(0, Fault::Error(kind));
+            let error = begin(place.path()).unwrap_err();
+            assert!(faults::end().iter().all(|(call, _)| *call == "rename"));
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("name a folder within it as run.output"), "{error}");
+        }
+    }
 }

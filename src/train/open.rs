@@ -48,7 +48,7 @@ impl<'a> Run<'a> {
         // until the folder is touched Ctrl-C ends the process at once: nothing is there to save
         let signals = Signals::install()?;
         if *from == From::Start {
-            folder::holds_none(&recipe.run.output, &rows::read(recipe)?)?;
+            folder::refuse_inputs_within(&recipe.run.output, &rows::read(recipe)?)?;
         }
         let progress = Progress::stderr();
         device::use_threads(recipe.run.threads)?;

@@ -8,6 +8,7 @@ use std::{
 use super::lock::{LOCK, Lock};
 use crate::{
     Error, Result,
+    export::adapter_config,
     store::{self, disk},
 };
 
@@ -87,16 +88,16 @@ fn is_run(path: &Path) -> bool {
 fn not_moved(path: &Path, aside: &Path, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => Error::recipe(format!(
-            "run.output: {} holds an earlier run that cannot be moved aside, for a disk is mounted there ({error}); name a \
-             folder within it as run.output",
+            "run.output: {} holds an earlier run that cannot be moved aside, for a disk is mounted there ({error}); name \
+             a folder within it as run.output",
             path.display()
         )),
         _ => Error::writing(aside, error),
     }
 }
 
-/// Takes away what an earlier end of a run left, where the run has steps to take again: it would pass for their result.
-/// The checkpoint that the run goes on from holds what it needs.
+/// Takes away what an earlier end of a run left, where the run has steps to take again: it would pass for their
+/// result. The checkpoint that the run goes on from holds what it needs.
 ///
 /// # Errors
 /// [`Error::Run`] where something cannot be removed.
@@ -126,6 +127,28 @@ pub fn refuse_inputs_within(path: &Path, read: &[PathBuf]) -> Result<()> {
             read.display()
         ))),
     }
+}
+
+/// The adapter that `source` means: its own folder, or a finished run's.
+///
+/// # Errors
+/// [`Error::Input`] where it is neither, with what to name instead.
+pub fn adapter_of(source: &Path) -> Result<PathBuf> {
+    if source.join(adapter_config::FILE).exists() {
+        return Ok(source.to_path_buf());
+    }
+    let last = source.join(ADAPTER);
+    if last.join(adapter_config::FILE).exists() {
+        return Ok(last);
+    }
+    let shown = source.display();
+    Err(Error::input(if !source.is_dir() {
+        format!("{shown}: there is no such folder")
+    } else if source.join(RECIPE).exists() {
+        format!("{shown}: this run has not ended; resume it, or name one of its checkpoint-STEP folders")
+    } else {
+        format!("{shown}: neither a run's folder nor an adapter's ({} is missing)", adapter_config::FILE)
+    }))
 }
 
 /// Whether nothing stands there but what a process leaves that died before it wrote its recipe.
@@ -165,6 +188,21 @@ mod tests {
             let aside = begin(&path).unwrap().1.unwrap();
             assert_eq!(aside, PathBuf::from(format!("{}.1", path.display())));
         }
+    }
+
+    #[test]
+    fn a_run_means_its_last_adapter() {
+        let run = tempfile::tempdir().unwrap();
+        let said = |path: &Path| adapter_of(path).unwrap_err().to_string();
+        assert!(said(run.path()).contains("neither a run's folder nor an adapter's"));
+        assert!(said(&run.path().join("none")).contains("no such folder"));
+        fs::write(run.path().join(RECIPE), "").unwrap();
+        assert!(said(run.path()).contains("has not ended"));
+        let adapter = run.path().join(ADAPTER);
+        fs::create_dir(&adapter).unwrap();
+        fs::write(adapter.join(adapter_config::FILE), "{}").unwrap();
+        assert_eq!(adapter_of(run.path()).unwrap(), adapter);
+        assert_eq!(adapter_of(&adapter).unwrap(), adapter);
     }
 
     #[cfg(unix)]

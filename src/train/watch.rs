@@ -2,8 +2,8 @@
 //!
 //! What another program writes into a mapped file is seen by the run at once, without an error; what it cuts off is a
 //! SIGBUS. Size and time of the open file tell of both, at the moments when a run looks: before its first step, before
-//! each evaluation and before each checkpoint. A file that was removed, or that another took the name of, lives on in the
-//! map: once a run is under way, that is said and no more.
+//! each evaluation and before each checkpoint. A file that was removed, or that another took the name of, lives on in
+//! the map: once a run is under way, that is said and no more.
 
 use std::fs::{self, File, Metadata};
 use std::path::{Path, PathBuf};
@@ -56,8 +56,8 @@ impl Watch {
         })
     }
 
-    /// Holds the files against what they were, while a run uses them. Where a time alone is another, `same_bytes` is asked
-    /// whether what is in them is. Of a file that was replaced or removed `note` is told once: the map still has it.
+    /// Holds the files against what they were, while a run uses them. Where a time alone is another, `same_bytes` is
+    /// asked whether the bytes are not. Of a file that was replaced or removed `note` is told once: the map has it still.
     ///
     /// # Errors
     /// [`Error::Input`] naming the first that changed, and how.
@@ -72,8 +72,8 @@ impl Watch {
             if !watched.gone && !watched.has_its_name() {
                 watched.gone = true;
                 note(&format!(
-                    "warning: {}: this file was replaced or removed while the run uses it; the run goes on with the file \
-                     as it was, and its adapter belongs to that one: to --resume or to merge, put it back",
+                    "warning: {}: this file was replaced or removed while the run uses it; the run goes on with \
+                     the file as it was, and its adapter belongs to that one: to --resume or to merge, put it back",
                     watched.path.display()
                 ));
             }
@@ -109,8 +109,8 @@ impl Watched {
 
     fn changed(&self, how: &str) -> Error {
         Error::input(format!(
-            "{}: this file changed while the run used it ({how}); what was computed since the last checkpoint is dropped; \
-             put the file back as it was, see that nothing writes to it, and --resume",
+            "{}: this file changed while the run used it ({how}); what was computed since the last checkpoint is \
+             dropped; put the file back as it was, see that nothing writes to it, and --resume",
             self.path.display()
         ))
     }

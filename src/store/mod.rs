@@ -147,8 +147,8 @@ pub fn recover(path: &Path) -> Result<()> {
     recover().map_err(|e: io::Error| Error::writing(path, e))
 }
 
-/// Removes a folder, where there is one. It is renamed first: removal is not atomic, and half a folder must not look like
-/// a whole one. What an earlier removal left goes too.
+/// Removes a folder, where there is one. It is renamed first: removal is not atomic, and half a folder must not look
+/// like a whole one. What an earlier removal left goes too.
 ///
 /// # Errors
 /// [`Error::Run`] where it cannot be renamed or removed.

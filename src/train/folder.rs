@@ -88,8 +88,8 @@ fn is_run(path: &Path) -> bool {
 fn not_moved(path: &Path, aside: &Path, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => Error::recipe(format!(
-            "run.output: {} holds an earlier run that cannot be moved aside, for a disk is mounted there ({error}); name \
-             a folder within it as run.output",
+            "run.output: {} holds an earlier run that cannot be moved aside, for a disk is mounted there ({error}); \
+             name a folder within it as run.output",
             path.display()
         )),
         _ => Error::writing(aside, error),

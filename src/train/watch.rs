@@ -57,7 +57,8 @@ impl Watch {
     }
 
     /// Holds the files against what they were, while a run uses them. Where a time alone is another, `same_bytes` is
-    /// asked whether the bytes are not. Of a file that was replaced or removed `note` is told once: the map has it still.
+    /// asked whether the bytes are not. Of a file that was replaced or removed `note` is told, once: the map still has
+    /// it.
     ///
     /// # Errors
     /// [`Error::Input`] naming the first that changed, and how.

@@ -301,7 +301,7 @@ fn a_spoilt_run() {
         &["eval", "runs/recipe"],
         3,
         |t| fs::remove_dir_all(t.path("runs/recipe/adapter")).unwrap(),
-        &["runs/recipe/adapter"],
+        &["runs/recipe: this run has not ended; resume it, or name one of its checkpoint-STEP folders"],
     );
     spoilt(
         &["eval", "runs/recipe"],

@@ -5,6 +5,7 @@
 mod tiny;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
@@ -54,57 +55,83 @@ fn a_second_run_is_told_who_writes_and_changes_nothing() {
     first.wait().unwrap();
     tiny.ok(&arguments("a", &LONG, &["--resume"]));
     tiny.train("whole", &LONG);
-    assert_eq!(
-        (tiny.adapter("a"), tiny.timeless_metrics("a")),
-        (tiny.adapter("whole"), tiny.timeless_metrics("whole"))
-    );
+    assert_eq!(result(&tiny, "a"), result(&tiny, "whole"));
+}
+
+/// Changes the base under a run named `name`, which has saved once; how it ends.
+fn changed(tiny: &Tiny, name: &str, change: impl Fn()) -> (Option<i32>, String) {
+    let child = start(tiny, name, &[]);
+    change();
+    kill_process(Pid::from_child(&child), Signal::CONT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), stderr(&output))
 }
 
 #[test]
-fn a_base_that_changes_under_a_run_ends_it_and_is_named() {
+fn a_base_that_changes_in_place_ends_the_run_and_is_named() {
     let tiny = tiny();
     tiny.train("whole", &LONG);
-    let (weights, other) = (tiny.path("base/model.safetensors"), tiny.path("other"));
-    fs::copy(&weights, &other).unwrap();
-    type Change = fn(&std::path::Path, &std::path::Path);
-    let changes: [(&str, Change, &str); 3] = [
+    let file = fs::File::options().read(true).write(true).open(tiny.path("base/model.safetensors")).unwrap();
+    let length = file.metadata().unwrap().len();
+    let mut last = [0];
+    file.read_exact_at(&mut last, length - 1).unwrap();
+    type Change<'a> = &'a dyn Fn();
+    let changes: [(&str, Change, Change, &str); 2] = [
         (
             "written",
-            |weights, _| {
-                let file = fs::File::options().write(true).open(weights).unwrap();
-                file.set_modified(SystemTime::now() + Duration::from_secs(5)).unwrap();
-            },
+            &|| file.write_all_at(&[last[0] ^ 1], length - 1).unwrap(),
+            &|| file.write_all_at(&last, length - 1).unwrap(),
             "(it was written to)",
         ),
-        ("replaced", |weights, other| fs::rename(other, weights).unwrap(), "(another file has its name)"),
-        (
-            "longer",
-            |weights, _| {
-                let file = fs::File::options().append(true).open(weights).unwrap();
-                file.set_len(file.metadata().unwrap().len() + 1).unwrap();
-            },
-            " now)",
-        ),
+        ("longer", &|| file.set_len(length + 1).unwrap(), &|| file.set_len(length).unwrap(), " now)"),
     ];
-    for (name, change, how) in changes {
-        let child = start(&tiny, name, &[]);
-        change(&weights, &other);
-        kill_process(Pid::from_child(&child), Signal::CONT).unwrap();
-        let output = child.wait_with_output().unwrap();
-        let said = stderr(&output);
-        assert_eq!(output.status.code(), Some(3), "{name}: {said}");
+    for (name, change, back, how) in changes {
+        let (code, said) = changed(&tiny, name, change);
+        assert_eq!(code, Some(3), "{name}: {said}");
         assert!(said.contains("base/model.safetensors: this file changed") && said.contains(how), "{name}: {said}");
-    }
-    // One byte more is another base; without it, it is the one that the run was made with.
-    let output = tiny.run(&arguments("longer", &LONG, &["--resume"]));
-    assert!(matches!(output.status.code(), Some(2 | 3)), "{}", stderr(&output));
-    let file = fs::File::options().write(true).open(&weights).unwrap();
-    file.set_len(file.metadata().unwrap().len() - 1).unwrap();
-    for name in ["written", "replaced", "longer"] {
+        // that is another base; put back, it is the one that the run was made with
+        let output = tiny.run(&arguments(name, &LONG, &["--resume"]));
+        assert!(matches!(output.status.code(), Some(2 | 3)), "{}", stderr(&output));
+        back();
         tiny.ok(&arguments(name, &LONG, &["--resume"]));
-        let result = |name: &str| (tiny.adapter(name), tiny.timeless_metrics(name));
-        assert_eq!(result(name), result("whole"), "{name}");
+        assert_eq!(result(&tiny, name), result(&tiny, "whole"), "{name}");
     }
+}
+
+#[test]
+fn a_base_that_was_touched_or_replaced_lets_the_run_go_on() {
+    let tiny = tiny();
+    tiny.train("whole", &LONG);
+    let (weights, config) = (tiny.path("base/model.safetensors"), tiny.path("base/config.json"));
+    let (copy, config_copy) = (fs::read(&weights).unwrap(), fs::read(&config).unwrap());
+    let touch = || {
+        let file = fs::File::options().write(true).open(&weights).unwrap();
+        file.set_modified(SystemTime::now() + Duration::from_secs(5)).unwrap();
+    };
+    let replace = || {
+        fs::write(tiny.path("other"), "another model").unwrap();
+        fs::rename(tiny.path("other"), &weights).unwrap();
+    };
+    type Change<'a> = &'a dyn Fn();
+    let changes: [(&str, Change, usize); 4] = [
+        ("touched", &touch, 0),
+        ("config", &|| fs::write(&config, "{}").unwrap(), 0),
+        ("replaced", &replace, 1),
+        ("removed", &|| fs::remove_file(&weights).unwrap(), 1),
+    ];
+    for (name, change, warnings) in changes {
+        let (code, said) = changed(&tiny, name, change);
+        assert_eq!(code, Some(0), "{name}: {said}");
+        let warning = "base/model.safetensors: this file was replaced or removed while the run uses it";
+        assert_eq!(said.matches(warning).count(), warnings, "{name}: {said}");
+        assert_eq!(result(&tiny, name), result(&tiny, "whole"), "{name}");
+        fs::write(&weights, &copy).unwrap();
+        fs::write(&config, &config_copy).unwrap();
+    }
+}
+
+fn result(tiny: &Tiny, name: &str) -> (String, Vec<serde_json::Value>) {
+    (tiny.adapter(name), tiny.timeless_metrics(name))
 }
 
 #[test]

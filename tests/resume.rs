@@ -202,6 +202,30 @@ fn a_checkpoint_of_the_past_can_be_gone_on_from_and_stopped_again() {
     assert_same(&tiny, "a", "whole");
 }
 
+#[test]
+fn a_run_that_takes_steps_again_has_not_ended() {
+    let tiny = tiny();
+    let set = [&LONG[..], &["train.keep_checkpoints=99"]].concat();
+    tiny.train("a", &set);
+    let adapter = tiny.adapter("a");
+    let ended = || ["adapter", "report.html", "summary.json"].map(|name| tiny.path("runs/a").join(name).exists());
+    // with no step to take it stays ended
+    tiny.ok(&arguments("a", &set, &["--resume"]));
+    assert_eq!(ended(), [true; 3]);
+    let cut_short = |more: &[&str]| {
+        let arguments = arguments("a", &set, more);
+        let cut = (0..TRIES).find_map(|_| Running::start(&tiny, &arguments).stop("INT", || !ended()[0]));
+        assert!(cut.is_some(), "the run ends before it is stopped");
+        assert_eq!(ended(), [false; 3]);
+        let exported = tiny.run(&["export", "runs/a", "--to", "peft", "out"]);
+        assert!(stderr(&exported).contains("this run has not ended; resume it"), "{}", stderr(&exported));
+    };
+    cut_short(&["--resume", "runs/a/checkpoint-7"]);
+    tiny.ok(&arguments("a", &set, &["--resume"]));
+    assert_eq!((tiny.adapter("a"), ended()), (adapter, [true; 3]));
+    cut_short(&["--resume", "--extend", "--max-steps", "4000"]);
+}
+
 /// All that a run's folder holds, but for its lock: names and digests.
 fn all_of(tiny: &Tiny, run: &str) -> Vec<(String, String)> {
     let mut files = Vec::new();

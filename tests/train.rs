@@ -162,6 +162,11 @@ fn an_earlier_run_is_moved_aside() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("runs/notes holds something else than a run"), "{}", stderr(&output));
     assert_eq!(tiny.names("runs/notes"), ["mine.txt"]);
+    // a project with a recipe of its own is no run
+    tiny.write("runs/notes/recipe.toml", RECIPE);
+    let output = tiny.run(&arguments("notes", &[], &[]));
+    assert!(stderr(&output).contains("runs/notes holds something else than a run"), "{}", stderr(&output));
+    assert_eq!(tiny.names("runs/notes"), ["mine.txt", "recipe.toml"]);
 }
 
 #[test]
@@ -195,6 +200,10 @@ fn what_a_run_reads_is_not_moved_aside_by_it() {
         assert_eq!(output.status.code(), Some(2), "{key}: {said}");
         assert!(said.contains(&format!("/{name} lies in it; name another folder")), "{key}: {said}");
     }
+    let output = tiny.run(&["train", "runs/a/recipe.toml", "--output", "runs/a"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("runs/a/recipe.toml lies in it; name another folder"), "{said}");
     assert_eq!(tiny.names("runs"), ["a"]);
     assert!(before.iter().all(|name| tiny.path("runs/a").join(name).exists()));
 }

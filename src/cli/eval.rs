@@ -27,11 +27,15 @@ pub fn run(args: EvalArgs) -> Result<()> {
         true => Recipe::load_run(&args.target, &args.set.set)?,
         false => Recipe::load(&args.target, &args.set.set)?,
     };
+    let adapter = match (args.adapter, is_run) {
+        (Some(adapter), _) => Some(adapter),
+        (None, true) => Some(folder::adapter_of(&args.target)?),
+        (None, false) => None,
+    };
     device::use_threads(recipe.run.threads)?;
     let device = device::choose(&recipe.run.device)?;
     let compute = device::compute(recipe.memory.compute, !device.is_cpu());
     let base = Base::open(&recipe.model.base, &recipe.model.revision, &device, compute)?;
-    let adapter = args.adapter.or_else(|| is_run.then(|| args.target.join(folder::ADAPTER)));
     let adapter = adapter.map(|path| adapters::from_folder(&AdapterFolder::read(&path)?, &base)).transpose()?;
     let held_out = match args.data.is_empty() {
         true => rows::Rows::load(&recipe, &base)?.eval,

@@ -1,13 +1,13 @@
 //! `export`: a PEFT adapter, a GGUF adapter or a merged model.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::Device;
 
 use super::args::{ExportArgs, ExportDtype, ExportTo};
 use super::stdout;
 use crate::export::merge::refuse_taken;
-use crate::export::{AdapterFolder, adapter_config, gguf_adapter, merge};
+use crate::export::{AdapterFolder, gguf_adapter, merge};
 use crate::hub;
 use crate::recipe::Recipe;
 use crate::store::Folder;
@@ -15,7 +15,7 @@ use crate::train::adapters;
 use crate::train::base::Base;
 use crate::train::device::Compute;
 use crate::train::difference::{self, Difference};
-use crate::train::folder::{ADAPTER, RECIPE};
+use crate::train::folder::{RECIPE, adapter_of};
 use crate::weights::DType;
 use crate::{Error, Result};
 
@@ -79,28 +79,6 @@ fn report_difference(base: &Base, adapter: &AdapterFolder, out: &Path, recipe: O
     ))
 }
 
-/// The adapter that `source` means: its own folder, or a finished run's.
-///
-/// # Errors
-/// [`Error::Input`] where it is neither, with what to name instead.
-fn adapter_of(source: &Path) -> Result<PathBuf> {
-    if source.join(adapter_config::FILE).exists() {
-        return Ok(source.to_path_buf());
-    }
-    let last = source.join(ADAPTER);
-    if last.join(adapter_config::FILE).exists() {
-        return Ok(last);
-    }
-    let shown = source.display();
-    Err(Error::input(if !source.is_dir() {
-        format!("{shown}: there is no such folder")
-    } else if source.join(RECIPE).exists() {
-        format!("{shown}: this run has not ended; resume it, or name one of its checkpoint-STEP folders")
-    } else {
-        format!("{shown}: neither a run's folder nor an adapter's ({} is missing)", adapter_config::FILE)
-    }))
-}
-
 /// The recipe that an adapter was trained by, where it still lies in its run's folder.
 fn recipe_of(adapter: &Path) -> Result<Option<Recipe>> {
     let run = adapter.parent().filter(|run| run.join(RECIPE).exists());
@@ -125,7 +103,7 @@ fn dtype(name: ExportDtype) -> DType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::export::{AdapterConfig, AdapterMatrix};
+    use crate::export::{AdapterConfig, AdapterMatrix, adapter_config};
     use std::fs;
 
     const CONFIG: &str = r#"{"peft_type":"LORA","r":1,"lora_alpha":1,"target_modules":["x"],"revision":"0123abc"}"#;
@@ -136,19 +114,6 @@ mod tests {
         let matrix = AdapterMatrix { module: "x".into(), a: vec![1.0], b: vec![2.0], r: 1, input: 1, output: 1 };
         let adapter = AdapterFolder { config: AdapterConfig::read(folder).unwrap(), matrices: vec![matrix] };
         adapter.write(folder, None).unwrap();
-    }
-
-    #[test]
-    fn a_run_means_its_last_adapter() {
-        let run = tempfile::tempdir().unwrap();
-        let said = |path: &Path| adapter_of(path).unwrap_err().to_string();
-        assert!(said(run.path()).contains("neither a run's folder nor an adapter's"));
-        assert!(said(&run.path().join("none")).contains("no such folder"));
-        fs::write(run.path().join("recipe.toml"), "").unwrap();
-        assert!(said(run.path()).contains("has not ended"));
-        adapter_in(&run.path().join("adapter"));
-        assert_eq!(adapter_of(run.path()).unwrap(), run.path().join("adapter"));
-        assert_eq!(adapter_of(&run.path().join("adapter")).unwrap(), run.path().join("adapter"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::{args::TrainArgs, stdout};
 use crate::{
     Result,
     recipe::Recipe,
-    train::{open::From, run::train},
+    train::{folder, open::From, run::train},
 };
 
 /// Runs the command. The recipe is checked before anything else is touched.
@@ -15,6 +15,9 @@ pub fn run(args: TrainArgs) -> Result<()> {
         Some(None) => From::Latest,
         Some(Some(checkpoint)) => From::Checkpoint(checkpoint),
     };
+    if from == From::Start {
+        folder::refuse_inputs_within(&recipe.run.output, std::slice::from_ref(&args.recipe))?;
+    }
     let summary = train(&recipe, &from, args.extend)?;
     match args.json {
         true => stdout::json(&summary),

@@ -147,6 +147,23 @@ pub fn recover(path: &Path) -> Result<()> {
     recover().map_err(|e: io::Error| Error::writing(path, e))
 }
 
+/// Removes a folder, where there is one. It is renamed first: removal is not atomic, and half a folder must not look
+/// like a whole one. What an earlier removal left goes too.
+///
+/// # Errors
+/// [`Error::Run`] where it cannot be renamed or removed.
+pub fn remove_folder(path: &Path) -> Result<()> {
+    let doomed = hidden(path, "removed")?;
+    let remove = || {
+        disk::remove_dir_all(&doomed)?;
+        if path.exists() {
+            disk::rename(path, &doomed)?;
+        }
+        disk::remove_dir_all(&doomed)
+    };
+    remove().map_err(|error| Error::writing(path, error))
+}
+
 /// Holds a folder's files against its manifest. Files that the manifest does not name are not looked at.
 ///
 /// # Errors
@@ -274,6 +291,19 @@ mod tests {
             drop(abandoned);
             assert_eq!(fs::read_to_string(path.join("a")).unwrap(), content);
             assert_eq!(names(place.path()), ["adapter/a", "adapter/manifest.json"]);
+        }
+    }
+
+    #[test]
+    fn a_removed_folder_is_gone_with_what_an_earlier_removal_left() {
+        let place = tempfile::tempdir().unwrap();
+        for folder in ["adapter", ".adapter.removed"] {
+            fs::create_dir(place.path().join(folder)).unwrap();
+            fs::write(place.path().join(folder).join("a"), "x").unwrap();
+        }
+        for _ in 0..2 {
+            remove_folder(&place.path().join("adapter")).unwrap();
+            assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
         }
     }
 

@@ -178,7 +178,7 @@ pub fn latest(run: &Path) -> Result<Latest> {
 
 /// Removes all but the newest `keep` checkpoints.
 pub fn prune(run: &Path, keep: usize) -> Result<()> {
-    list(run)?.checkpoints.iter().skip(keep).try_for_each(|(_, path)| remove(path))
+    list(run)?.checkpoints.iter().skip(keep).try_for_each(|(_, path)| store::remove_folder(path))
 }
 
 /// Removes the checkpoints of steps after `step`, the newest first, and what is left of others: a run that goes on from
@@ -188,21 +188,12 @@ pub fn rewind(run: &Path, step: u64) -> Result<()> {
     for (_, leftover) in found.leftovers {
         disk::remove_dir_all(&leftover).map_err(|error| Error::writing(&leftover, error))?;
     }
-    found.checkpoints.iter().filter(|(later, _)| *later > step).try_for_each(|(_, path)| remove(path))
+    found.checkpoints.iter().filter(|(later, _)| *later > step).try_for_each(|(_, path)| store::remove_folder(path))
 }
 
 /// How many checkpoints stand in a run's folder.
 pub fn count(run: &Path) -> Result<usize> {
     Ok(list(run)?.checkpoints.len())
-}
-
-/// Renames first: removal is not atomic, and half a checkpoint must not look like one.
-fn remove(path: &Path) -> Result<()> {
-    let doomed = path.with_file_name(format!(".{}.removed", path.file_name().unwrap_or_default().to_string_lossy()));
-    disk::remove_dir_all(&doomed)
-        .and_then(|()| disk::rename(path, &doomed))
-        .and_then(|()| disk::remove_dir_all(&doomed))
-        .map_err(|error| Error::writing(path, error))
 }
 
 struct Found {

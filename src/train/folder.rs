@@ -1,12 +1,16 @@
 //! The run's folder: made, or moved aside, or gone on with.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use super::lock::{LOCK, Lock};
-use crate::{Error, Result, store::disk};
+use crate::{
+    Error, Result,
+    export::adapter_config,
+    store::{self, disk},
+};
 
 /// The resolved recipe in a run's folder.
 pub const RECIPE: &str = "recipe.toml";
@@ -44,10 +48,14 @@ pub fn go_on(path: &Path) -> Result<Lock> {
 /// returned: nothing that took a night is written over.
 ///
 /// # Errors
-/// [`Error::Recipe`] where something else than a run stands there; [`Error::Run`] where another process writes to it.
+/// [`Error::Recipe`] where something else than a run stands there, or a run that cannot be moved; [`Error::Run`] where
+/// another process writes to it.
 pub fn begin(path: &Path) -> Result<(Lock, Option<PathBuf>)> {
+    // a link stays, and leads to the new run as it led to the earlier one
+    let behind = path.is_symlink().then(|| path.canonicalize().ok()).flatten();
+    let path = behind.as_deref().unwrap_or(path);
     let writing = |error| Error::writing(path, error);
-    let is_run = path.join(RECIPE).is_file();
+    let is_run = is_run(path);
     if path.exists() && !is_run && !is_empty(path)? {
         return Err(Error::recipe(format!(
             "run.output: {} holds something else than a run; name another folder",
@@ -63,7 +71,7 @@ pub fn begin(path: &Path) -> Result<(Lock, Option<PathBuf>)> {
     let lock = Some(lock).filter(|_| !cfg!(windows));
     let aside = (1..).map(|n| PathBuf::from(format!("{}.{n}", path.display()))).find(|aside| !aside.exists());
     if let Some(aside) = &aside {
-        disk::rename(path, aside).map_err(|error| Error::writing(aside, error))?;
+        disk::rename(path, aside).map_err(|error| not_moved(path, aside, error))?;
     }
     disk::create_dir_all(path).map_err(writing)?;
     let new = Lock::take(path)?;
@@ -71,12 +79,44 @@ pub fn begin(path: &Path) -> Result<(Lock, Option<PathBuf>)> {
     Ok((new, aside))
 }
 
+/// Whether a folder holds a run: a recipe alone may be that of somebody's project.
+fn is_run(path: &Path) -> bool {
+    path.join(RECIPE).is_file() && [LOCK, METRICS].iter().any(|name| path.join(name).is_file())
+}
+
+/// Says why an earlier run could not be moved aside: a folder on which a disk is mounted has no place beside it.
+fn not_moved(path: &Path, aside: &Path, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => Error::recipe(format!(
+            "run.output: {} holds an earlier run that cannot be moved aside, for a disk is mounted there ({error}); \
+             name a folder within it as run.output",
+            path.display()
+        )),
+        _ => Error::writing(aside, error),
+    }
+}
+
+/// Takes away what an earlier end of a run left, where the run has steps to take again: it would pass for their
+/// result. The checkpoint that the run goes on from holds what it needs.
+///
+/// # Errors
+/// [`Error::Run`] where something cannot be removed.
+pub fn reopen(path: &Path) -> Result<()> {
+    for name in [SUMMARY, REPORT] {
+        let file = path.join(name);
+        if file.exists() {
+            disk::remove_file(&file).map_err(|error| Error::writing(&file, error))?;
+        }
+    }
+    store::remove_folder(&path.join(ADAPTER))
+}
+
 /// Refuses a new run that would move aside, with an earlier run at `path`, what it reads itself.
 ///
 /// # Errors
 /// [`Error::Recipe`] that names the first of `read` that lies there.
-pub fn holds_none(path: &Path, read: &[PathBuf]) -> Result<()> {
-    let Some(run) = path.join(RECIPE).is_file().then(|| path.canonicalize().ok()).flatten() else { return Ok(()) };
+pub fn refuse_inputs_within(path: &Path, read: &[PathBuf]) -> Result<()> {
+    let Some(run) = is_run(path).then(|| path.canonicalize().ok()).flatten() else { return Ok(()) };
     let within = |read: &&PathBuf| read.canonicalize().is_ok_and(|read| read.starts_with(&run));
     match read.iter().find(within) {
         None => Ok(()),
@@ -89,6 +129,28 @@ pub fn holds_none(path: &Path, read: &[PathBuf]) -> Result<()> {
     }
 }
 
+/// The adapter that `source` means: its own folder, or a finished run's.
+///
+/// # Errors
+/// [`Error::Input`] where it is neither, with what to name instead.
+pub fn adapter_of(source: &Path) -> Result<PathBuf> {
+    if source.join(adapter_config::FILE).exists() {
+        return Ok(source.to_path_buf());
+    }
+    let last = source.join(ADAPTER);
+    if last.join(adapter_config::FILE).exists() {
+        return Ok(last);
+    }
+    let shown = source.display();
+    Err(Error::input(if !source.is_dir() {
+        format!("{shown}: there is no such folder")
+    } else if source.join(RECIPE).exists() {
+        format!("{shown}: this run has not ended; resume it, or name one of its checkpoint-STEP folders")
+    } else {
+        format!("{shown}: neither a run's folder nor an adapter's ({} is missing)", adapter_config::FILE)
+    }))
+}
+
 /// Whether nothing stands there but what a process leaves that died before it wrote its recipe.
 fn is_empty(path: &Path) -> Result<bool> {
     let unreadable = |error| Error::recipe(format!("run.output: {}: {error}", path.display()));
@@ -99,4 +161,76 @@ fn is_empty(path: &Path) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_at(path: &Path, beside: &str) {
+        fs::create_dir_all(path).unwrap();
+        fs::write(path.join(RECIPE), "").unwrap();
+        fs::write(path.join(beside), "an earlier one").unwrap();
+    }
+
+    #[test]
+    fn a_recipe_alone_makes_no_run() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("project");
+        run_at(&path, "notes.txt");
+        let error = begin(&path).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("holds something else than a run"), "{error}");
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 2);
+        for beside in [LOCK, METRICS] {
+            let path = place.path().join(beside.trim_start_matches('.'));
+            run_at(&path, beside);
+            let aside = begin(&path).unwrap().1.unwrap();
+            assert_eq!(aside, PathBuf::from(format!("{}.1", path.display())));
+        }
+    }
+
+    #[test]
+    fn a_run_means_its_last_adapter() {
+        let run = tempfile::tempdir().unwrap();
+        let said = |path: &Path| adapter_of(path).unwrap_err().to_string();
+        assert!(said(run.path()).contains("neither a run's folder nor an adapter's"));
+        assert!(said(&run.path().join("none")).contains("no such folder"));
+        fs::write(run.path().join(RECIPE), "").unwrap();
+        assert!(said(run.path()).contains("has not ended"));
+        let adapter = run.path().join(ADAPTER);
+        fs::create_dir(&adapter).unwrap();
+        fs::write(adapter.join(adapter_config::FILE), "{}").unwrap();
+        assert_eq!(adapter_of(run.path()).unwrap(), adapter);
+        assert_eq!(adapter_of(&adapter).unwrap(), adapter);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_leads_to_the_new_run() {
+        let place = tempfile::tempdir().unwrap();
+        let place = place.path().canonicalize().unwrap();
+        let (there, link) = (place.join("there"), place.join("link"));
+        run_at(&there, METRICS);
+        std::os::unix::fs::symlink("there", &link).unwrap();
+        let aside = begin(&link).unwrap().1.unwrap();
+        assert_eq!(aside, place.join("there.1"));
+        assert!(aside.join(METRICS).exists() && !there.join(METRICS).exists());
+        assert!(link.is_symlink() && link.join(LOCK).exists());
+    }
+
+    #[cfg(debug_assertions)]
+    #[test]
+    fn a_mounted_disk_is_not_moved_aside() {
+        use crate::store::disk::faults::{self, Fault};
+        let place = tempfile::tempdir().unwrap();
+        run_at(place.path(), METRICS);
+        for kind in [io::ErrorKind::ResourceBusy, io::ErrorKind::CrossesDevices] {
+            faults::plan(0, Fault::Error(kind));
+            let error = begin(place.path()).unwrap_err();
+            assert!(faults::end().iter().all(|(call, _)| *call == "rename"));
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("name a folder within it as run.output"), "{error}");
+        }
+    }
 }

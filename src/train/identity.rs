@@ -60,6 +60,7 @@ fn add(settings: &mut BTreeMap<String, Value>, name: &str, section: &impl Serial
     Ok(())
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as they stand in a state's file.
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -48,7 +48,7 @@ impl<'a> Run<'a> {
         // until the folder is touched Ctrl-C ends the process at once: nothing is there to save
         let signals = Signals::install()?;
         if *from == From::Start {
-            folder::holds_none(&recipe.run.output, &rows::read(recipe)?)?;
+            folder::refuse_inputs_within(&recipe.run.output, &rows::read(recipe)?)?;
         }
         let progress = Progress::stderr();
         device::use_threads(recipe.run.threads)?;
@@ -60,7 +60,7 @@ impl<'a> Run<'a> {
             progress.note("memory.compute is bf16, but this CPU does not multiply it (AVX512-BF16): f32 is used");
         }
         let base = Base::open(&recipe.model.base, &recipe.model.revision, &device, compute)?;
-        let watch = Watch::start(base.folder.files())?;
+        let watch = Watch::start(base.folder.weights())?;
         samples::check(&base, &recipe.samples)?;
         let rows = Rows::load(recipe, &base)?;
         progress.note(&format!("train rows: {}", rows.reports.0.summary()));
@@ -86,7 +86,7 @@ impl<'a> Run<'a> {
             _ => None,
         };
 
-        watch.check()?;
+        watch.unchanged()?;
         signals.hold();
         let output = &recipe.run.output;
         let (lock, metrics, at) = match from {
@@ -155,6 +155,10 @@ impl<'a> Run<'a> {
         store::space::require(output, run.bytes_to_write(first, total)?, "the run")?;
         // what may be refused has been, before the first file changes
         if *from != From::Start {
+            // before the checkpoints of that end: without it a run is one that can be gone on with, however far it is
+            if first < total {
+                folder::reopen(output)?;
+            }
             run.rewind(first)?;
         }
         if recipe.memory.reference_cache {

@@ -9,7 +9,7 @@ use super::{
     base::Base,
     budget::EVALUATED,
     checkpoint::{self, MadeOf, State},
-    folder,
+    folder, identity,
     lock::Lock,
     open::From,
     pairs::{self, StepDropout},
@@ -223,7 +223,7 @@ impl Run<'_> {
         if self.rows.eval.is_empty() {
             return Ok(());
         }
-        self.watch.check()?;
+        self.look_at_base()?;
         let began = Instant::now();
         let pairs: Vec<&TokenizedPair> = self.rows.eval.iter().collect();
         let poll = || self.signals.stopped();
@@ -268,7 +268,7 @@ impl Run<'_> {
     pub(super) fn save(&mut self, done: usize) -> Result<()> {
         // free blocks of a step's sizes are of no use to a checkpoint, which would take its memory beside them
         heap::settle();
-        self.watch.check()?;
+        self.look_at_base()?;
         self.reference.flush()?;
         self.metrics.sync()?;
         let per_epoch = self.steps_per_epoch();
@@ -287,6 +287,13 @@ impl Run<'_> {
             self.optimizer.save(&folder.join(checkpoint::OPTIMIZER))
         })?;
         checkpoint::prune(output, self.recipe.train.keep_checkpoints.max(1))
+    }
+
+    /// Refuses to go on where the base is no more what the run began with; says so where its files are elsewhere.
+    fn look_at_base(&mut self) -> Result<()> {
+        let (folder, then, progress) = (&self.base.folder, &self.made_of.base, &self.progress);
+        let same_bytes = || folder.fingerprint().is_ok_and(|now| identity::hex(&now) == *then);
+        self.watch.check(same_bytes, |text| progress.note(text))
     }
 
     /// Saves what `done` whole steps learned before `error` ends the run; says how to go on.

@@ -29,8 +29,10 @@ const CONFIG: &str = "config.json";
 #[derive(Debug)]
 pub struct ModelFolder {
     path: PathBuf,
-    /// The files that all depends on.
+    /// The files that all depends on: first those that say how the weights are to be read.
     files: Vec<PathBuf>,
+    /// How many of them come before the weights.
+    described: usize,
     tensors: BTreeMap<String, Held>,
 }
 
@@ -104,7 +106,8 @@ impl ModelFolder {
     /// that is not read: pickle, or quantised in another way.
     pub fn open(path: &Path) -> Result<Self> {
         if is_gguf(path) && path.exists() {
-            return Ok(Self { path: path.to_path_buf(), files: vec![path.to_path_buf()], tensors: open_gguf(path)? });
+            let files = vec![path.to_path_buf()];
+            return Ok(Self { path: path.to_path_buf(), files, described: 0, tensors: open_gguf(path)? });
         }
         if !path.is_dir() {
             return Err(not_a_folder(path));
@@ -125,8 +128,10 @@ impl ModelFolder {
             None => None,
         };
         let weights = files.iter().map(|file| file.path().to_path_buf());
-        let files = config.into_iter().chain(beside).chain(weights).collect();
-        Ok(Self { path: path.to_path_buf(), files, tensors })
+        let mut files: Vec<PathBuf> = config.into_iter().chain(beside).collect();
+        let described = files.len();
+        files.extend(weights);
+        Ok(Self { path: path.to_path_buf(), files, described, tensors })
     }
 
     /// The folder or file.
@@ -138,6 +143,11 @@ impl ModelFolder {
     /// to be read, and these.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(PathBuf::as_path)
+    }
+
+    /// Those of the files that are mapped: what becomes of the others once they were read is nothing to the model.
+    pub fn weights(&self) -> impl Iterator<Item = &Path> {
+        self.files[self.described..].iter().map(PathBuf::as_path)
     }
 
     /// The names of all tensors, sorted.

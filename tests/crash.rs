@@ -166,7 +166,7 @@ mod every_call {
     use dpo_lora::{
         recipe::Recipe,
         store::disk::faults::{self, Fault},
-        train::{open::From, run::train},
+        train::{open::StartAt, run::train},
     };
 
     use super::*;
@@ -209,7 +209,7 @@ mod every_call {
             (tiny.adapter(name), moments, tiny.timeless_metrics(name), tiny.names(&format!("runs/{name}")))
         };
         faults::plan(usize::MAX, Fault::Torn);
-        train(&recipe("whole"), &From::Start, false).unwrap();
+        train(&recipe("whole"), &StartAt::Start, false).unwrap();
         let (calls, whole) = (faults::end(), result("whole"));
         for call in ["mkdir", "create", "open", "write", "sync", "rename", "remove"] {
             assert!(calls.iter().any(|(name, _)| *name == call), "no {call} among {calls:?}");
@@ -231,7 +231,7 @@ mod every_call {
             };
             for fault in [fails, Fault::Crash] {
                 faults::plan(at, fault);
-                let outcome = train(&recipe, &From::Start, false);
+                let outcome = train(&recipe, &StartAt::Start, false);
                 let made = match fault {
                     Fault::Crash => faults::end_without_power(),
                     _ => faults::end(),
@@ -255,7 +255,7 @@ mod every_call {
     fn go_on(recipe: &Recipe, run: &Path, place: &str) {
         let found = checkpoint::latest(run).unwrap();
         assert_eq!(found.damaged, [""; 0], "{place}");
-        let from = if found.whole.is_some() { From::Latest } else { From::Start };
+        let from = if found.whole.is_some() { StartAt::Latest } else { StartAt::Start };
         train(recipe, &from, false).unwrap_or_else(|error| panic!("{place}: {error}"));
     }
 

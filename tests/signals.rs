@@ -203,7 +203,7 @@ mod at_chosen_places {
     use dpo_lora::{
         recipe::Recipe,
         store::disk::faults::{self, Fault},
-        train::{open::From, run::train, signals::polls},
+        train::{open::StartAt, run::train, signals::polls},
     };
 
     use super::*;
@@ -223,7 +223,7 @@ mod at_chosen_places {
         let output = format!("run.output={}", folder.join("runs/a").display());
         let held_out = format!("data.eval=[\"{}\"]", folder.join("held-out.jsonl").display());
         let recipe = Recipe::load(&folder.join("recipe.toml"), &[&set[..], &[output, held_out]].concat()).unwrap();
-        train(&recipe, &From::Start, false).map(drop)
+        train(&recipe, &StartAt::Start, false).map(drop)
     }
 
     fn tiny() -> Tiny {

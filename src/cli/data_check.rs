@@ -1,73 +1,61 @@
 //! `dpo-lora data check`: what became of every row, and the tokens of the first ones by role.
 
-use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::{args::DataCheckArgs, stdout};
 use crate::data::{ChatTemplate, Dataset, Options, TokenizedPair, Tokenizer, split_eval};
 use crate::model::Config;
 use crate::recipe::Recipe;
-use crate::{Error, Result};
+use crate::train::rows;
+use crate::{Result, hub};
 
-/// Reads the rows of a recipe as `train` would, and prints what became of them on standard output: a table, or one
-/// JSON object a set of rows with `json`. `train` and `eval` are the recipe's data as local files. The tokens of the
-/// first `show` pairs of a set follow, prompt, chosen and rejected told by colour (on a terminal, without `NO_COLOR`)
-/// or by brackets.
+/// Reads the rows of a recipe as `train` would, and prints what became of them on standard output: a table, or one JSON
+/// object a set of rows. The tokens of the first pairs of a set follow, prompt, chosen and rejected told by colour (on
+/// a terminal, without `NO_COLOR`) or by brackets.
 ///
 /// # Errors
-/// Those of [`Dataset::load`]; a length that the model does not take; a set without a usable row, once all are printed;
-/// [`Error::Run`] where standard output cannot be written. A reader that has seen enough is no error.
-pub fn run(
-    recipe: &Recipe,
-    model_folder: &Path,
-    train: &[PathBuf],
-    eval: &[PathBuf],
-    show: usize,
-    json: bool,
-) -> Result<()> {
-    let config = Config::read(model_folder)?;
+/// Those of [`Dataset::load`]; a length that the model does not take; a set without a usable row, once all are printed.
+pub fn run(args: DataCheckArgs) -> Result<()> {
+    let recipe = Recipe::load(&args.recipe, &args.set.set)?;
+    let model = hub::model(&recipe.model.base, &recipe.model.revision)?;
+    let (train, eval) = (rows::files(&recipe.data.train)?, rows::files(&recipe.data.eval)?);
+    let config = Config::read(&model)?;
     config.check_length(recipe.data.max_length)?;
-    let tokenizer = Tokenizer::open(model_folder)?.embedded(config.vocab_size)?;
+    let tokenizer = Tokenizer::open(&model)?.embedded(config.vocab_size)?;
     let template = ChatTemplate::choose(&recipe.data.chat_template, &tokenizer)?;
     let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let mut sets = vec![("train", train, Options::train(&recipe.data))];
+    let mut sets = vec![("train", &train, Options::train(&recipe.data))];
     if !eval.is_empty() {
-        sets.push(("eval", eval, Options::eval(&recipe.data)));
+        sets.push(("eval", &eval, Options::eval(&recipe.data)));
     }
     let mut unusable = None;
     for (name, files, options) in sets {
         let dataset = Dataset::load(files, &tokenizer, template.as_ref(), &options)?;
-        let mut out = String::new();
         let held_out = if name == "train" && eval.is_empty() { recipe.data.eval_fraction } else { 0.0 };
         let held_out = (held_out > 0.0).then(|| split_eval(dataset.pairs.clone(), held_out, recipe.train.seed).1.len());
-        let shown = &dataset.pairs[..show.min(dataset.pairs.len())];
-        if json {
+        let shown = &dataset.pairs[..args.show.min(dataset.pairs.len())];
+        let out = if args.json {
             let pairs: Result<Vec<_>> = shown.iter().map(|pair| as_json(pair, files, &tokenizer)).collect();
             let object = json!({"set": name, "report": dataset.report, "held_out": held_out, "pairs": pairs?});
-            writeln!(out, "{object}").map_err(unwritten)?;
+            format!("{object}\n")
         } else {
-            write!(out, "{name}\n{}", dataset.report).map_err(unwritten)?;
+            let mut out = format!("{name}\n{}", dataset.report);
             if let Some(held_out) = held_out {
-                writeln!(out, "\nheld out (eval_fraction) {held_out:>7}").map_err(unwritten)?;
+                out += &format!("\nheld out (eval_fraction) {held_out:>7}\n");
             }
             for pair in shown {
                 out += &as_text(pair, files, &tokenizer, colour)?;
             }
             out.push('\n');
-        }
-        match io::stdout().lock().write_all(out.as_bytes()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            written => written.map_err(unwritten)?,
-        }
+            out
+        };
+        stdout::write(out.as_bytes())?;
         unusable = unusable.or(dataset.usable().err());
     }
     unusable.map_or(Ok(()), Err)
-}
-
-fn unwritten(error: impl std::fmt::Display) -> Error {
-    Error::run(format!("standard output cannot be written: {error}"))
 }
 
 fn roles(pair: &TokenizedPair) -> [(&'static str, &[u32], &'static str); 3] {
@@ -124,6 +112,8 @@ fn written_out(piece: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn shown(colour: bool) -> String {

@@ -1,8 +1,7 @@
 //! The commands: arguments in, printed results out; no tensors. One file a command.
 
 pub mod args;
-pub mod data;
-mod data_check;
+pub mod data_check;
 pub mod eval;
 pub mod export;
 pub mod generate;
@@ -31,7 +30,7 @@ pub fn run(args: Args) -> Result<()> {
             args.check()?;
             export::run(args)
         }
-        Command::Data { command: DataCommand::Check(args) } => data::run(args),
+        Command::Data { command: DataCommand::Check(args) } => data_check::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Completions { shell } => {

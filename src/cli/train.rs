@@ -4,18 +4,18 @@ use super::{args::TrainArgs, stdout};
 use crate::{
     Result,
     recipe::Recipe,
-    train::{folder, open::From, run::train},
+    train::{folder, open::StartAt, run::train},
 };
 
 /// Runs the command. The recipe is checked before anything else is touched.
 pub fn run(args: TrainArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.overrides())?;
     let from = match args.resume {
-        None => From::Start,
-        Some(None) => From::Latest,
-        Some(Some(checkpoint)) => From::Checkpoint(checkpoint),
+        None => StartAt::Start,
+        Some(None) => StartAt::Latest,
+        Some(Some(checkpoint)) => StartAt::Checkpoint(checkpoint),
     };
-    if from == From::Start {
+    if from == StartAt::Start {
         folder::refuse_inputs_within(&recipe.run.output, std::slice::from_ref(&args.recipe))?;
     }
     let summary = train(&recipe, &from, args.extend)?;

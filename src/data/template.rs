@@ -86,7 +86,7 @@ impl ChatTemplate {
             "auto" => {
                 let Some(own) = tokenizer.template() else { return Ok(None) };
                 let compiled = Self::compile(&own.file.to_string_lossy(), &own.text, tokenizer)?;
-                Ok(Some(Self { another_for_tools: own.another_for_tools, ..compiled }))
+                Ok(Some(Self { another_for_tools: own.tool_use.is_some(), ..compiled }))
             }
             file => {
                 let path = Path::new(file);

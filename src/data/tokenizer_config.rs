@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::template::MAX_SOURCE;
-use crate::weights::gguf::tokenizer::TOOL_USE_FILE;
+use crate::weights::TOOL_USE_TEMPLATE;
 use crate::{Error, Result, outside};
 
 /// The names transformers hands to chat templates.
@@ -20,8 +20,8 @@ pub struct TemplateSource {
     pub file: PathBuf,
     /// Its text.
     pub text: String,
-    /// Whether the model brings another one, `tool_use`, for chats with tools.
-    pub another_for_tools: bool,
+    /// The text of the one beside it, `tool_use`, for chats with tools.
+    pub tool_use: Option<String>,
 }
 
 /// What the files beside `tokenizer.json` say.
@@ -29,10 +29,8 @@ pub struct TemplateSource {
 pub struct TokenizerConfig {
     /// `bos_token`, `eos_token`, … and their text, those that are set.
     pub special: BTreeMap<String, String>,
-    /// The template for chats without tools.
+    /// The template for chats, and the one beside it for those with tools.
     pub template: Option<TemplateSource>,
-    /// The text of the one beside it, `tool_use`, for chats with tools.
-    pub tool_use: Option<String>,
     /// Tokens that end a generation by `generation_config.json`, or else by `config.json`.
     pub eos_ids: Vec<u32>,
 }
@@ -73,7 +71,7 @@ impl TokenizerConfig {
         };
         config.read_special_tokens(path, &object("tokenizer_config.json")?)?;
         config.eos_ids = eos_ids(path, object("generation_config.json")?.get("eos_token_id"))?;
-        let named = [("default", "chat_template.jinja"), ("tool_use", TOOL_USE_FILE)];
+        let named = [("default", "chat_template.jinja"), ("tool_use", TOOL_USE_TEMPLATE)];
         let text = |(name, file): (&str, &str)| Some((name.to_owned(), files.get(file)?.clone()));
         config.set_templates(path, named.into_iter().filter_map(text).collect());
         Ok(config)
@@ -82,9 +80,8 @@ impl TokenizerConfig {
     /// Takes the template named `default`, where there is one, and the one for tools beside it.
     fn set_templates(&mut self, file: &Path, mut named: BTreeMap<String, String>) {
         let Some(text) = named.remove("default") else { return };
-        self.tool_use = named.remove("tool_use");
-        let another_for_tools = self.tool_use.is_some();
-        self.template = Some(TemplateSource { file: file.to_owned(), text, another_for_tools });
+        let tool_use = named.remove("tool_use");
+        self.template = Some(TemplateSource { file: file.to_owned(), text, tool_use });
     }
 
     fn read_special_tokens(&mut self, path: &Path, object: &Map<String, Value>) -> Result<()> {
@@ -101,7 +98,7 @@ impl TokenizerConfig {
     fn read_template_files(&mut self, folder: &Path) -> Result<()> {
         let path = folder.join("chat_template.jinja");
         if let Some(text) = read_template(&path)? {
-            let tool_use = read_template(&folder.join(TOOL_USE_FILE))?.map(|text| ("tool_use".to_owned(), text));
+            let tool_use = read_template(&folder.join(TOOL_USE_TEMPLATE))?.map(|text| ("tool_use".to_owned(), text));
             self.set_templates(&path, [("default".to_owned(), text)].into_iter().chain(tool_use).collect());
         }
         if self.template.is_none() {
@@ -233,14 +230,13 @@ mod tests {
         let named =
             r#"{"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]}"#;
         let template = read(&[("tokenizer_config.json", named)]).unwrap().template.unwrap();
-        assert_eq!((template.text.as_str(), template.another_for_tools), ("D", true));
-        assert_eq!(read(&[("tokenizer_config.json", named)]).unwrap().tool_use.as_deref(), Some("T"));
+        assert_eq!((template.text.as_str(), template.tool_use.as_deref()), ("D", Some("T")));
         let folder = folder(&[("chat_template.jinja", "D")]);
-        let for_tools = || TokenizerConfig::read(folder.path()).unwrap().template.unwrap().another_for_tools;
-        assert!(!for_tools());
+        let for_tools = || TokenizerConfig::read(folder.path()).unwrap().template.unwrap().tool_use;
+        assert_eq!(for_tools(), None);
         std::fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
-        std::fs::write(folder.path().join(TOOL_USE_FILE), "T").unwrap();
-        assert!(for_tools());
+        std::fs::write(folder.path().join(TOOL_USE_TEMPLATE), "T").unwrap();
+        assert_eq!(for_tools().as_deref(), Some("T"));
     }
 
     #[test]
@@ -249,10 +245,10 @@ mod tests {
             let files: BTreeMap<&str, String> = files.iter().map(|(name, text)| (*name, text.to_string())).collect();
             TokenizerConfig::of_gguf(Path::new("small.gguf"), &files).unwrap()
         };
-        let both = of(&[("chat_template.jinja", "D"), (TOOL_USE_FILE, "T")]);
-        assert_eq!(both.template.map(|template| (template.text, template.another_for_tools)), Some(("D".into(), true)));
-        assert_eq!(both.tool_use.as_deref(), Some("T"));
-        assert!(!of(&[("chat_template.jinja", "D")]).template.unwrap().another_for_tools);
+        let both = of(&[("chat_template.jinja", "D"), (TOOL_USE_TEMPLATE, "T")]);
+        let both = both.template.unwrap();
+        assert_eq!((both.text.as_str(), both.tool_use.as_deref()), ("D", Some("T")));
+        assert_eq!(of(&[("chat_template.jinja", "D")]).template.unwrap().tool_use, None);
     }
 
     #[test]

@@ -14,10 +14,12 @@ use super::peft::{AdapterFolder, AdapterMatrix};
 use crate::keys::object_file;
 use crate::model::Config;
 use crate::outside;
-use crate::store::{Folder, SafetensorsWriter, write_atomic};
+use crate::store::{Folder, SafetensorsWriter, write_atomic, write_text};
 use crate::weights::gguf::{self, GgufFile};
 use crate::weights::safetensors::Stored;
-use crate::weights::{DType, ModelFolder, StoredMatrix, StoredTensor, config_object, folder::Raw, is_gguf};
+use crate::weights::{
+    DType, ModelFolder, StoredMatrix, StoredTensor, TOOL_USE_TEMPLATE, config_object, folder::Raw, is_gguf,
+};
 use crate::{Error, Result};
 
 /// Bytes of tensors in one file, as transformers splits them at most.
@@ -38,7 +40,7 @@ const BLOCK: usize = 1 << 20;
 
 /// What a model folder holds beside its weights and its config.
 const COMPANIONS: [&str; 11] = [
-    gguf::tokenizer::TOOL_USE_FILE,
+    TOOL_USE_TEMPLATE,
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -291,7 +293,7 @@ pub(super) fn copy_companions(from: &Path, to: &Path, dtype: Option<DType>) -> R
         for (name, text) in gguf::tokenizer::files(GgufFile::open(from)?.metadata())? {
             let written = to.join(name);
             make_folder_of(&written)?;
-            write_atomic(&written, |file| std::io::Write::write_all(file, text.as_bytes()))?;
+            write_text(&written, &text)?;
         }
     }
     for name in COMPANIONS.into_iter().filter(|_| !is_gguf(from)) {
@@ -331,7 +333,7 @@ fn without_code(copy: &Path) -> Result<()> {
 }
 
 pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write_atomic(path, |file| std::io::Write::write_all(file, format!("{value:#}\n").as_bytes()))
+    write_text(path, &format!("{value:#}\n"))
 }
 
 #[cfg(test)]

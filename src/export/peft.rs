@@ -11,7 +11,7 @@ use super::adapter_config::{self, AdapterConfig};
 use super::card::model_card;
 use super::targets::{ALL_LINEAR, last_part};
 use crate::recipe::{Recipe, TargetModules};
-use crate::store::{SafetensorsWriter, write_atomic};
+use crate::store::{SafetensorsWriter, write_text};
 use crate::weights::safetensors::Stored;
 use crate::weights::{DType, SafetensorsFile};
 use crate::{Error, Result};
@@ -82,11 +82,8 @@ impl AdapterFolder {
             names.dedup();
             config.target_modules = TargetModules::List(names);
         }
-        let text = |name: &str, text: &str| {
-            write_atomic(&folder.join(name), |file| std::io::Write::write_all(file, text.as_bytes()))
-        };
-        text(adapter_config::FILE, &config.to_text())?;
-        text("README.md", &model_card(&config, recipe))?;
+        write_text(&folder.join(adapter_config::FILE), &config.to_text())?;
+        write_text(&folder.join("README.md"), &model_card(&config, recipe))?;
 
         let entries: Vec<_> = self.matrices.iter().flat_map(AdapterMatrix::entries).collect();
         let path = folder.join(WEIGHTS);

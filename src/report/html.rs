@@ -1,7 +1,6 @@
 //! `report.html`: the run's curves and samples on one self-contained page, with what the curves mean.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 
 use serde_json::Value;
@@ -11,6 +10,25 @@ use crate::{Result, store};
 
 const STYLE: &str = include_str!("report.css");
 const EXPLANATION: &str = include_str!("explanation.html");
+
+/// A line of a chart: what it is called, its class in the style, and its name in `metrics.jsonl`.
+type Line = (&'static str, &'static str, &'static str);
+
+/// What is drawn: charts and their lines.
+const CHARTS: [(&str, &[Line]); 4] = [
+    ("Loss", &[("train", "a", "loss"), ("held out", "b", "eval_loss")]),
+    (
+        "Rewards",
+        &[
+            ("chosen", "a", "rewards/chosen"),
+            ("rejected", "c", "rewards/rejected"),
+            ("chosen, held out", "b", "eval_rewards/chosen"),
+            ("rejected, held out", "d", "eval_rewards/rejected"),
+        ],
+    ),
+    ("Reward margin", &[("train", "a", "rewards/margins"), ("held out", "b", "eval_rewards/margins")]),
+    ("Reward accuracy", &[("train", "a", "rewards/accuracies"), ("held out", "b", "eval_rewards/accuracies")]),
+];
 
 /// What the page shows.
 #[derive(Debug, Clone, Default)]
@@ -32,19 +50,6 @@ pub struct Page<'a> {
 pub struct Curves(BTreeMap<&'static str, Vec<(f64, f64)>>);
 
 impl Curves {
-    const NAMES: [&'static str; 10] = [
-        "loss",
-        "eval_loss",
-        "rewards/chosen",
-        "rewards/rejected",
-        "rewards/margins",
-        "rewards/accuracies",
-        "eval_rewards/chosen",
-        "eval_rewards/rejected",
-        "eval_rewards/margins",
-        "eval_rewards/accuracies",
-    ];
-
     /// Those of `rows`, of which none is held.
     ///
     /// # Errors
@@ -53,7 +58,7 @@ impl Curves {
         let mut curves = Self::default();
         for row in rows {
             let row = row?;
-            for name in Self::NAMES {
+            for (_, _, name) in CHARTS.iter().flat_map(|(_, lines)| *lines) {
                 if let Some(point) = row["step"].as_f64().zip(row[name].as_f64()) {
                     curves.0.entry(name).or_default().push(point);
                 }
@@ -77,7 +82,7 @@ pub struct Sample {
 impl Page<'_> {
     /// Writes the page to `path`.
     pub fn write(&self, path: &Path) -> Result<()> {
-        store::write_atomic(path, |file| file.write_all(self.render().as_bytes()))
+        store::write_text(path, &self.render())
     }
 
     /// The page as HTML.
@@ -106,30 +111,14 @@ impl Page<'_> {
     }
 
     fn charts(&self) -> String {
-        let train = |name, class, key| Series { name, class, marked: false, points: self.curve(key) };
-        let eval = |name, class, key| Series { name, class, marked: true, points: self.curve(key) };
-        let charts = [
-            ("Loss", vec![train("train", "a", "loss"), eval("held out", "b", "eval_loss")]),
-            (
-                "Rewards",
-                vec![
-                    train("chosen", "a", "rewards/chosen"),
-                    train("rejected", "c", "rewards/rejected"),
-                    eval("chosen, held out", "b", "eval_rewards/chosen"),
-                    eval("rejected, held out", "d", "eval_rewards/rejected"),
-                ],
-            ),
-            (
-                "Reward margin",
-                vec![train("train", "a", "rewards/margins"), eval("held out", "b", "eval_rewards/margins")],
-            ),
-            (
-                "Reward accuracy",
-                vec![train("train", "a", "rewards/accuracies"), eval("held out", "b", "eval_rewards/accuracies")],
-            ),
-        ];
-        let drawn: String =
-            charts.into_iter().filter_map(|(title, series)| line_chart(title, "optimizer step", series)).collect();
+        let series = |&(name, class, key): &Line| {
+            // an evaluation is a point that is marked, a step is not
+            Series { name, class, marked: key.starts_with("eval_"), points: self.curve(key) }
+        };
+        let drawn: String = CHARTS
+            .iter()
+            .filter_map(|(title, lines)| line_chart(title, "optimizer step", lines.iter().map(series).collect()))
+            .collect();
         if drawn.is_empty() { "<p>No step was logged.</p>\n".into() } else { drawn }
     }
 

@@ -46,6 +46,14 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<disk::File>) -
     })
 }
 
+/// Writes a text, as [`write_atomic`] does.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    write_atomic(path, |file| file.write_all(text.as_bytes()))
+}
+
 /// A folder in the making. Dropped before [`Folder::finish`], it leaves nothing.
 #[derive(Debug)]
 pub struct Folder {

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -133,7 +132,7 @@ pub fn save(run: &Path, state: &State, fill: impl FnOnce(&Path) -> Result<()>) -
     fill(folder.path())?;
     let file = folder.path().join(STATE);
     let text = serde_json::to_string_pretty(state).map_err(|error| Error::writing(&file, error.into()))?;
-    store::write_atomic(&file, |file| writeln!(file, "{text}"))?;
+    store::write_text(&file, &(text + "\n"))?;
     folder.finish()?;
     match open(&path) {
         Ok(saved) if saved == *state => Ok(path),
@@ -249,7 +248,7 @@ mod tests {
     }
 
     fn save_step(run: &Path, step: u64) -> Result<PathBuf> {
-        save(run, &state(step), |folder| store::write_atomic(&folder.join(OPTIMIZER), |file| write!(file, "{step}")))
+        save(run, &state(step), |folder| store::write_text(&folder.join(OPTIMIZER), &step.to_string()))
     }
 
     fn names(run: &Path) -> Vec<String> {

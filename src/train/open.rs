@@ -1,9 +1,6 @@
 //! How a run begins, or goes on. What goes on is checked before its first file changes.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use super::{
     adapters,
@@ -33,7 +30,7 @@ use crate::{
 
 /// Where a run goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum From {
+pub enum StartAt {
     /// At the start.
     Start,
     /// At the newest whole checkpoint of its folder.
@@ -44,10 +41,10 @@ pub enum From {
 
 impl<'a> Run<'a> {
     /// The run, and the step that it begins with.
-    pub(super) fn open(recipe: &'a Recipe, from: &From, extend: bool) -> Result<(Self, usize)> {
+    pub(super) fn open(recipe: &'a Recipe, from: &StartAt, extend: bool) -> Result<(Self, usize)> {
         // until the folder is touched Ctrl-C ends the process at once: nothing is there to save
         let signals = Signals::install()?;
-        if *from == From::Start {
+        if *from == StartAt::Start {
             folder::refuse_inputs_within(&recipe.run.output, &rows::read(recipe)?)?;
         }
         let progress = Progress::stderr();
@@ -90,7 +87,7 @@ impl<'a> Run<'a> {
         signals.hold();
         let output = &recipe.run.output;
         let (lock, metrics, at) = match from {
-            From::Start => {
+            StartAt::Start => {
                 let (lock, aside) = folder::begin(output)?;
                 if let Some(aside) = aside {
                     progress.note(&format!("{} holds an earlier run; it is {} now", output.display(), aside.display()));
@@ -98,7 +95,7 @@ impl<'a> Run<'a> {
                 write_recipe(recipe)?;
                 (lock, MetricsFile::create(&output.join(folder::METRICS))?, None)
             }
-            From::Latest | From::Checkpoint(_) => {
+            StartAt::Latest | StartAt::Checkpoint(_) => {
                 let lock = folder::go_on(output)?;
                 let path = checkpoint_of(output, from, &progress)?;
                 let state = checkpoint::open(&path)?;
@@ -154,7 +151,7 @@ impl<'a> Run<'a> {
         }
         store::space::require(output, run.bytes_to_write(first, total)?, "the run")?;
         // what may be refused has been, before the first file changes
-        if *from != From::Start {
+        if *from != StartAt::Start {
             // before the checkpoints of that end: without it a run is one that can be gone on with, however far it is
             if first < total {
                 folder::reopen(output)?;
@@ -204,12 +201,12 @@ impl<'a> Run<'a> {
 
 /// Writes the recipe into the run's folder.
 fn write_recipe(recipe: &Recipe) -> Result<()> {
-    store::write_atomic(&recipe.run.output.join(folder::RECIPE), |file| file.write_all(recipe.to_toml().as_bytes()))
+    store::write_text(&recipe.run.output.join(folder::RECIPE), &recipe.to_toml())
 }
 
 /// The checkpoint that a run goes on from; says which newer ones are damaged.
-fn checkpoint_of(run: &Path, from: &From, progress: &Progress) -> Result<PathBuf> {
-    if let From::Checkpoint(path) = from {
+fn checkpoint_of(run: &Path, from: &StartAt, progress: &Progress) -> Result<PathBuf> {
+    if let StartAt::Checkpoint(path) = from {
         return match (path.canonicalize(), run.canonicalize()) {
             (Ok(there), Ok(run)) if there == run => Err(Error::recipe(format!(
                 "--resume {}: that is the run's folder; name one of its checkpoints, or none for the newest",

@@ -11,7 +11,7 @@ use super::{
     checkpoint::{self, MadeOf, State},
     folder, identity,
     lock::Lock,
-    open::From,
+    open::StartAt,
     pairs::{self, StepDropout},
     reference::Reference,
     rows::Rows,
@@ -81,7 +81,7 @@ pub(super) struct Count {
 ///
 /// # Errors
 /// [`Error::Stopped`] after a signal, once the last whole step is saved; else whatever went wrong.
-pub fn train(recipe: &Recipe, from: &From, extend: bool) -> Result<Summary> {
+pub fn train(recipe: &Recipe, from: &StartAt, extend: bool) -> Result<Summary> {
     let started = Instant::now();
     let (mut run, first) = Run::open(recipe, from, extend)?;
     let outcome = run.train(first);

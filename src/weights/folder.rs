@@ -24,6 +24,8 @@ use crate::{Error, Result, outside};
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const CONFIG: &str = "config.json";
+/// Where transformers looks for the template of chats with tools.
+pub const TOOL_USE_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
 
 /// The weights of one model, mapped; nothing is read before it is used.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ mod unique;
 pub mod upload;
 
 pub use dtype::DType;
-pub use folder::{ModelFolder, config_object, is_gguf};
+pub use folder::{ModelFolder, TOOL_USE_TEMPLATE, config_object, is_gguf};
 pub use mapped::{MappedBytes, MappedTensor, StoredMatrix};
 pub use safetensors::SafetensorsFile;
 pub use stored::StoredTensor;

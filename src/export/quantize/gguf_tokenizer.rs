@@ -252,10 +252,10 @@ fn special(keys: &mut Keys, folder: &Path, config: &Config, ids: &HashMap<&str, 
     }
     if let Some(template) = stated.template {
         keys.text("tokenizer.chat_template", &template.text);
-    }
-    if let Some(template) = stated.tool_use {
-        keys.texts("tokenizer.chat_templates", ["tool_use"].into_iter());
-        keys.text(TOOL_USE, &template);
+        if let Some(template) = template.tool_use {
+            keys.texts("tokenizer.chat_templates", ["tool_use"].into_iter());
+            keys.text(TOOL_USE, &template);
+        }
     }
     Ok(eos)
 }

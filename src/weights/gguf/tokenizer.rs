@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::{Map, Value, json};
 
+use super::super::folder::TOOL_USE_TEMPLATE;
 use super::metadata::Metadata;
 use crate::Result;
 
@@ -24,8 +25,6 @@ const USER_DEFINED: i64 = 4;
 
 /// The template for chats with tools, as gguf-py names it.
 pub const TOOL_USE: &str = "tokenizer.chat_template.tool_use";
-/// Where transformers looks for it in a folder.
-pub const TOOL_USE_FILE: &str = "additional_chat_templates/tool_use.jinja";
 
 /// The added tokens of a Phi-3 that leave the spaces after them.
 pub const PHI3_LEAVING: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
@@ -175,7 +174,7 @@ pub fn files(metadata: &Metadata) -> Result<BTreeMap<&'static str, String>> {
         files.insert("chat_template.jinja", template.to_string());
     }
     if let Some(template) = metadata.text(TOOL_USE)? {
-        files.insert(TOOL_USE_FILE, template.to_string());
+        files.insert(TOOL_USE_TEMPLATE, template.to_string());
     }
     Ok(files)
 }

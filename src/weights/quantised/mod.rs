@@ -111,18 +111,16 @@ fn block_structure(section: &Keys) -> Result<Option<[usize; 2]>> {
 
 /// Rows and columns under one scale, as a key states them.
 fn block_size(section: &Keys, key: &str) -> Result<Option<[usize; 2]>> {
-    let size = |value: &Value| value.as_u64().filter(|size| (1..=1 << 24).contains(size)).map(|size| size as usize);
-    section.typed(key, "two sizes", |value| match value {
-        Value::Array(sizes) => match sizes.as_slice() {
-            [rows, columns] => Some([size(rows)?, size(columns)?]),
-            _ => None,
-        },
-        // as older versions of compressed-tensors wrote it: "128x128"
-        Value::String(text) => {
-            let (rows, columns) = text.split_once('x')?;
-            Some([size(&rows.parse::<u64>().ok()?.into())?, size(&columns.parse::<u64>().ok()?.into())?])
-        }
-        _ => None,
+    let size = |size: u64| (1..=1 << 24).contains(&size).then_some(size as usize);
+    section.typed(key, "two sizes", |value| {
+        let sizes: Vec<u64> = match value {
+            Value::Array(sizes) => sizes.iter().map(Value::as_u64).collect::<Option<_>>()?,
+            // as older versions of compressed-tensors wrote it: "128x128"
+            Value::String(text) => text.split('x').map(|size| size.parse().ok()).collect::<Option<_>>()?,
+            _ => return None,
+        };
+        let [rows, columns] = sizes[..] else { return None };
+        Some([size(rows)?, size(columns)?])
     })
 }
 

@@ -173,4 +173,31 @@ fn peft_and_transformers_read_the_exports_with_our_log_probs() {
             }
         }
     }
+    // a regex that also matches modules that are no linear layers, which PEFT does not take as it is
+    for (name, regex) in [("attention", ".*self_attn.*"), ("mlp", r".*\.mlp\..*")] {
+        let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/quickstart.toml");
+        let set = format!("adapter.target_modules={regex}");
+        let short = ["--set", "data.eval=[]", "--set", "train.warmup_steps=0", "--set", "train.eval_every=0"];
+        let train = ["train", recipe, "--max-steps", "1", "--output", name, "--set", &set, "--set", "samples.count=2"];
+        run(&[&train[..], &short].concat(), place.path());
+        theirs(&[Path::new("adapter"), Path::new(BASE), &place.path().join(name).join("adapter")]);
+    }
+}
+
+/// Names of layers in full stand for a regex in what is written, and every command reads them.
+#[test]
+fn an_adapter_of_a_regex_is_gone_on_with() {
+    let tiny = Tiny::new();
+    let regex = "adapter.target_modules=.*self_attn.*";
+    tiny.train("a", &[regex, "train.max_steps=2"]);
+    let config: Value = serde_json::from_str(&tiny.read("runs/a/adapter/adapter_config.json")).unwrap();
+    let names = config["target_modules"].as_array().unwrap();
+    assert_eq!((names.len(), names[0].as_str()), (8, Some("model.layers.0.self_attn.k_proj")));
+    tiny.ok(&tiny::arguments("a", &[regex, "train.max_steps=3"], &["--resume", "--extend"]));
+    tiny.train(
+        "b",
+        &["adapter.start_from=runs/a/adapter", "adapter.r=16", "adapter.lora_alpha=32", "train.max_steps=1"],
+    );
+    tiny.ok(&["export", "runs/b", "--to", "merged", "merged"]);
+    tiny.ok(&["export", "runs/a", "--to", "gguf-adapter", "a.gguf"]);
 }

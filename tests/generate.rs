@@ -1,5 +1,7 @@
 //! Sampling with a cache of keys and values, against full forward passes.
 
+use std::process::Command;
+
 use dpo_lora::{
     engine::{
         generate::{Sampling, generate},
@@ -9,6 +11,7 @@ use dpo_lora::{
     model::{decoder::Decoder, linear::Through},
     random::Stream,
 };
+use serde_json::Value;
 
 #[path = "support/numbers.rs"]
 mod numbers;
@@ -79,6 +82,19 @@ fn a_sampled_token_stands_where_its_random_number_falls() {
             }
         }
     }
+}
+
+/// Its tokenizer's decoder takes a space off a text's start.
+#[test]
+fn a_text_joins_to_its_prompt() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gguf/mistral/model.gguf");
+    let arguments = ["generate", model, "--prompt", "you", "--count", "40", "--max-new-tokens", "2", "--json"];
+    let output = Command::new(env!("CARGO_BIN_EXE_dpo-lora")).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let texts: Vec<_> = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["text"].take()).collect();
+    let spaced = texts.iter().filter(|text| text.as_str().unwrap().starts_with(' ')).count();
+    assert!(texts.len() == 40 && spaced > 0, "{texts:?}");
 }
 
 #[test]

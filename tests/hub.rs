@@ -367,6 +367,9 @@ fn a_folder_is_itself_and_other_names_are_refused() {
     says(&input(hub.model("./not/here", "main")), &["./not/here", "no such folder", "OWNER/NAME"]);
     says(&input(hub.model("gpt2", "main")), &["gpt2", "no such folder", "OWNER/NAME"]);
     says(&input(hub.model(ID, "../main")), &["../main", "cannot be a revision"]);
+    // tests run in the package's folder, which holds one of this name
+    assert!(Path::new("assets/quickstart").is_dir());
+    says(&input(hub.model("assets/quickstart", "main")), &["model assets/quickstart (revision main)"]);
 }
 
 /// Cache, endpoint, token and offline switch under many environments, by both programs.

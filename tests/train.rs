@@ -476,6 +476,30 @@ fn data_check_says_what_becomes_of_the_rows() {
     assert!(said.contains("7 rows read, 4 used") && said.contains(&expected), "{said}");
 }
 
+#[test]
+fn rows_held_out_that_are_trained_on_are_said() {
+    let tiny = Tiny::new();
+    let all = rows(24);
+    tiny.write(
+        "some.jsonl",
+        all.lines().take(3).collect::<Vec<_>>().join("\n") + "\n" + &rows(25).lines().last().unwrap(),
+    );
+    let eval = "data.eval=[\"some.jsonl\"]";
+    let said = tiny.train("a", &[eval, "train.max_steps=1"]);
+    let warning =
+        "warning: 3 of the 4 held-out rows are among the training rows; their figures say nothing of new rows";
+    assert!(said.contains(warning), "{said}");
+    let check = ["data", "check", "recipe.toml", "--set"];
+    let text = tiny.ok(&[&check[..], &[eval]].concat());
+    assert!(text.contains("also trained on                 3\n"), "{text}");
+    // a file that is named twice is on both sides
+    let twice = ["data.train=[\"rows.jsonl\",\"rows.jsonl\"]", "--set", "data.eval_fraction=0.1", "--json"];
+    let json: Value = serde_json::from_str(&tiny.ok(&[&check[..], &twice].concat())).unwrap();
+    assert!(json["also_trained_on"].as_u64() > Some(0), "{json}");
+    let said = tiny.train("b", &["data.eval_fraction=0.25", "train.max_steps=1"]);
+    assert!(!said.contains("held-out rows are among"), "{said}");
+}
+
 /// A model whose rope changes beyond a length is exact up to it alone, whatever rows a command reads.
 #[test]
 fn rows_longer_than_the_model_is_exact_are_refused() {

@@ -1,9 +1,11 @@
 //! What may stand on the command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
 
+use crate::hub::folder_or_name;
 use crate::{Error, Result};
 
 /// Align a language model with preference pairs: DPO with LoRA, one frozen copy of the weights.
@@ -86,6 +88,7 @@ pub struct TrainArgs {
     pub set: SetArgs,
     /// Go on from the last checkpoint of the run's folder, or from this one
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, value_hint = ValueHint::DirPath)]
+    #[arg(value_parser = PathBufValueParser::new().try_map(checkpoint))]
     pub resume: Option<Option<PathBuf>>,
     /// With --resume: go on for more steps than the run had (train.max_steps, train.epochs)
     ///
@@ -183,7 +186,7 @@ Examples:
 #[command(group(clap::ArgGroup::new("what").required(true).args(["prompt", "prompts"])))]
 pub struct GenerateArgs {
     /// The model: a folder, a .gguf file or a hub id
-    #[arg(value_hint = ValueHint::DirPath)]
+    #[arg(value_hint = ValueHint::DirPath, value_parser = folder_or_name)]
     pub model: String,
     /// Branch, tag or commit on the hub; default: the one that the adapter was made on, or main
     #[arg(long, value_name = "REVISION")]
@@ -244,7 +247,7 @@ pub struct ExportArgs {
     #[arg(value_name = "OUT", value_hint = ValueHint::AnyPath)]
     pub out: PathBuf,
     /// The base model, where the adapter does not name it rightly
-    #[arg(long, value_name = "MODEL")]
+    #[arg(long, value_name = "MODEL", value_parser = folder_or_name)]
     pub base: Option<String>,
     /// The merged weights' type; default: the base's own
     #[arg(long, value_enum)]
@@ -261,6 +264,22 @@ impl ExportArgs {
             (ExportTo::Peft | ExportTo::GgufAdapter, Some(_)) => {
                 Err(Error::recipe("--dtype is for --to merged: an adapter stays in its own type"))
             }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl GenerateArgs {
+    /// Refuses what clap cannot: a revision of a folder or a file, as a recipe does.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`], a usage error.
+    pub fn check(&self) -> Result<()> {
+        match &self.revision {
+            Some(revision) if revision != "main" && Path::new(&self.model).exists() => Err(Error::recipe(format!(
+                "--revision has no meaning for {}: it is for the hub; leave it away",
+                self.model
+            ))),
             _ => Ok(()),
         }
     }
@@ -296,7 +315,7 @@ Examples:
   dpo-lora quantize big-model --to nf4 big-model-nf4")]
 pub struct QuantizeArgs {
     /// The unquantised model: a folder or a hub id
-    #[arg(value_hint = ValueHint::DirPath)]
+    #[arg(value_hint = ValueHint::DirPath, value_parser = folder_or_name)]
     pub model: String,
     /// What to write
     #[arg(long, value_enum)]
@@ -364,6 +383,12 @@ fn at_least_one(text: &str) -> std::result::Result<usize, String> {
     text.parse().ok().filter(|number| *number >= 1).ok_or_else(|| "expected a whole number, at least 1".into())
 }
 
+/// `--resume` takes what follows it, a recipe too.
+fn checkpoint(path: PathBuf) -> std::result::Result<PathBuf, &'static str> {
+    let is_recipe = path.extension().is_some_and(|ending| ending == "toml") && !path.is_dir();
+    if is_recipe { Err("it is no checkpoint's folder; put the recipe before --resume") } else { Ok(path) }
+}
+
 fn temperature(text: &str) -> std::result::Result<f64, String> {
     let fits = |number: &f64| *number >= 0.0 && number.is_finite();
     text.parse().ok().filter(fits).ok_or_else(|| "expected a finite number, at least 0".into())
@@ -400,6 +425,9 @@ mod tests {
         assert_eq!(resume("dpo-lora train r.toml"), None);
         assert_eq!(resume("dpo-lora train r.toml --resume"), Some(None));
         assert_eq!(resume("dpo-lora train r.toml --resume c-1"), Some(Some("c-1".into())));
+        let error = parse("dpo-lora train --resume r.toml").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("put the recipe before --resume"), "{error}");
     }
 
     #[test]
@@ -420,5 +448,29 @@ mod tests {
             panic!("not export")
         };
         assert_eq!(args.check().unwrap_err().exit_code(), 2);
+        let revised = |model: &str, revision: &str| {
+            let line = format!("dpo-lora generate {model} --revision {revision} --prompt a");
+            let Command::Generate(args) = parse(&line).unwrap().command else { panic!("not generate") };
+            args.check().map_err(|error| (error.exit_code(), error.to_string().contains("--revision")))
+        };
+        assert_eq!(revised("assets/quickstart", "v1"), Err((2, true)));
+        assert_eq!(revised("assets/quickstart", "main"), Ok(()));
+        assert_eq!(revised("owner/name", "v1"), Ok(()));
+    }
+
+    #[test]
+    fn a_folder_in_the_current_one_is_a_folder() {
+        let here = std::env::current_dir().unwrap();
+        let model = |line: &str| match parse(line).unwrap().command {
+            Command::Generate(args) => args.model,
+            Command::Quantize(args) => args.model,
+            Command::Export(args) => args.base.unwrap(),
+            _ => panic!("no model"),
+        };
+        for line in ["generate NAME --prompt a", "quantize NAME --to nf4 out", "export r --to peft out --base NAME"] {
+            let named = |name: &str| model(&format!("dpo-lora {}", line.replace("NAME", name)));
+            assert_eq!(Path::new(&named("assets/quickstart")), here.join("assets/quickstart"), "{line}");
+            assert_eq!(named("owner/name"), "owner/name", "{line}");
+        }
     }
 }

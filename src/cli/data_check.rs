@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::{args::DataCheckArgs, stdout};
-use crate::data::{ChatTemplate, Dataset, Options, TokenizedPair, Tokenizer, split_eval};
+use crate::data::{ChatTemplate, Dataset, Options, TokenizedPair, Tokenizer, split_eval, trained_on};
 use crate::model::Config;
 use crate::recipe::Recipe;
 use crate::train::rows;
@@ -31,20 +31,33 @@ pub fn run(args: DataCheckArgs) -> Result<()> {
     if !eval.is_empty() {
         sets.push(("eval", &eval, Options::eval(&recipe.data)));
     }
-    let mut unusable = None;
+    let (mut unusable, mut training) = (None, None::<Vec<TokenizedPair>>);
     for (name, files, options) in sets {
         let dataset = Dataset::load(files, &tokenizer, template.as_ref(), &options)?;
         let held_out = if name == "train" && eval.is_empty() { recipe.data.eval_fraction } else { 0.0 };
-        let held_out = (held_out > 0.0).then(|| split_eval(dataset.pairs.clone(), held_out, recipe.train.seed).1.len());
+        let split = (held_out > 0.0).then(|| split_eval(dataset.pairs.clone(), held_out, recipe.train.seed));
+        let also_trained_on = match (&split, &training) {
+            (Some((kept, held_out)), _) => Some(trained_on(held_out, kept)),
+            (None, Some(training)) => Some(trained_on(&dataset.pairs, training)),
+            (None, None) => None,
+        };
+        let held_out = split.map(|(_, held_out)| held_out.len());
         let shown = &dataset.pairs[..args.show.min(dataset.pairs.len())];
         let out = if args.json {
             let pairs: Result<Vec<_>> = shown.iter().map(|pair| as_json(pair, files, &tokenizer)).collect();
-            let object = json!({"set": name, "report": dataset.report, "held_out": held_out, "pairs": pairs?});
+            let object = json!({
+                "set": name, "report": dataset.report, "held_out": held_out, "also_trained_on": also_trained_on,
+                "pairs": pairs?,
+            });
             format!("{object}\n")
         } else {
             let mut out = format!("{name}\n{}", dataset.report);
             if let Some(held_out) = held_out {
                 out += &format!("\nheld out (eval_fraction) {held_out:>7}\n");
+            }
+            if let Some(rows) = also_trained_on {
+                let above = if held_out.is_some() { "" } else { "\n" };
+                out += &format!("{above}also trained on         {rows:>9}\n");
             }
             for pair in shown {
                 out += &as_text(pair, files, &tokenizer, colour)?;
@@ -53,7 +66,10 @@ pub fn run(args: DataCheckArgs) -> Result<()> {
             out
         };
         stdout::write(out.as_bytes())?;
-        unusable = unusable.or(dataset.usable().err());
+        match dataset.usable() {
+            Ok(usable) => training = training.or(Some(usable.pairs)),
+            Err(error) => unusable = unusable.or(Some(error)),
+        }
     }
     unusable.map_or(Ok(()), Err)
 }

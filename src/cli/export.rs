@@ -64,7 +64,7 @@ fn base_of<'a>(adapter: &'a AdapterFolder, source: &Path) -> Result<&'a str> {
 /// Opens the merged model and says how far it is from base and adapter, on what the adapter writes to the recipe's
 /// prompts, or to nothing.
 fn report_difference(base: &Base, adapter: &AdapterFolder, out: &Path, recipe: Option<&Recipe>) -> Result<()> {
-    let merged = Base::open(&out.display().to_string(), "main", &Device::Cpu, Compute::F32)?;
+    let merged = Base::open(&hub::folder_or_name(&out.display().to_string())?, "main", &Device::Cpu, Compute::F32)?;
     let texts = recipe.map_or(&[][..], |recipe| &recipe.samples.prompts);
     let mut prompts = texts.iter().map(|text| base.tokenizer.encode(text, true)).collect::<Result<Vec<_>>>()?;
     prompts.retain(|prompt| !prompt.is_empty());

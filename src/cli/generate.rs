@@ -61,7 +61,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
                     stop: base.tokenizer.stop_ids().to_vec(),
                 };
                 for answer in generate(&base.model, &[&ids], *through, &sampling, &|| Ok(()))? {
-                    let text = base.tokenizer.decode(&answer, true)?;
+                    let text = base.tokenizer.decode_after(&ids, &answer)?;
                     match args.json {
                         true => stdout::json(&Written { prompt, model, text })?,
                         false if args.compare => stdout::line(format!("[{model}] {prompt}{text}\n"))?,

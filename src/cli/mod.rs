@@ -25,7 +25,10 @@ pub fn run(args: Args) -> Result<()> {
         Command::Train(args) => train::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Eval(args) => eval::run(args),
-        Command::Generate(args) => generate::run(args),
+        Command::Generate(args) => {
+            args.check()?;
+            generate::run(args)
+        }
         Command::Export(args) => {
             args.check()?;
             export::run(args)

@@ -1,5 +1,6 @@
 //! Files of rows become pairs of tokens, and every row that does not is counted.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -174,6 +175,16 @@ pub fn fingerprint(pairs: &[TokenizedPair]) -> [u8; 32] {
         }
     }
     hash.finalize().into()
+}
+
+/// How many of the pairs held out are among those trained on: the same prompt, chosen and rejected.
+pub fn trained_on(held_out: &[TokenizedPair], train: &[TokenizedPair]) -> usize {
+    fn row(pair: &TokenizedPair) -> [&[u32]; 3] {
+        [&pair.prompt, &pair.chosen, &pair.rejected]
+    }
+    let asked: HashSet<_> = held_out.iter().map(row).collect();
+    let met: HashSet<_> = train.iter().map(row).filter(|row| asked.contains(row)).collect();
+    held_out.iter().filter(|pair| met.contains(&row(pair))).count()
 }
 
 /// The next rows, `most` at most and no more than [`CHUNK_BYTES`] and one row of text, each with its line.

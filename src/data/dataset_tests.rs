@@ -126,6 +126,17 @@ fn chunks_keep_the_order_and_limit_holds() {
 }
 
 #[test]
+fn rows_held_out_that_are_trained_on_are_counted() {
+    let row = |i: usize| json!({"prompt": format!("the {i}"), "chosen": " sky", "rejected": " sea"});
+    let turned = json!({"prompt": "the 1", "chosen": " sea", "rejected": " sky"});
+    let train = load(&[&lines(&[row(1), row(2), row(2), row(3)])], &options()).unwrap().pairs;
+    let held_out = load(&[&lines(&[turned, row(2), row(4), row(2), row(3)])], &options()).unwrap().pairs;
+    assert_eq!(trained_on(&held_out, &train), 3);
+    assert_eq!(trained_on(&held_out[..1], &train), 0);
+    assert_eq!(trained_on(&[], &train), 0);
+}
+
+#[test]
 fn errors_name_file_and_line() {
     let good = r#"{"prompt": "p", "chosen": "c", "rejected": "r"}"#;
     let chat = r#"{"prompt": [{"role": "user", "content": "a"}], "chosen": [{"role": "assistant", "content": "b"}], "rejected": [{"role": "assistant"}]}"#;

@@ -16,7 +16,7 @@ mod tokenize;
 pub mod tokenizer;
 mod tokenizer_config;
 
-pub use dataset::{Dataset, Options, fingerprint};
+pub use dataset::{Dataset, Options, fingerprint, trained_on};
 pub use order::{order, split_eval};
 pub use report::Report;
 pub use template::{ChatTemplate, Extras, Message};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
-use crate::{Error, Result};
+use crate::{Error, Result, recipe};
 
 /// Longest line in bytes: a row's text is held in memory whole.
 const MAX_LINE: u64 = 16 << 20;
@@ -15,7 +15,8 @@ const MAX_LINE: u64 = 16 << 20;
 const MAX_UNPACKED: u64 = 32 << 20;
 const MAX_RATIO: u64 = 100;
 
-/// The files that `patterns` name, in the order given; those of one glob in the order of their names. A name that
+/// The files that `patterns` name, in the order given; those of one glob in the order of their names, hidden ones
+/// only where it begins their names with a dot. A name that
 /// exists is taken as it stands, whatever characters it has.
 ///
 /// # Errors
@@ -28,7 +29,8 @@ pub fn expand(patterns: &[String]) -> Result<Vec<PathBuf>> {
             files.push(path.to_owned());
             continue;
         }
-        let matches = glob::glob(pattern).map_err(|error| Error::input(format!("{pattern}: not a glob: {error}")))?;
+        let matches =
+            recipe::matches(pattern).map_err(|error| Error::input(format!("{pattern}: not a glob: {error}")))?;
         let before = files.len();
         for found in matches {
             let found = found.map_err(|error| Error::input(format!("{pattern}: cannot be searched: {error}")))?;
@@ -197,13 +199,16 @@ mod tests {
     #[test]
     fn globs_are_sorted_and_names_taken_as_they_stand() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["b.jsonl", "a.jsonl", "c[1].jsonl"] {
+        for name in ["b.jsonl", "a.jsonl", "c[1].jsonl", ".b.jsonl"] {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
         let path = |name: &str| folder.path().join(name);
         let pattern = |name: &str| path(name).to_string_lossy().into_owned();
         let all = expand(&[pattern("c[1].jsonl"), pattern("[ab].jsonl"), pattern("missing.jsonl")]).unwrap();
         assert_eq!(all, [path("c[1].jsonl"), path("a.jsonl"), path("b.jsonl"), path("missing.jsonl")]);
+        // what an editor or a copy left half-done is hidden, and is no data
+        assert_eq!(expand(&[pattern("*b.jsonl")]).unwrap(), [path("b.jsonl")]);
+        assert_eq!(expand(&[pattern(".*.jsonl")]).unwrap(), [path(".b.jsonl")]);
         assert!(expand(&[pattern("z*.jsonl")]).unwrap_err().to_string().contains("no file matches"));
     }
 }

@@ -130,6 +130,12 @@ impl Report {
         if self.truncated > 0 {
             parts.push(format!("{} prompts cut", self.truncated));
         }
+        if self.seam_merges > 0 {
+            parts.push(format!("{} seams merged", self.seam_merges));
+        }
+        if self.answers_without_end > 0 {
+            parts.push(format!("{} answers without an end", self.answers_without_end));
+        }
         parts.join(", ")
     }
 }
@@ -198,5 +204,11 @@ mod tests {
             summary,
             "8 rows read, 1 used, 7 refused (over max_length: a.jsonl:1, a.jsonl:2, a.jsonl:3, a.jsonl:4, a.jsonl:5, …)"
         );
+    }
+
+    #[test]
+    fn what_a_model_would_learn_otherwise_is_said() {
+        let report = Report { rows: 2, used: 2, seam_merges: 1, answers_without_end: 3, ..Report::default() };
+        assert_eq!(report.summary(), "2 rows read, 2 used, 1 seams merged, 3 answers without an end");
     }
 }

@@ -165,6 +165,20 @@ impl Tokenizer {
         decoded.map_err(|error| self.failed(&error))
     }
 
+    /// The text that `answer` adds to that of `prompt`, special tokens left out. A decoder may take the space off a text's
+    /// start (SentencePiece's do): an answer by itself would lose the one between it and its prompt.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn decode_after(&self, prompt: &[u32], answer: &[u32]) -> Result<String> {
+        let (before, whole) = (self.decode(prompt, true)?, self.decode(&[prompt, answer].concat(), true)?);
+        match whole.strip_prefix(&before) {
+            Some(text) => Ok(text.to_string()),
+            // a decoder that writes the prompt otherwise before an answer
+            None => self.decode(answer, true),
+        }
+    }
+
     /// The text each token adds to those before it, one piece a token, special tokens written out. A token that ends
     /// within a character adds nothing; the one that completes it adds the whole character.
     ///

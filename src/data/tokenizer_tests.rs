@@ -61,6 +61,24 @@ fn pieces_join_to_the_text() {
 }
 
 /// Copies the `plain` fixture, changes it, and opens it.
+/// Llama 2, Mistral and Phi-3 take a space off a text's start.
+#[test]
+fn an_answer_keeps_the_space_before_it() {
+    let tokenizer = Tokenizer::open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gguf/mistral")));
+    let tokenizer = tokenizer.unwrap();
+    let ids = |text: &str| tokenizer.encode(text, true).unwrap();
+    let (prompt, whole) = (ids("you say"), ids("you say that é to them"));
+    assert!(whole.starts_with(&prompt));
+    let answer = &whole[prompt.len()..];
+    assert_eq!(tokenizer.decode(answer, true).unwrap(), "that é to them", "by itself");
+    assert_eq!(tokenizer.decode_after(&prompt, answer).unwrap(), " that é to them");
+    assert_eq!(tokenizer.decode_after(&[], &whole).unwrap(), "you say that é to them");
+    // within a character, which is no text yet
+    let (cut, rest) = ([ids("you"), vec![4 + 0xc3]].concat(), [4 + 0xa9]);
+    assert_eq!(tokenizer.decode(&[cut.as_slice(), &rest].concat(), true).unwrap(), "youé");
+    assert_eq!(tokenizer.decode_after(&cut, &rest).unwrap(), tokenizer.decode(&rest, true).unwrap());
+}
+
 fn changed(change: impl FnOnce(&Path)) -> Result<Tokenizer> {
     let folder = tempfile::tempdir().unwrap();
     for file in ["tokenizer.json", "tokenizer_config.json"] {

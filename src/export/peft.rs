@@ -4,7 +4,7 @@
 //! `[out, r]`; the module's weight becomes `W + scale·B·A`.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::adapter_config::{self, AdapterConfig};
@@ -75,12 +75,8 @@ impl AdapterFolder {
     /// [`Error::Run`] where a value is not finite or a file cannot be written; [`Error::Resource`] on a full disk.
     pub fn write(&self, folder: &Path, recipe: Option<&Recipe>) -> Result<()> {
         let mut config = self.config.clone();
-        // Spelled out, as PEFT does: other programs know the shorthand less well.
-        if matches!(&config.target_modules, TargetModules::Pattern(p) if p.eq_ignore_ascii_case(ALL_LINEAR)) {
-            let mut names: Vec<String> = self.matrices.iter().map(|m| last_part(&m.module).to_string()).collect();
-            names.sort();
-            names.dedup();
-            config.target_modules = TargetModules::List(names);
+        if let TargetModules::Pattern(pattern) = &config.target_modules {
+            config.target_modules = TargetModules::List(self.spelled_out(pattern));
         }
         write_text(&folder.join(adapter_config::FILE), &config.to_text())?;
         write_text(&folder.join("README.md"), &model_card(&config, recipe))?;
@@ -101,6 +97,19 @@ impl AdapterFolder {
             writer.write(name, &bytes)?;
         }
         writer.finish()
+    }
+
+    /// The names that stand for a text as `target_modules` in the file. `all-linear` becomes the layers' last parts, as
+    /// PEFT writes it: other programs know the shorthand less well. A regex becomes the layers that it chose, in full:
+    /// PEFT holds it against modules of every kind and raises where it matches one that is no linear layer, as
+    /// `.*self_attn.*` does.
+    fn spelled_out(&self, pattern: &str) -> Vec<String> {
+        let modules = self.matrices.iter().map(|matrix| matrix.module.as_str());
+        let names: BTreeSet<&str> = match pattern.eq_ignore_ascii_case(ALL_LINEAR) {
+            true => modules.map(last_part).collect(),
+            false => modules.collect(),
+        };
+        names.into_iter().map(str::to_string).collect()
     }
 
     /// Holds the adapter against a base's linear layers, `(module, input, output)`.
@@ -129,7 +138,7 @@ impl AdapterFolder {
                 Some(_) => {}
             }
         }
-        let held: std::collections::BTreeSet<&str> = self.matrices.iter().map(|m| m.module.as_str()).collect();
+        let held: BTreeSet<&str> = self.matrices.iter().map(|m| m.module.as_str()).collect();
         let targets = self.config.targets(modules.iter().map(|(module, ..)| module.as_str()))?;
         match targets.into_iter().find(|module| !held.contains(module)) {
             Some(module) => Err(another(format!("its target_modules mean {module:?}, for which it has no matrices"))),
@@ -271,6 +280,20 @@ mod tests {
         assert_eq!(first, file());
         let card = std::fs::read_to_string(folder.path().join("README.md")).unwrap();
         assert!(card.contains("base_model: \"owner/base\""), "{card}");
+    }
+
+    #[test]
+    fn a_regex_is_written_as_the_layers_that_it_chose() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut written = adapter();
+        written.config.target_modules = TargetModules::Pattern(r".*\.mlp\..*".into());
+        written.write(folder.path(), None).unwrap();
+        let back = AdapterFolder::read(folder.path()).unwrap();
+        let modules = ["model.layers.10.mlp.up_proj", "model.layers.2.mlp.up_proj"];
+        assert_eq!(back.config.target_modules, TargetModules::List(modules.map(String::from).to_vec()));
+        assert_eq!(back.matrices, written.matrices);
+        let another = "model.layers.1.mlp.up_proj";
+        back.check_fits(&shapes(&[modules[0], modules[1], another])).unwrap();
     }
 
     #[test]

@@ -32,6 +32,19 @@ pub fn model(base: &str, revision: &str) -> Result<PathBuf> {
     Hub::new(HubEnv::from_env(), Progress::stderr()).model(base, revision)
 }
 
+/// A model as the command line names it: an absolute path where there is such a folder or file, else as it stands.
+///
+/// # Errors
+/// [`Error::Input`] where the current folder is gone, or no UTF-8.
+pub fn folder_or_name(given: &str) -> Result<String> {
+    if !Path::new(given).exists() {
+        return Ok(given.to_string());
+    }
+    let path = std::path::absolute(given).map_err(|error| Error::reading(Path::new(given), error))?;
+    let unreadable = |path: std::ffi::OsString| Error::input(format!("{} is not UTF-8; rename it", path.display()));
+    path.into_os_string().into_string().map_err(unreadable)
+}
+
 /// The hub of the process's environment, for [`Hub::data`].
 ///
 /// # Errors
@@ -53,8 +66,10 @@ impl Hub {
         Self { client: Client::new(&env), env, progress }
     }
 
-    /// The folder of a base model: `base` itself if it is a folder or a GGUF file, else the snapshot of the hub's `OWNER/NAME` at
-    /// `revision` (branch, tag or commit), downloaded as far as the cache lacks it.
+    /// The folder of a base model: the snapshot of the hub's `OWNER/NAME` at `revision` (branch, tag or commit), downloaded as
+    /// far as the cache lacks it, or `base` itself where it is no such name but a folder or a GGUF file. A folder
+    /// `OWNER/NAME` under the current one does not count: who asks has decided, and says an absolute path where a
+    /// folder is meant ([`folder_or_name`]).
     ///
     /// A commit that is all in the cache opens no socket. A branch is asked for, as it may have moved; where no answer
     /// comes, the commit that it was last known to be at is used, and that is said.
@@ -66,6 +81,9 @@ impl Hub {
     pub fn model(&self, base: &str, revision: &str) -> Result<PathBuf> {
         let path = Path::new(base);
         let gguf = base.to_lowercase().ends_with(".gguf");
+        if !gguf && is_repo_id(base) {
+            return self.named_model(base, revision);
+        }
         if path.is_dir() || (gguf && path.exists()) {
             return Ok(path.to_path_buf());
         }
@@ -78,12 +96,13 @@ impl Hub {
                  file"
             )));
         }
-        if !is_repo_id(base) {
-            return Err(Error::input(format!(
-                "{base}: no such folder, and not a name on the hub, which is OWNER/NAME \
-                 (HuggingFaceTB/SmolLM2-135M-Instruct)"
-            )));
-        }
+        Err(Error::input(format!(
+            "{base}: no such folder, and not a name on the hub, which is OWNER/NAME \
+             (HuggingFaceTB/SmolLM2-135M-Instruct)"
+        )))
+    }
+
+    fn named_model(&self, base: &str, revision: &str) -> Result<PathBuf> {
         if !is_relative(revision) {
             return Err(Error::input(format!("`{revision}` cannot be a revision of {base}; the default is main")));
         }

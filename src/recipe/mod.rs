@@ -1,10 +1,11 @@
 //! The recipe: what a person writes. A [`Recipe`] that exists is valid.
 //!
 //! `load` reads one: `source` takes the file and `--set` apart, `schema` says which keys there are, `value` checks
-//! each value, `paths` resolves what it names, `budget` is a size of memory, `combination` checks the whole; `nearest` guesses what was meant.
+//! each value, `paths` resolves what it names, `globs` finds files, `budget` is a size of memory, `combination` checks the whole; `nearest` guesses what was meant.
 
 mod budget;
 mod combination;
+mod globs;
 mod load;
 mod nearest;
 mod paths;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use budget::Budget;
+pub(crate) use globs::matches;
 pub use load::RESOLVED;
 
 /// A whole recipe, every default filled in.

@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use toml::Value;
 
+use super::globs;
 use super::nearest::nearest;
 use super::schema::Kind;
 use super::source::{Entry, fault};
@@ -118,7 +119,8 @@ impl Place<'_> {
         // The recipe's own folder may hold the signs of a glob.
         let folder = glob::Pattern::escape(&utf8(self.folder.into())?);
         let pattern = utf8(joined(Path::new(&folder), &from_home(given)?))?;
-        let mut matches = glob::glob(&pattern).map_err(|error| format!("\"{given}\" is no usable glob: {error}"))?;
+        let mut matches =
+            globs::matches(&pattern).map_err(|error| format!("\"{given}\" is no usable glob: {error}"))?;
         if self.must_exist && !matches.any(|entry| entry.is_ok_and(|path| path.is_file())) {
             return Err(format!("no file matches {pattern}"));
         }
@@ -155,13 +157,14 @@ fn joined(folder: &Path, path: &Path) -> PathBuf {
     joined
 }
 
-/// A hub id as the hub allows them: `owner/name` or `name`.
+/// A hub id as [`crate::hub`] takes it: `owner/name`, of at most 96 characters.
 fn is_hub_id(given: &str) -> bool {
     let is_name = |part: &str| {
         let edges = part.starts_with(['.', '-']) || part.ends_with(['.', '-']);
         !part.is_empty() && !edges && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
     };
-    given.split('/').count() <= 2 && given.split('/').all(is_name) && !given.contains("--") && !given.contains("..")
+    let both = given.split_once('/').is_some_and(|(owner, name)| is_name(owner) && is_name(name));
+    both && given.len() <= 96 && !given.contains("--") && !given.contains("..")
 }
 
 fn missing(what: &str, path: &Path) -> String {
@@ -226,10 +229,13 @@ mod tests {
         assert_eq!(at.base("owner/name"), Ok(here("owner/name")));
         assert_eq!(at.base("./owner/name"), Ok(here("owner/name")));
         assert_eq!(at.base("owner/other"), Ok("owner/other".into()));
-        assert_eq!(at.base("gpt2"), Ok("gpt2".into()));
         assert!(at.base("./ownr").unwrap_err().ends_with("ownr; did you mean `owner`?"));
         assert!(at.base("file").unwrap_err().ends_with("is a file; expected a folder"));
-        assert!(at.base("a/b/c").unwrap_err().contains("neither a hub id"));
+        for no_id in ["a/b/c", "gpt2", &format!("owner/{}", "n".repeat(91))] {
+            assert!(at.base(no_id).unwrap_err().contains("neither a hub id like `owner/name` nor a folder"), "{no_id}");
+        }
+        let longest = format!("owner/{}", "n".repeat(90));
+        assert_eq!(at.base(&longest), Ok(longest.clone()));
         std::fs::write(folder.path().join("m.Q4_1.gguf"), "").unwrap();
         assert_eq!(at.base("m.Q4_1.gguf"), Ok(here("m.Q4_1.gguf")));
         assert!(at.base("n.gguf").unwrap_err().contains("no file"));
@@ -247,6 +253,7 @@ mod tests {
         assert_eq!(at.rows("a.jsonl"), Ok(folder.join("a.jsonl").to_str().unwrap().to_string()));
         let pattern = at.rows("*.jsonl").unwrap();
         assert_eq!(glob::glob(&pattern).unwrap().count(), 1);
+        std::fs::write(folder.join(".b.gz"), "").unwrap();
         assert!(at.rows("*.gz").unwrap_err().starts_with("no file matches"));
         assert!(at.rows("b.jsonl").unwrap_err().contains("did you mean `a.jsonl`?"));
         assert!(at.rows(".").unwrap_err().contains("or a glob"));

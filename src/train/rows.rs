@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use super::{base::Base, steps};
 use crate::{
     Error, Result,
-    data::{ChatTemplate, Dataset, Options, Report, TokenizedPair, reader, split_eval},
+    data::{ChatTemplate, Dataset, Options, Report, TokenizedPair, reader, split_eval, trained_on},
     hub,
     recipe::Recipe,
+    report::Progress,
 };
 
 /// Pairs to train on and pairs held out.
@@ -22,11 +23,23 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Loads what the recipe names.
+    /// Loads what the recipe names; says how many of the rows held out are trained on, too.
     ///
     /// # Errors
     /// As [`load`].
     pub fn load(recipe: &Recipe, base: &Base) -> Result<Self> {
+        let rows = Self::loaded(recipe, base)?;
+        let (shared, held_out) = (trained_on(&rows.eval, &rows.train), rows.eval.len());
+        if shared > 0 {
+            Progress::stderr().note(&format!(
+                "warning: {shared} of the {held_out} held-out rows are among the training rows; their figures say nothing \
+                 of new rows"
+            ));
+        }
+        Ok(rows)
+    }
+
+    fn loaded(recipe: &Recipe, base: &Base) -> Result<Self> {
         let train = load(&recipe.data.train, recipe, base, &Options::train(&recipe.data))?;
         if recipe.data.eval.is_empty() {
             let (kept, eval) = split_eval(train.pairs, recipe.data.eval_fraction, recipe.train.seed);

@@ -83,7 +83,7 @@ pub fn draw(
                 ratios.extend(log_ratios(base, &ids, &after, tuned)?);
             }
             for (before, after) in before.iter().zip(&after) {
-                let text = |ids: &[u32]| base.tokenizer.decode(ids, true);
+                let text = |answer: &[u32]| base.tokenizer.decode_after(&ids, answer);
                 drawn.push(Sample { prompt: prompt.clone(), base: text(before)?, tuned: text(after)? });
             }
             shown(drawn.len() as u64);

@@ -4,7 +4,7 @@ use super::{args::TrainArgs, stdout};
 use crate::{
     Result,
     recipe::Recipe,
-    train::{folder, open::StartAt, run::train},
+    train::{open::StartAt, run::train},
 };
 
 /// Runs the command. The recipe is checked before anything else is touched.
@@ -15,9 +15,6 @@ pub fn run(args: TrainArgs) -> Result<()> {
         Some(None) => StartAt::Latest,
         Some(Some(checkpoint)) => StartAt::Checkpoint(checkpoint),
     };
-    if from == StartAt::Start {
-        folder::refuse_inputs_within(&recipe.run.output, std::slice::from_ref(&args.recipe))?;
-    }
     let summary = train(&recipe, &from, args.extend)?;
     match args.json {
         true => stdout::json(&summary),

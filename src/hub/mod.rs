@@ -66,10 +66,10 @@ impl Hub {
         Self { client: Client::new(&env), env, progress }
     }
 
-    /// The folder of a base model: the snapshot of the hub's `OWNER/NAME` at `revision` (branch, tag or commit), downloaded as
-    /// far as the cache lacks it, or `base` itself where it is no such name but a folder or a GGUF file. A folder
-    /// `OWNER/NAME` under the current one does not count: who asks has decided, and says an absolute path where a
-    /// folder is meant ([`folder_or_name`]).
+    /// The folder of a base model: the snapshot of the hub's `OWNER/NAME` at `revision` (branch, tag or commit),
+    /// downloaded as far as the cache lacks it, or `base` itself where it is no such name but a folder or a GGUF file.
+    /// A folder `OWNER/NAME` under the current one does not count: who asks has decided, and says an absolute path
+    /// where a folder is meant ([`folder_or_name`]).
     ///
     /// A commit that is all in the cache opens no socket. A branch is asked for, as it may have moved; where no answer
     /// comes, the commit that it was last known to be at is used, and that is said.

@@ -3,7 +3,7 @@
 //! The library's own switch for this finds hidden names for no pattern at all, and panics at names that are not UTF-8.
 
 use std::ffi::OsStr;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use glob::{GlobResult, PatternError};
 
@@ -17,7 +17,10 @@ const ANY_FOLDERS: &str = "**";
 pub fn matches(pattern: &str) -> Result<impl Iterator<Item = GlobResult> + use<>, PatternError> {
     let written = pattern.to_string();
     let is_shown = move |found: &GlobResult| {
-        let path = found.as_ref().map(PathBuf::as_path).unwrap_or_else(|error| error.path());
+        let path = match found {
+            Ok(path) => path.as_path(),
+            Err(error) => error.path(),
+        };
         !is_hidden(Path::new(&written), path)
     };
     Ok(glob::glob(pattern)?.filter(is_shown))

@@ -1,7 +1,8 @@
 //! The recipe: what a person writes. A [`Recipe`] that exists is valid.
 //!
 //! `load` reads one: `source` takes the file and `--set` apart, `schema` says which keys there are, `value` checks
-//! each value, `paths` resolves what it names, `globs` finds files, `budget` is a size of memory, `combination` checks the whole; `nearest` guesses what was meant.
+//! each value, `paths` resolves what it names, `globs` finds files, `budget` is a size of memory, `combination` checks
+//! the whole; `nearest` guesses what was meant.
 
 mod budget;
 mod combination;

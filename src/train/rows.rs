@@ -32,8 +32,8 @@ impl Rows {
         let (shared, held_out) = (trained_on(&rows.eval, &rows.train), rows.eval.len());
         if shared > 0 {
             Progress::stderr().note(&format!(
-                "warning: {shared} of the {held_out} held-out rows are among the training rows; their figures say nothing \
-                 of new rows"
+                "warning: {shared} of the {held_out} held-out rows are among the training rows; their figures say \
+                 nothing of new rows"
             ));
         }
         Ok(rows)

@@ -40,13 +40,13 @@ pub fn run(args: ExportArgs) -> Result<()> {
             stdout::line(format!("PEFT adapter in {}", args.out.display()))
         }
         ExportTo::GgufAdapter => {
-            let base = hub::model(base_of(&adapter, &source)?, revision)?;
+            let base = hub::model(&base_of(&adapter, &source)?, revision)?;
             gguf_adapter::write(&adapter, &base, &args.out)?;
             stdout::line(format!("GGUF adapter in {}", args.out.display()))
         }
         ExportTo::Merged => {
             let base = base_of(&adapter, &source)?;
-            let base = Base::open(base, revision, &Device::Cpu, Compute::F32)?;
+            let base = Base::open(&base, revision, &Device::Cpu, Compute::F32)?;
             merge(&base.folder, &adapter, &args.out, args.dtype.map(dtype))?;
             stdout::line(format!("Merged model in {}", args.out.display()))?;
             report_difference(&base, &adapter, &args.out, recipe.as_ref())
@@ -54,11 +54,12 @@ pub fn run(args: ExportArgs) -> Result<()> {
     }
 }
 
-/// The name of the adapter's base.
-fn base_of<'a>(adapter: &'a AdapterFolder, source: &Path) -> Result<&'a str> {
-    adapter.config.base_model_name_or_path.as_deref().ok_or_else(|| {
+/// The name of the adapter's base. Where no revision says that it is the hub's, a folder of that name goes first, as in PEFT.
+fn base_of(adapter: &AdapterFolder, source: &Path) -> Result<String> {
+    let named = adapter.config.base_model_name_or_path.as_deref().ok_or_else(|| {
         Error::recipe(format!("{}: the adapter does not name its base; add --base MODEL", source.display()))
-    })
+    })?;
+    if adapter.config.revision.is_some() { Ok(named.to_string()) } else { hub::folder_or_name(named) }
 }
 
 /// Opens the merged model and says how far it is from base and adapter, on what the adapter writes to the recipe's
@@ -114,6 +115,21 @@ mod tests {
         let matrix = AdapterMatrix { module: "x".into(), a: vec![1.0], b: vec![2.0], r: 1, input: 1, output: 1 };
         let adapter = AdapterFolder { config: AdapterConfig::read(folder).unwrap(), matrices: vec![matrix] };
         adapter.write(folder, None).unwrap();
+    }
+
+    #[test]
+    fn a_folder_goes_before_the_hub_where_no_revision_is_named() {
+        let place = tempfile::tempdir().unwrap();
+        adapter_in(place.path());
+        let mut adapter = AdapterFolder::read(place.path()).unwrap();
+        // tests run in the package's folder
+        adapter.config.base_model_name_or_path = Some("assets/quickstart".into());
+        let mut base = |revision: Option<&str>| {
+            adapter.config.revision = revision.map(Into::into);
+            base_of(&adapter, place.path()).unwrap()
+        };
+        assert_eq!(base(Some("main")), "assets/quickstart");
+        assert_eq!(Path::new(&base(None)), std::env::current_dir().unwrap().join("assets/quickstart"));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The calls by which this crate changes what is on a disk, in one place, so that a test can let each of them fail.
+//! The calls by which a run, a PEFT export or a merge changes what is on a disk, in one place, so that a test can let
+//! each of them fail.
 //!
 //! In a release build these are the standard library's calls and nothing else. Builds with debug assertions, in which
 //! the tests run, ask [`faults`] first.

@@ -1,6 +1,7 @@
-//! With the feature `cuda` alone: has nvcc make PTX of the kernels in `src/kernels/cuda`, which the binary carries and the
-//! driver compiles for the card that it meets. `CUDA_COMPUTE_CAP` (80 by default: Ampere and every card since) names the
-//! oldest card; `NVCC` names the compiler, which is otherwise that of `CUDA_HOME`, `CUDA_PATH` or the search path.
+//! With the feature `cuda` alone: has nvcc make PTX of the kernels in `src/kernels/cuda`, which the binary carries and
+//! the driver compiles for the card that it meets. `CUDA_COMPUTE_CAP` (80 by default: Ampere and every card since)
+//! names the oldest card; `NVCC` names the compiler, which is otherwise that of `CUDA_HOME`, `CUDA_PATH` or the search
+//! path.
 
 use std::{env, fs, path::PathBuf, process::Command};
 

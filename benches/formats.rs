@@ -4,9 +4,9 @@
 //!     cargo bench --bench formats -- bf16        with bf16 products
 //!     cargo bench --bench formats -- decode      decoding alone
 //!
-//! One matrix of Llama-3.2-1B (2048 → 8192) and 512 tokens, f32 products unless said otherwise. Every format is timed in each of many rounds, so
-//! that a busy machine slows all of them; of each the fastest round counts. The matrices' bits are random, which the time
-//! does not depend on.
+//! One matrix of Llama-3.2-1B (2048 → 8192) and 512 tokens, f32 products unless said otherwise. Every format is timed
+//! in each of many rounds, so that a busy machine slows all of them; of each the fastest round counts. The matrices'
+//! bits are random, which the time does not depend on.
 
 use std::{collections::BTreeMap, fs, hint::black_box, io::BufWriter, path::Path, sync::Arc, time::Instant};
 
@@ -203,8 +203,8 @@ fn matrix(path: &Path) -> Outcome<(FrozenMatrix, StoredTensor)> {
     Ok((matrix, stored))
 }
 
-/// Decodes the matrix, tile after tile, on this thread; where one of its parts took fewer seconds than ever before, says
-/// so in `best`.
+/// Decodes the matrix, tile after tile, on this thread; where one of its parts took fewer seconds than ever before,
+/// says so in `best`.
 fn time_decoding(stored: &StoredTensor, best: &mut [f64; PARTS]) {
     let [rows, columns] = TILE;
     let mut tile = vec![0f32; rows * columns];

@@ -99,8 +99,8 @@ fn give(bytes: usize) {
     }
 }
 
-// SAFETY: every call goes to the inner allocator with the arguments it came with; what is done before it touches thread-locals
-// only, and allocates nothing.
+// SAFETY: every call goes to the inner allocator with the arguments it came with; what is done before it touches
+// thread-locals only, and allocates nothing.
 unsafe impl<Inner: GlobalAlloc> GlobalAlloc for Allocator<Inner> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         take(layout.size());

@@ -1,11 +1,11 @@
 //! Memory for large blocks, by which a peak can be predicted: what is resident is what is in use, to the page.
 //!
-//! A general allocator keeps what is freed as it sees fit, so the same run on the same machine peaks now here, now there,
-//! and above what it ever used at once. Here a freed block stays for the next one only as long as blocks in use and blocks
-//! kept together are no more than the most that was ever in use at once. So keeping never raises the peak, and in the
-//! steady state of a training loop nothing is asked of the system: its page faults cost more than what is done with the
-//! pages (docs/memory.md has the figures). Blocks under [`LARGE`] go to the system's allocator, but for those that are said
-//! to be [`lasting`].
+//! A general allocator keeps what is freed as it sees fit, so the same run on the same machine peaks now here, now
+//! there, and above what it ever used at once. Here a freed block stays for the next one only as long as blocks in use
+//! and blocks kept together are no more than the most that was ever in use at once. So keeping never raises the peak,
+//! and in the steady state of a training loop nothing is asked of the system: its page faults cost more than what is
+//! done with the pages (docs/memory.md has the figures). Blocks under [`LARGE`] go to the system's allocator, but for
+//! those that are said to be [`lasting`].
 
 #[cfg(target_os = "linux")]
 mod lasting;
@@ -19,10 +19,11 @@ pub const LARGE: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub struct Heap;
 
-/// Lets the system's allocator serve small blocks from one heap: one a thread, as glibc has it, keeps free room in each.
+/// Lets the system's allocator serve small blocks from one heap: one a thread, as glibc has it, keeps free room in
+/// each.
 ///
-/// Called once, before there are threads. Small blocks are few beside the arithmetic, so that waiting for each other costs
-/// nothing that could be measured.
+/// Called once, before there are threads. Small blocks are few beside the arithmetic, so that waiting for each other
+/// costs nothing that could be measured.
 pub fn one_for_all_threads() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it sets a number of the allocator's before another thread runs.
@@ -31,8 +32,8 @@ pub fn one_for_all_threads() {
     }
 }
 
-/// Does `work`, whose small blocks are taken to last as long as the program: one that is freed is not used again. For what
-/// is left of reading something large, not for the reading.
+/// Does `work`, whose small blocks are taken to last as long as the program: one that is freed is not used again. For
+/// what is left of reading something large, not for the reading.
 pub fn lasting<T>(work: impl FnOnce() -> T) -> T {
     #[cfg(target_os = "linux")]
     return lasting::lasting(work);
@@ -54,9 +55,9 @@ pub fn settle() {
 }
 
 #[cfg(target_os = "linux")]
-// SAFETY: a block of ours is a run of pages of its own, mapped readable and writable, that no other block overlaps until
-// it is given back, or, where `lasting` holds it, a piece of pages that are never given back; what is neither is the
-// system allocator's. Large blocks are told by their layout, lasting ones by their address.
+// SAFETY: a block of ours is a run of pages of its own, mapped readable and writable, that no other block overlaps
+// until it is given back, or, where `lasting` holds it, a piece of pages that are never given back; what is neither is
+// the system allocator's. Large blocks are told by their layout, lasting ones by their address.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if large::is(layout) {

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use dpo_lora::{confined::Allocator, heap::Heap};
 
-/// Large blocks are resident as long as they are used, so that the plan of a run can be kept; chat templates and tokenizers
-/// have a bound.
+/// Large blocks are resident as long as they are used, so that the plan of a run can be kept; chat templates and
+/// tokenizers have a bound.
 #[global_allocator]
 static ALLOCATOR: Allocator<Heap> = Allocator::over(Heap);
 

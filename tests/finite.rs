@@ -1,5 +1,5 @@
-//! Numbers that are not finite reach neither the optimizer nor a checkpoint: the step is left out, its rows are named, and
-//! after a few in a row the run ends.
+//! Numbers that are not finite reach neither the optimizer nor a checkpoint: the step is left out, its rows are named,
+//! and after a few in a row the run ends.
 
 #[path = "support/tiny.rs"]
 mod tiny;

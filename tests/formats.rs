@@ -143,7 +143,8 @@ fn plainly_named(header: &mut Map<String, Value>) {
     header.extend(names.map(|(name, entry)| (name.replace("weight_scale_inv", "weight_scale"), entry)));
 }
 
-/// The numbers of `fp8-blocks` as compressed-tensors names them; the last blocks are cut off, so their size must be stated.
+/// The numbers of `fp8-blocks` as compressed-tensors names them; the last blocks are cut off, so their size must be
+/// stated.
 #[test]
 fn fp8_blocks_of_compressed_tensors_are_of_the_size_that_it_states() {
     let stated = |block: Value| {

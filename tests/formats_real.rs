@@ -52,8 +52,8 @@ fn the_tokenizer_in_the_file_is_the_folder_s() {
     let (theirs, ours) = (Tokenizer::open(&folder).unwrap(), Tokenizer::open(&file).unwrap());
     assert_eq!((ours.eos_id(), ours.stop_ids()), (theirs.eos_id(), theirs.stop_ids()));
     assert_eq!((ours.vocab_size(), ours.leading_bos()), (theirs.vocab_size(), theirs.leading_bos()));
-    // The folder's tokenizer.json lacks the rule of the model's own, which the file names ("smollm"), that every digit is
-    // a word: with the rule put back they agree on every text.
+    // The folder's tokenizer.json lacks the rule of the model's own, which the file names ("smollm"), that every digit
+    // is a word: with the rule put back they agree on every text.
     let mended = tempfile::tempdir().unwrap();
     for name in ["tokenizer_config.json", "config.json", "generation_config.json", "chat_template.jinja"] {
         fs::copy(folder.join(name), mended.path().join(name)).unwrap();
@@ -94,8 +94,8 @@ fn the_config_in_the_file_is_the_folder_s() {
     assert_eq!(Config::read(&file).unwrap(), Config::read(&folder).unwrap());
 }
 
-/// Numbers of four bits, which tiles multiply as digits, with a real model's activations: beside an uploaded model, which
-/// multiplies them in fused multiply-adds.
+/// Numbers of four bits, which tiles multiply as digits, with a real model's activations: beside an uploaded model,
+/// which multiplies them in fused multiply-adds.
 #[test]
 fn products_from_the_file_are_those_of_an_uploaded_model() {
     #[derive(serde::Deserialize)]

@@ -396,8 +396,8 @@ fn llama_cpp_gives_our_tokens_on_the_same_file() {
         let (_, file) = fixture(name);
         tokens_agree(&python, &file, name, &composed(&texts, name.starts_with("qwen")));
     }
-    // every way to cut words that is known by name, with a vocabulary that would go over every border; whether a text begins
-    // with a token of its own goes by the name, too
+    // every way to cut words that is known by name, with a vocabulary that would go over every border; whether a text
+    // begins with a token of its own goes by the name, too
     let words = fixture("words.gguf").0;
     let (place, texts) = (tempfile::tempdir().unwrap(), composed(&texts, true));
     let mut ways = BTreeSet::new();
@@ -414,8 +414,8 @@ fn llama_cpp_gives_our_tokens_on_the_same_file() {
     assert_eq!(ways.len(), 7);
 }
 
-/// Without texts in which accents stand apart from their letters, where asked for: Qwen's tokenizer puts them together, which
-/// llama.cpp leaves out.
+/// Without texts in which accents stand apart from their letters, where asked for: Qwen's tokenizer puts them together,
+/// which llama.cpp leaves out.
 fn composed(texts: &[String], wanted: bool) -> Vec<String> {
     texts.iter().filter(|text| !wanted || !text.contains('\u{301}')).cloned().collect()
 }

@@ -1,5 +1,5 @@
-//! GGUF metadata that lie, contradict each other or mean something that is not read: one clear error each, which names the
-//! file, the key or tensor and what to do; and what keys mean that no fixture has.
+//! GGUF metadata that lie, contradict each other or mean something that is not read: one clear error each, which names
+//! the file, the key or tensor and what to do; and what keys mean that no fixture has.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

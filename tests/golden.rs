@@ -244,8 +244,8 @@ fn named(means: &Means) -> impl Iterator<Item = (&'static str, f64)> {
     means.named().into_iter().filter(|(name, _)| *name != "loss")
 }
 
-/// How far a metric may lie from TRL's. Log-probs: as a sum; rewards: beta times two of them; the others are means of what
-/// is right to 1e-4 a token.
+/// How far a metric may lie from TRL's. Log-probs: as a sum; rewards: beta times two of them; the others are means of
+/// what is right to 1e-4 a token.
 fn tolerance(name: &str) -> f64 {
     match name {
         "logps/chosen" | "logps/rejected" => 3e-3,

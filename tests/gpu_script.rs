@@ -1,5 +1,5 @@
-//! A rehearsal of `benches/gpu.sh` on the CPU with tiny shapes: its bases open, its runs run, TRL takes the same base, its
-//! results are there.
+//! A rehearsal of `benches/gpu.sh` on the CPU with tiny shapes: its bases open, its runs run, TRL takes the same base,
+//! its results are there.
 
 use std::{fs, path::Path, process::Command};
 
@@ -58,7 +58,8 @@ fn the_script_s_runs_rehearse_on_the_cpu() {
     assert!(table.contains("| 8B NF4 |"));
 }
 
-/// TRL, PEFT and bitsandbytes on the script's own base in NF4, where `DPO_LORA_PEERS_PYTHON` names a Python that has them.
+/// TRL, PEFT and bitsandbytes on the script's own base in NF4, where `DPO_LORA_PEERS_PYTHON` names a Python that has
+/// them.
 #[test]
 fn trl_takes_the_script_s_base_and_rows() {
     let Some(python) = support::required_env("DPO_LORA_PEERS_PYTHON") else { return };

@@ -257,8 +257,9 @@ fn loss_of(
 #[test]
 fn the_gradient_is_the_slope_of_our_own_loss() {
     everywhere(|| {
-        /// By so much at least the loss is to move over a step, and so long is a step at least: a loss in f32 rounds by about
-        /// 1e-7. It bends over such steps, which shows in the step's square: differences over one and two steps cancel that.
+        /// By so much at least the loss is to move over a step, and so long is a step at least: a loss in f32 rounds by
+        /// about 1e-7. It bends over such steps, which shows in the step's square: differences over one and two steps
+        /// cancel that.
         const MOVE: f64 = 2e-4;
         const STEP: f64 = 2e-3;
         let mut slopes =

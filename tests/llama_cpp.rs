@@ -1,6 +1,7 @@
 //! llama.cpp reads what we write: the GGUF files of `quantize`, and adapters as GGUF on them, with our log-probs.
 //!
-//! llama.cpp rounds a product's inputs to 8 bits too, so the log-probs are near, not equal; an adapter moves them by far more.
+//! llama.cpp rounds a product's inputs to 8 bits too, so the log-probs are near, not equal; an adapter moves them by
+//! far more.
 
 mod support;
 

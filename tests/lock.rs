@@ -24,7 +24,8 @@ fn tiny() -> Tiny {
     tiny
 }
 
-/// Starts a run, waits until it has saved, and holds it there: it goes on when the test says so, however busy the machine.
+/// Starts a run, waits until it has saved, and holds it there: it goes on when the test says so, however busy the
+/// machine.
 fn start(tiny: &Tiny, name: &str, more: &[&str]) -> Child {
     let mut command = tiny.command(&arguments(name, &LONG, more));
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

@@ -1,4 +1,5 @@
-//! The measured peak of anonymous memory. A program of its own: what other tests hold and give back would be measured too.
+//! The measured peak of anonymous memory. A program of its own: what other tests hold and give back would be measured
+//! too.
 #![cfg(target_os = "linux")]
 
 use std::time::Duration;

@@ -95,8 +95,8 @@ fn log_probs_and_gradients_are_those_of_transformers_and_peft() {
     });
 }
 
-/// The policies of all fixtures on their pairs, with what leaves: a merged folder and an adapter that names its targets as
-/// a run does. `see` gets the model's folder, the folders of merged model and adapter, the pairs and our log-probs.
+/// The policies of all fixtures on their pairs, with what leaves: a merged folder and an adapter that names its targets
+/// as a run does. `see` gets the model's folder, the folders of merged model and adapter, the pairs and our log-probs.
 fn exports(mut see: impl FnMut(&Path, [&Path; 2], &[TokenizedPair], Vec<[Vec<f32>; 2]>)) {
     for folder in folders(fixture("")) {
         let place = tempfile::tempdir().expect("a folder");

@@ -1,5 +1,6 @@
-//! A pair's numbers depend on the pair alone, bit for bit: not on the others in the batch, nor on the number of threads.
-//! Therefore policy and reference agree exactly where they are one model: at step 0 margins are 0 and the loss is ln 2.
+//! A pair's numbers depend on the pair alone, bit for bit: not on the others in the batch, nor on the number of
+//! threads. Therefore policy and reference agree exactly where they are one model: at step 0 margins are 0 and the loss
+//! is ln 2.
 
 use std::f64::consts::LN_2;
 

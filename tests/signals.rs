@@ -31,8 +31,8 @@ fn send(child: &Child, signal: Signal) {
 /// Longest wait for anything, on a machine that has other work.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Waits for the end, and holds it against the clock: by the wall's, or, where other work took the processor away, by the
-/// time that the process had on it.
+/// Waits for the end, and holds it against the clock: by the wall's, or, where other work took the processor away, by
+/// the time that the process had on it.
 #[track_caller]
 fn answer(child: &mut Child, what: &str) -> ExitStatus {
     let (began, used) = (Instant::now(), processor_time(child));

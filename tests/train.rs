@@ -242,7 +242,8 @@ fn the_reference_cache_spares_work_and_changes_nothing() {
 #[test]
 fn rows_that_stand_twice_are_held_to_the_same_reference() {
     let tiny = Tiny::new();
-    // Most batches hold rows that an earlier one, or the first evaluation, brought into the cache, and rows that are new.
+    // Most batches hold rows that an earlier one, or the first evaluation, brought into the cache, and rows that are
+    // new.
     tiny.write("rows.jsonl", rows(9) + &rows(14));
     let set = ["data.eval_fraction=0.2", "train.epochs=2", "train.eval_every=1"];
     tiny.train("a", &set);

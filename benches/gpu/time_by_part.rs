@@ -1,14 +1,14 @@
-//! Where the time of a training step goes on a device: steps as `dpo-lora train` would take them under its plan, with a wait
-//! for the device at every border of a part, so that each part is charged what it queued.
+//! Where the time of a training step goes on a device: steps as `dpo-lora train` would take them under its plan, with a
+//! wait for the device at every border of a part, so that each part is charged what it queued.
 //!
 //! ```text
 //! cargo run --release --features cuda,profile --example time-by-part -- [--no-waits] RECIPE [KEY=VALUE]...
 //! ```
 //!
-//! One JSON object: seconds a step, and of them each part's and what lies between. The waits make a step slower than it is
-//! in a run; the parts' shares are what this is for. `--no-waits` leaves them out: then the steps are as fast as in a run, and a part
-//! is charged what the host takes to queue it. Beside them the plan's prediction, part by part, and what the card's pool
-//! of memory came to.
+//! One JSON object: seconds a step, and of them each part's and what lies between. The waits make a step slower than it
+//! is in a run; the parts' shares are what this is for. `--no-waits` leaves them out: then the steps are as fast as in
+//! a run, and a part is charged what the host takes to queue it. Beside them the plan's prediction, part by part, and
+//! what the card's pool of memory came to.
 
 use std::{path::Path, process::ExitCode, time::Instant};
 

@@ -54,7 +54,8 @@ pub fn run(args: ExportArgs) -> Result<()> {
     }
 }
 
-/// The name of the adapter's base. Where no revision says that it is the hub's, a folder of that name goes first, as in PEFT.
+/// The name of the adapter's base. Where no revision says that it is the hub's, a folder of that name goes first, as in
+/// PEFT.
 fn base_of(adapter: &AdapterFolder, source: &Path) -> Result<String> {
     let named = adapter.config.base_model_name_or_path.as_deref().ok_or_else(|| {
         Error::recipe(format!("{}: the adapter does not name its base; add --base MODEL", source.display()))

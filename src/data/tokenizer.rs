@@ -40,8 +40,9 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Opens the tokenizer of a GGUF file, or of a model folder: `tokenizer.json`, and `tokenizer_config.json`, `chat_template.jinja`,
-    /// `chat_template.json`, `generation_config.json` and `config.json` as far as they are there.
+    /// Opens the tokenizer of a GGUF file, or of a model folder: `tokenizer.json`, and `tokenizer_config.json`,
+    /// `chat_template.jinja`, `chat_template.json`, `generation_config.json` and `config.json` as far as they are
+    /// there.
     ///
     /// Truncation and padding saved in `tokenizer.json` are left off: rows here are never cut unseen.
     ///
@@ -127,8 +128,8 @@ impl Tokenizer {
         })
     }
 
-    /// The tokenizer of a model whose embedding has so many rows. It may know tokens that have none, as Gemma 3's token for
-    /// images in a model of text: a text with one is refused.
+    /// The tokenizer of a model whose embedding has so many rows. It may know tokens that have none, as Gemma 3's token
+    /// for images in a model of text: a text with one is refused.
     ///
     /// # Errors
     /// [`Error::Input`] where that is so of the end token or of BOS.
@@ -165,8 +166,8 @@ impl Tokenizer {
         decoded.map_err(|error| self.failed(&error))
     }
 
-    /// The text that `answer` adds to that of `prompt`, special tokens left out. A decoder may take the space off a text's
-    /// start (SentencePiece's do): an answer by itself would lose the one between it and its prompt.
+    /// The text that `answer` adds to that of `prompt`, special tokens left out. A decoder may take the space off a
+    /// text's start (SentencePiece's do): an answer by itself would lose the one between it and its prompt.
     ///
     /// # Errors
     /// As [`Tokenizer::decode`].

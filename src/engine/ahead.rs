@@ -1,7 +1,8 @@
 //! How far the host runs ahead of a card: it queues one layer's work while the card does the one before.
 //!
-//! That keeps the card busy. Further ahead nothing is gained, and memory that is freed behind work which waits in the queue is
-//! not joined to its neighbours in CUDA's pool: the pool grows by what no longer fits, step after step (docs/memory.md).
+//! That keeps the card busy. Further ahead nothing is gained, and memory that is freed behind work which waits in the
+//! queue is not joined to its neighbours in CUDA's pool: the pool grows by what no longer fits, step after step
+//! (docs/memory.md).
 
 use candle_core::{Device, Result};
 

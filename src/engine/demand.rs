@@ -102,8 +102,8 @@ pub struct DeviceWeights {
 }
 
 impl DeviceWeights {
-    /// There at once: all, or the layers that stay, a layer at work and the next one on its way, and the head, which may go
-    /// while it is not on the way to scores.
+    /// There at once: all, or the layers that stay, a layer at work and the next one on its way, and the head, which
+    /// may go while it is not on the way to scores.
     fn held(&self, schedule: &Schedule, scoring: bool) -> usize {
         if !schedule.stream {
             return self.all;

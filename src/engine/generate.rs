@@ -40,8 +40,8 @@ struct Growing {
     done: bool,
 }
 
-/// Draws answers to `prompts`, in the order of the prompts; a stop token that was drawn is the last of its answer. `poll`
-/// is looked at before every layer.
+/// Draws answers to `prompts`, in the order of the prompts; a stop token that was drawn is the last of its answer.
+/// `poll` is looked at before every layer.
 pub fn generate(
     model: &Decoder,
     prompts: &[&[u32]],

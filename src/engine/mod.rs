@@ -1,8 +1,8 @@
 //! The schedule: which layer, which tokens, what is kept and what is recomputed.
 //!
-//! [`pack`] lays pairs out as one run of tokens, [`schedule`] says what is held where, [`pass`] goes through the layers and
-//! back, [`saved`] is what waits between the two, [`generate`] samples. [`plan`] chooses the schedule by what [`demand`] says
-//! that each would hold.
+//! [`pack`] lays pairs out as one run of tokens, [`schedule`] says what is held where, [`pass`] goes through the layers
+//! and back, [`saved`] is what waits between the two, [`generate`] samples. [`plan`] chooses the schedule by what
+//! [`demand`] says that each would hold.
 
 pub mod ahead;
 pub mod demand;

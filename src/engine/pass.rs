@@ -1,5 +1,5 @@
-//! Forward and backward passes, layer by layer: all micro-batches of a sweep pass a layer before the next is touched, so
-//! a layer's weights are read once a pass.
+//! Forward and backward passes, layer by layer: all micro-batches of a sweep pass a layer before the next is touched,
+//! so a layer's weights are read once a pass.
 
 use std::path::Path;
 

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{Error, Result, kernels::compute::Compute};
 
-/// Tokens of a micro-batch that are tried; beyond the first, products gain nothing (measured on SmolLM2). 1: a pair at a
-/// time.
+/// Tokens of a micro-batch that are tried; beyond the first, products gain nothing (measured on SmolLM2). 1: a pair at
+/// a time.
 const MICRO: [usize; 8] = [768, 512, 384, 256, 192, 128, 64, 1];
 /// Micro-batches of a sweep that are tried, besides a whole step. More than one pays where weights come from the disk.
 const SWEEP: [usize; 3] = [1, 4, 16];
@@ -36,8 +36,8 @@ const AGAIN: f64 = 0.75;
 const DISK: f64 = 1e9;
 /// Operations a second of a device in bf16 that does not say how fast it is.
 pub const DEVICE_RATE: f64 = 1e14;
-/// Bytes a second of weights from a file to a device beside its work, and of layers' inputs to the host's memory and back
-/// (H200).
+/// Bytes a second of weights from a file to a device beside its work, and of layers' inputs to the host's memory and
+/// back (H200).
 const WEIGHTS_COME: f64 = 1.4e10;
 const INPUTS_COME: f64 = 2.5e10;
 /// Share of the shorter of two that it adds where a device computes while layers come to it.
@@ -120,8 +120,8 @@ impl Limits {
         self.with_base.min(self.machine)
     }
 
-    /// How many layers' pages may stay beside so much anonymous memory and what no layer holds (embedding and head), where one
-    /// layer is at work and the next on its way.
+    /// How many layers' pages may stay beside so much anonymous memory and what no layer holds (embedding and head),
+    /// where one layer is at work and the next on its way.
     fn stay(&self, peak: u64, layers: usize) -> usize {
         let room = self.room().saturating_sub(peak + self.outside_layers()) / self.layer.max(1);
         room.saturating_sub(2).min(layers as u64) as usize
@@ -151,7 +151,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Samples drawn at once.
     pub at_once: usize,
-    /// Whether the base is larger than what the machine or the device has for it, so that every sweep reads what does not stay twice.
+    /// Whether the base is larger than what the machine or the device has for it, so that every sweep reads what does
+    /// not stay twice.
     pub from_disk: bool,
     /// Bytes of layers' inputs that wait in a file at once; 0: they wait in memory.
     pub file_bytes: u64,
@@ -248,7 +249,8 @@ fn candidates<'a>(demand: &'a Demand, loads: &'a Loads, limits: &'a Limits) -> i
     })
 }
 
-/// What becomes of a device's layers: all stay, or as many as fit besides what kept layers hold, chosen before or after it.
+/// What becomes of a device's layers: all stay, or as many as fit besides what kept layers hold, chosen before or after
+/// it.
 #[derive(Clone, Copy, PartialEq)]
 enum Layers {
     Stay,
@@ -287,8 +289,8 @@ impl Frame<'_> {
         Self { at_once: AT_ONCE.into_iter().find(fits).unwrap_or(1), ..self }
     }
 
-    /// Keeps as many layers as fit, or fewer where the pages of others then need not come from the disk. The base's pages are
-    /// none of the budget's on a host; they stay where there is room for them besides.
+    /// Keeps as many layers as fit, or fewer where the pages of others then need not come from the disk. The base's
+    /// pages are none of the budget's on a host; they stay where there is room for them besides.
     fn on_host(&self) -> Plan {
         let Self { demand, limits, .. } = self;
         let plan = |keep: usize| {

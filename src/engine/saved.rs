@@ -1,5 +1,5 @@
-//! The layers' inputs between the forward and the backward pass: in memory, a card's in the host's, or in a file that vanishes
-//! with its handle.
+//! The layers' inputs between the forward and the backward pass: in memory, a card's in the host's, or in a file that
+//! vanishes with its handle.
 
 use std::{
     fs::File,
@@ -20,8 +20,8 @@ use crate::{
 /// Numbers of a sweep that a card's host may hold, 2 GiB.
 const ON_HOST: usize = 512 << 20;
 
-/// Whether so many numbers of a sweep, where they are not to stay where they are computed, wait in the host's memory: a CUDA
-/// card's, if they are not too many. All others wait in a file.
+/// Whether so many numbers of a sweep, where they are not to stay where they are computed, wait in the host's memory: a
+/// CUDA card's, if they are not too many. All others wait in a file.
 pub fn wait_on_host(card: bool, numbers: usize) -> bool {
     card && numbers <= ON_HOST
 }
@@ -42,8 +42,8 @@ impl Inputs {
         Self(Place::Memory(Vec::new()))
     }
 
-    /// Keeps so many numbers of a device elsewhere: in the host's memory where they [`wait_on_host`], else in a file of their own
-    /// in `folder`, as where the host has no room that the card can reach.
+    /// Keeps so many numbers of a device elsewhere: in the host's memory where they [`wait_on_host`], else in a file of
+    /// their own in `folder`, as where the host has no room that the card can reach.
     ///
     /// # Errors
     /// [`Error::Run`] where the file cannot be made.

@@ -58,8 +58,8 @@ impl Schedule {
         self.stream && (layer + 1) * go / layers != layer * go / layers
     }
 
-    /// Layers of so many whose weights are asked for as a pass comes to `layer`, in this order: itself where the pass begins with
-    /// it, so that nobody asked before, and the next one that was let go of.
+    /// Layers of so many whose weights are asked for as a pass comes to `layer`, in this order: itself where the pass
+    /// begins with it, so that nobody asked before, and the next one that was let go of.
     pub fn asks_for(&self, layer: usize, layers: usize, direction: Direction) -> [Option<usize>; 2] {
         let goes = |layer: &usize| self.lets_go(*layer, layers);
         let (first, next) = match direction {

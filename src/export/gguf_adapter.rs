@@ -1,7 +1,7 @@
 //! An adapter as one GGUF file, for llama.cpp's `--lora` and Ollama's `ADAPTER`.
 //!
-//! llama.cpp adds `alpha / rank · B·A`, one alpha a file and the rank that B has. What a module's scale is in PEFT (rsLoRA,
-//! an alpha of its own) is worked into its B.
+//! llama.cpp adds `alpha / rank · B·A`, one alpha a file and the rank that B has. What a module's scale is in PEFT
+//! (rsLoRA, an alpha of its own) is worked into its B.
 
 use std::path::Path;
 
@@ -18,8 +18,8 @@ use crate::{Error, Result};
 /// Writes the adapter of a base into the file `out`. Matrices stay f32.
 ///
 /// # Errors
-/// [`Error::Recipe`] where `out` exists; [`Error::Input`] where the adapter does not fit the base, or has what a GGUF adapter
-/// cannot hold; [`Error::Run`] and [`Error::Resource`] where the file cannot be written.
+/// [`Error::Recipe`] where `out` exists; [`Error::Input`] where the adapter does not fit the base, or has what a GGUF
+/// adapter cannot hold; [`Error::Run`] and [`Error::Resource`] where the file cannot be written.
 pub fn write(adapter: &AdapterFolder, base: &Path, out: &Path) -> Result<()> {
     refuse_taken(out)?;
     let config = Config::read(base)?;

@@ -54,8 +54,8 @@ const COMPANIONS: [&str; 11] = [
 ];
 
 /// Writes the merged model to `out`, which must not exist yet. Without `dtype` every tensor keeps its own, which a
-/// quantised one cannot: an update does not survive in four bits. What is in a format that weights are not read from, and
-/// the masks of older checkpoints, are copied as they lie, whatever `dtype` says.
+/// quantised one cannot: an update does not survive in four bits. What is in a format that weights are not read from,
+/// and the masks of older checkpoints, are copied as they lie, whatever `dtype` says.
 ///
 /// # Errors
 /// [`Error::Recipe`] where `out` is taken, or the base is quantised and no `dtype` is named; [`Error::Input`] where the

@@ -1,9 +1,9 @@
 //! Small blocks that last as long as the program, side by side in pages of their own.
 //!
-//! A page of 4 KiB stays resident for one small block in it. Of the blocks that reading a tokenizer makes most are freed and
-//! some, all over the heap, stay: pages for 6 to 11 MiB in one process or another (hash maps are seeded by chance), of
-//! which SmolLM2's tokenizer fills 0.7. So what stays is copied to pages that hold nothing else. They are never given
-//! back, nor is a block in them used twice: a tokenizer is open as long as the program runs.
+//! A page of 4 KiB stays resident for one small block in it. Of the blocks that reading a tokenizer makes most are
+//! freed and some, all over the heap, stay: pages for 6 to 11 MiB in one process or another (hash maps are seeded by
+//! chance), of which SmolLM2's tokenizer fills 0.7. So what stays is copied to pages that hold nothing else. They are
+//! never given back, nor is a block in them used twice: a tokenizer is open as long as the program runs.
 
 use std::{
     alloc::Layout,
@@ -67,7 +67,8 @@ mod tests {
     use super::*;
     use crate::heap::{Heap, LARGE};
 
-    /// What is asked for is ours, aligned and zero, moves out when it grows, and is nobody else's after it is given back.
+    /// What is asked for is ours, aligned and zero, moves out when it grows, and is nobody else's after it is given
+    /// back.
     #[test]
     fn blocks_that_last_are_apart() {
         let of = |size: usize, align: usize| Layout::from_size_align(size, align).unwrap();

@@ -13,8 +13,8 @@ const MAX_TOKEN: u64 = 64 << 10;
 /// A value and not the process's environment, so that a test can have its own.
 #[derive(Clone)]
 pub struct HubEnv {
-    /// The cache's folder: `HF_HUB_CACHE` (or `HUGGINGFACE_HUB_CACHE`, its former name), else `HF_HOME/hub`, where `HF_HOME` is `$XDG_CACHE_HOME/huggingface` or
-    /// else `~/.cache/huggingface`.
+    /// The cache's folder: `HF_HUB_CACHE` (or `HUGGINGFACE_HUB_CACHE`, its former name), else `HF_HOME/hub`, where
+    /// `HF_HOME` is `$XDG_CACHE_HOME/huggingface` or else `~/.cache/huggingface`.
     pub cache: PathBuf,
     /// `HF_ENDPOINT` without a slash at its end, else `https://huggingface.co`.
     pub endpoint: String,

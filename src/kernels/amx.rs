@@ -1,13 +1,14 @@
-//! The tile unit of newer Intel processors (AMX): sixteen rows times sixteen columns of bf16 in one instruction, eight times
-//! the rate of AVX512-BF16; of bytes at twice that.
+//! The tile unit of newer Intel processors (AMX): sixteen rows times sixteen columns of bf16 in one instruction, eight
+//! times the rate of AVX512-BF16; of bytes at twice that.
 //!
-//! The compiler knows nothing of tile registers, and no code but this uses them. They have their shapes as long as there is a
-//! [`Unit`]: setting them up costs as much as a tile of 32 × 32 × 128.
+//! The compiler knows nothing of tile registers, and no code but this uses them. They have their shapes as long as
+//! there is a [`Unit`]: setting them up costs as much as a tile of 32 × 32 × 128.
 //!
-//! f32 are multiplied there, too. An f32 is the sum of three bf16 (8 + 8 + 8 bits), and a product of two bf16 is exact in f32:
-//! three products where one side holds bf16 numbers. Where both sides hold any numbers, they are whole numbers of three
-//! digits of 8 bits with a common scale ([`super::tiles::digits`]): of the nine products of digits, which are summed in
-//! integers, the least lies far below an f32's last bit, and the other eight take the time of four products of bf16.
+//! f32 are multiplied there, too. An f32 is the sum of three bf16 (8 + 8 + 8 bits), and a product of two bf16 is exact
+//! in f32: three products where one side holds bf16 numbers. Where both sides hold any numbers, they are whole numbers
+//! of three digits of 8 bits with a common scale ([`super::tiles::digits`]): of the nine products of digits, which are
+//! summed in integers, the least lies far below an f32's last bit, and the other eight take the time of four products
+//! of bf16.
 
 use std::arch::asm;
 use std::cell::Cell;
@@ -20,8 +21,8 @@ pub const REGISTER: usize = 256;
 /// Rows and columns of the sums: two registers each way.
 pub const SIDE: usize = 32;
 
-/// Whether this process multiplies in tiles. Linux wants to be asked, once a process. `DPO_LORA_TILES=off` does without:
-/// what other processors do can be tested, timed and repeated bit for bit on one that has tiles.
+/// Whether this process multiplies in tiles. Linux wants to be asked, once a process. `DPO_LORA_TILES=off` does
+/// without: what other processors do can be tested, timed and repeated bit for bit on one that has tiles.
 pub fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     let wanted = || std::env::var_os("DPO_LORA_TILES").is_none_or(|value| value != "off");
@@ -154,9 +155,9 @@ impl Default for Sums {
 
 /// The sums over `depth` registers of k of `16 · halves` rows (`halves` is one or two) and 32 columns.
 ///
-/// `left` holds `[depth][parts][halves]` registers of sixteen rows times sixteen words of k, `right` `[depth][parts][2]`
-/// of sixteen words of k times sixteen columns. The sums begin at zero, so an element's value does not depend on where its
-/// tile lies.
+/// `left` holds `[depth][parts][halves]` registers of sixteen rows times sixteen words of k, `right`
+/// `[depth][parts][2]` of sixteen words of k times sixteen columns. The sums begin at zero, so an element's value does
+/// not depend on where its tile lies.
 ///
 /// # Panics
 /// Where a side does not hold as many.

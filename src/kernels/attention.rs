@@ -2,8 +2,8 @@
 //!
 //! A [`Span`] is a run of queries that sees a prefix of keys whole (the shared prompt) and its own keys causally. A
 //! block of queries at a time meets the keys that one of its queries sees, piece by piece, so the scores held are
-//! `block × piece`; the backward pass computes them again from the logarithm of each row's sum (Dao et al. 2022). There are
-//! at least as many tasks as query heads, both ways: few key heads keep all cores busy.
+//! `block × piece`; the backward pass computes them again from the logarithm of each row's sum (Dao et al. 2022). There
+//! are at least as many tasks as query heads, both ways: few key heads keep all cores busy.
 
 mod cpu;
 mod plain;

@@ -48,8 +48,8 @@ pub trait Rhs: Sync {
         Compute::F32
     }
 
-    /// Fills `out` with panels of `nr` columns, `[panel][step][nr]` words (`micro.rs` says of what), zero beyond the last
-    /// column of `n` and, in the second half of a pair, beyond the last of `k`.
+    /// Fills `out` with panels of `nr` columns, `[panel][step][nr]` words (`micro.rs` says of what), zero beyond the
+    /// last column of `n` and, in the second half of a pair, beyond the last of `k`.
     fn pack(&self, k: Range<usize>, n: Range<usize>, nr: usize, out: &mut [u32]);
 
     /// Asks for what [`Rhs::pack`] will read to come nearer: a share of it, the `part`th of `parts`.
@@ -58,7 +58,8 @@ pub trait Rhs: Sync {
 
 /// Where the result goes: element `(i, j)` lies at `i·ld + j`.
 ///
-/// A pointer, not a slice: tasks that fill columns of one matrix have interleaved elements, which no two slices may share.
+/// A pointer, not a slice: tasks that fill columns of one matrix have interleaved elements, which no two slices may
+/// share.
 pub struct Out<'a> {
     pub(super) data: *mut f32,
     len: usize,
@@ -76,8 +77,8 @@ impl<'a> Out<'a> {
     /// `len` floats from `data` on, of which the product touches those of its shape alone.
     ///
     /// # Safety
-    /// They lie in one buffer that outlives the product, initialised where it adds; nothing else touches the elements of
-    /// the shape meanwhile.
+    /// They lie in one buffer that outlives the product, initialised where it adds; nothing else touches the elements
+    /// of the shape meanwhile.
     pub unsafe fn columns(data: *mut f32, len: usize, ld: usize, add: bool) -> Self {
         Self { data, len, ld, add, borrowed: PhantomData }
     }

@@ -11,8 +11,8 @@ pub fn columns() -> usize {
     micro::loose().1
 }
 
-/// `out (+)= a[m, k] · b[k, n]`, in f32 on this thread. `b` lies in panels of [`columns`] columns, `[panel][k][column]`,
-/// whatever it holds beyond the last.
+/// `out (+)= a[m, k] · b[k, n]`, in f32 on this thread. `b` lies in panels of [`columns`] columns,
+/// `[panel][k][column]`, whatever it holds beyond the last.
 ///
 /// # Panics
 /// Where a matrix does not hold the elements that the shape names.
@@ -26,8 +26,8 @@ pub fn product([m, n, k]: [usize; 3], a: Lhs, b: &[f32], out: Out) {
         for (panel, j) in b.chunks_exact(k * nr).zip((0..n).step_by(nr)) {
             let columns = nr.min(n - j);
             let (left, right) = (a.data[i * a.row..].as_ptr().cast(), panel.as_ptr().cast());
-            // SAFETY: the rows and steps on the left, the panel and the result's rows and columns are there, as was checked;
-            // words are the bits of floats; `loose` gives what the processor has.
+            // SAFETY: the rows and steps on the left, the panel and the result's rows and columns are there, as was
+            // checked; words are the bits of floats; `loose` gives what the processor has.
             unsafe {
                 let c = out.data.add(i * out.ld + j);
                 if columns == nr {

@@ -1,8 +1,8 @@
 //! The innermost product: a tile of `mr × nr` sums held in registers.
 //!
-//! Packed panels are made of words: the bits of an f32, or two bf16 that follow one another in k, the first in the lower
-//! half. Every element is a chain of fused multiply-adds in the order of k, whatever the tile's place in the matrix, so a
-//! row's result does not depend on what else is in the batch.
+//! Packed panels are made of words: the bits of an f32, or two bf16 that follow one another in k, the first in the
+//! lower half. Every element is a chain of fused multiply-adds in the order of k, whatever the tile's place in the
+//! matrix, so a row's result does not depend on what else is in the batch.
 
 use super::compute::Compute;
 
@@ -146,9 +146,9 @@ mod x86 {
     /// A kernel whose rows and vectors are written out one by one: sums that are indexed by a loop's variable stay in
     /// memory unless the compiler happens to unroll it, at a fifth of the speed.
     ///
-    /// `word` is what a panel holds, `right` loads a vector of it, `broadcast` repeats one, `fma(a, b, sums)` multiplies;
-    /// `load`, `store` and `add` are those of the sums. On the left, words of rows and of steps lie so far apart, as
-    /// numbers or by a parameter.
+    /// `word` is what a panel holds, `right` loads a vector of it, `broadcast` repeats one, `fma(a, b, sums)`
+    /// multiplies; `load`, `store` and `add` are those of the sums. On the left, words of rows and of steps lie so far
+    /// apart, as numbers or by a parameter.
     macro_rules! tile {
         ($name:ident($($strides:ident)?), $feature:literal, $lanes:literal, $vector:ty, $word:ty,
          $right:ident, $broadcast:ident, $fma:ident, $zero:ident, $load:ident, $store:ident, $add:ident,

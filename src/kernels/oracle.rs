@@ -31,8 +31,8 @@ pub fn relative(ours: &Tensor, theirs: &Tensor) -> f64 {
     (difference / theirs.iter().map(|b| b * b).sum::<f64>().max(1e-30)).sqrt()
 }
 
-/// Holds `ours`, the gradients of `Σ dy · form(inputs)`, against candle's autograd (relative L2 within `tolerance`), and
-/// that against central differences (each within 1e-7 of the largest).
+/// Holds `ours`, the gradients of `Σ dy · form(inputs)`, against candle's autograd (relative L2 within `tolerance`),
+/// and that against central differences (each within 1e-7 of the largest).
 pub fn gradients_hold<const N: usize>(
     ours: [&Tensor; N],
     inputs: [&Tensor; N],

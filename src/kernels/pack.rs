@@ -126,8 +126,8 @@ impl Rows for Rounded<'_> {
         use std::arch::x86_64::*;
         let Floats { data, stride, k, alpha } = self.0;
         let left = k - 2 * step;
-        // SAFETY: the masks hold the loads within the row; `wrapping_add` may point past it where the mask is empty. Both
-        // types of the transmutation are 64 bytes of bits.
+        // SAFETY: the masks hold the loads within the row; `wrapping_add` may point past it where the mask is empty.
+        // Both types of the transmutation are 64 bytes of bits.
         unsafe {
             let (at, alpha) = (data.as_ptr().add(row * stride + 2 * step), _mm512_set1_ps(alpha));
             let low = _mm512_maskz_loadu_ps(first(left), at);

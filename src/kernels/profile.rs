@@ -1,7 +1,7 @@
 //! Where a step's time goes: wall time by part, counted around the entries of the kernels.
 //!
-//! Only with the feature `profile`; without it a [`Timed`] is nothing. `benches/profile.rs` and `benches/gpu/time_by_part.rs`
-//! read the counters.
+//! Only with the feature `profile`; without it a [`Timed`] is nothing. `benches/profile.rs` and
+//! `benches/gpu/time_by_part.rs` read the counters.
 
 /// A part of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,24 +1,25 @@
 //! Products of a wide matrix with a thin one, as LoRA's matrices are: the wide one is read where it lies, once.
 //!
-//! The general product packs its left-hand side, which costs as much as a few columns do. Here nothing of the wide matrix
-//! is packed: [`rows`] takes dot products along its rows, [`columns`] sums over its rows, [`outer`] makes it of two thin
-//! ones. All are for AVX-512; elsewhere the general product serves.
+//! The general product packs its left-hand side, which costs as much as a few columns do. Here nothing of the wide
+//! matrix is packed: [`rows`] takes dot products along its rows, [`columns`] sums over its rows, [`outer`] makes it of
+//! two thin ones. All are for AVX-512; elsewhere the general product serves.
 //!
 //! An element is one sum in an order that depends on its length alone, so a row's result depends on the row alone.
 
 use rayon::prelude::*;
 
-/// Most rows of a thin matrix for which [`rows`] pays: with more, packing is paid for. Products of 400 rows of 576 on one
-/// core of a Sapphire Rapids, GFLOP/s of the general product and of this: 41 and 162 at 8 rows, 85 and 129 at 16, 128
-/// and 107 at 32.
+/// Most rows of a thin matrix for which [`rows`] pays: with more, packing is paid for. Products of 400 rows of 576 on
+/// one core of a Sapphire Rapids, GFLOP/s of the general product and of this: 41 and 162 at 8 rows, 85 and 129 at 16,
+/// 128 and 107 at 32.
 pub const THIN_ROWS: usize = 16;
 
 /// The same of a thin matrix's columns for [`columns`]: 60 and 198 at 8, 134 and 191 at 32, 156 and 192 at 64, 181 and
 /// 187 at 128.
 pub const THIN_COLUMNS: usize = 64;
 
-/// Most products that an element of [`outer`] is a sum of, for which it pays at any width: with more, a wide low side leaves the cache.
-/// The same of 400 rows: 93 and 155 at 32 where they are 576 wide, 126 and 129 where they are 4096, 156 and 132 of those at 64.
+/// Most products that an element of [`outer`] is a sum of, for which it pays at any width: with more, a wide low side
+/// leaves the cache. The same of 400 rows: 93 and 155 at 32 where they are 576 wide, 126 and 129 where they are 4096,
+/// 156 and 132 of those at 64.
 pub const LOW_ROWS: usize = 32;
 
 /// Whether this processor has what the kernels here need.
@@ -132,8 +133,8 @@ pub fn columns(alpha: f32, thin: Wide, x: Wide, (out, place): (&mut [f32], Place
     let out = Shared(out.as_mut_ptr());
     let task = |strip: usize| {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has the feature, both matrices hold their rows, `out` every place; the columns of `x` from
-        // `strip · COLUMNS` on are this task's alone.
+        // SAFETY: the processor has the feature, both matrices hold their rows, `out` every place; the columns of `x`
+        // from `strip · COLUMNS` on are this task's alone.
         unsafe {
             x86::columns(alpha, thin, x, strip * COLUMNS, (out.get(), place), add)
         }
@@ -307,8 +308,8 @@ mod x86 {
     /// [`super::columns`] for the columns of `x` from `at` on, at most [`COLUMNS`].
     ///
     /// # Safety
-    /// Both matrices hold their rows, `out` holds every place and nobody else has those of the columns, and the processor
-    /// has AVX-512 F.
+    /// Both matrices hold their rows, `out` holds every place and nobody else has those of the columns, and the
+    /// processor has AVX-512 F.
     #[target_feature(enable = "avx512f")]
     pub unsafe fn columns(alpha: f32, thin: Wide, x: Wide, at: usize, (out, place): (*mut f32, Place), add: bool) {
         let width = COLUMNS.min(x.width - at);
@@ -320,7 +321,8 @@ mod x86 {
             let mut sums = [[_mm512_setzero_ps(); 3]; WITH];
             let (mut left, mut right) = (thin.data.as_ptr(), x.data[at..].as_ptr());
             for _ in 0..x.rows {
-                // SAFETY: both hold the row, and the masks hold the loads within it; what is fetched ahead may lie anywhere.
+                // SAFETY: both hold the row, and the masks hold the loads within it; what is fetched ahead may lie
+                // anywhere.
                 unsafe {
                     let r = [
                         _mm512_maskz_loadu_ps(masks[0], right),

@@ -1,8 +1,8 @@
 //! Products with frozen matrices in the tile unit ([`super::amx`]): f32 taken apart, or rounded to bf16.
 //!
-//! The left-hand side, activations, is packed once for all matrices that it meets. Tasks pack columns of those, a block of
-//! k at a time, and multiply them with all rows. As in [`super::gemm`], the cut of k depends on k alone and every sum
-//! runs in one order, so a row's bits depend neither on threads nor on the rows beside it.
+//! The left-hand side, activations, is packed once for all matrices that it meets. Tasks pack columns of those, a block
+//! of k at a time, and multiply them with all rows. As in [`super::gemm`], the cut of k depends on k alone and every
+//! sum runs in one order, so a row's bits depend neither on threads nor on the rows beside it.
 
 pub mod digits;
 pub mod pack;
@@ -30,7 +30,8 @@ const LEFT: usize = 1 << 19;
 /// Columns of a matrix of which a whole block of k is decoded at once for digits, whose scale must be known first.
 pub const DECODED_COLUMNS: usize = 2 * SIDE;
 
-/// Registers of k in a block: a panel of the left stays in the first-level cache. The best on Sapphire Rapids of 2 to 32.
+/// Registers of k in a block: a panel of the left stays in the first-level cache. The best on Sapphire Rapids of 2 to
+/// 32.
 fn block(terms: Terms) -> usize {
     match terms {
         Terms::One => 9,
@@ -81,8 +82,8 @@ pub(super) fn held(products: &Products, threads: usize, compute: Compute) -> usi
             Some([rows, outputs]) => left(tokens, 2 * widest).max(left(rows, outputs)),
             None => left(tokens, widest),
         };
-        // decoded before it is packed: forward a block of k of a panel's rows; backward a task's columns of 32 rows, or for
-        // digits some columns of a block
+        // decoded before it is packed: forward a block of k of a panel's rows; backward a task's columns of 32 rows, or
+        // for digits some columns of a block
         let right = |k: usize, n: usize| {
             let k = (block(terms) * terms.depth()).min(k.next_multiple_of(terms.depth()));
             let panels = PANELS.min(n.div_ceil(SIDE));
@@ -103,9 +104,9 @@ pub(super) fn held(products: &Products, threads: usize, compute: Compute) -> usi
 /// A right-hand side `[k, n]` that packs itself.
 pub trait Side: Sync {
     /// Fills `out` with panels of 32 columns, `[panel][register of k][parts][2]` registers of sixteen words of k times
-    /// sixteen columns, zero beyond the last column and the last of `k`, which starts at a multiple of a register's depth;
-    /// behind the registers of a panel the scales of its columns, where they are digits. It stays on its thread: another
-    /// task's tiles are not to come between.
+    /// sixteen columns, zero beyond the last column and the last of `k`, which starts at a multiple of a register's
+    /// depth; behind the registers of a panel the scales of its columns, where they are digits. It stays on its thread:
+    /// another task's tiles are not to come between.
     fn pack(&self, k: Range<usize>, n: Range<usize>, terms: Terms, out: &mut [u32]);
 }
 

@@ -120,8 +120,8 @@ impl Config {
         learned.or_else(|| self.ropes.iter().find_map(by_rope))
     }
 
-    /// Refuses sequences that have positions which the model has not learned, or that would change the frequencies of its
-    /// rope, which here are one set for all.
+    /// Refuses sequences that have positions which the model has not learned, or that would change the frequencies of
+    /// its rope, which here are one set for all.
     ///
     /// # Errors
     /// [`Error::Recipe`] with the length that is possible.
@@ -166,8 +166,8 @@ impl Config {
         linears.map(|linear| (linear.module, linear.inputs, linear.outputs)).chain([head]).collect()
     }
 
-    /// Whether a linear layer's weight lies turned in the folder, `[inputs, outputs]`. What is quantised does not: every program
-    /// puts an ordinary linear layer in the place of a `Conv1D` before it quantises.
+    /// Whether a linear layer's weight lies turned in the folder, `[inputs, outputs]`. What is quantised does not:
+    /// every program puts an ordinary linear layer in the place of a `Conv1D` before it quantises.
     pub fn lies_turned(&self, folder: &ModelFolder, module: &str) -> bool {
         let name = self.family.stored_name(&format!("{module}.weight"), |name| folder.has(name));
         self.family.turned && folder.plain(&name).is_some()

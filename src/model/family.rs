@@ -1,7 +1,8 @@
 //! The table of families: what a decoder of each is called by and made of.
 //!
-//! A row states what all checkpoints of a `model_type` share. What differs between them stands in `config.json`; where a
-//! trait is stated there, the row names the key and what counts where it is absent, as transformers' config classes do.
+//! A row states what all checkpoints of a `model_type` share. What differs between them stands in `config.json`; where
+//! a trait is stated there, the row names the key and what counts where it is absent, as transformers' config classes
+//! do.
 
 mod rows;
 
@@ -195,7 +196,8 @@ pub struct RopeTraits {
 pub enum Turning {
     /// All.
     All,
-    /// The share under `partial_rotary_factor`; outside of `rope_parameters` under this key. Absent: this many per cent.
+    /// The share under `partial_rotary_factor`; outside of `rope_parameters` under this key. Absent: this many per
+    /// cent.
     Share(&'static str, u8),
     /// As many as this key says; absent: so many.
     Count(&'static str, usize),
@@ -206,8 +208,8 @@ pub enum Turning {
 pub enum Windows {
     /// None, whatever is stated.
     None,
-    /// All, or those that `layer_types` names (transformers then takes a Mistral for a Ministral), the window being this where
-    /// the key is absent.
+    /// All, or those that `layer_types` names (transformers then takes a Mistral for a Ministral), the window being
+    /// this where the key is absent.
     All(Option<usize>),
     /// With `use_sliding_window` those from `max_window_layers` on, or those that `layer_types` names.
     From,
@@ -281,8 +283,8 @@ impl Family {
         FAMILIES.map(|family| family.model_type).join(", ")
     }
 
-    /// What files call the tensor `name`, `has` telling what they hold. Checkpoints of a bare decoder leave out the first
-    /// part of every name, and some files call the head by an older name.
+    /// What files call the tensor `name`, `has` telling what they hold. Checkpoints of a bare decoder leave out the
+    /// first part of every name, and some files call the head by an older name.
     pub fn stored_name(&self, name: &str, has: impl Fn(&str) -> bool) -> String {
         let older = self.stored_head.and_then(|stored| Some(format!("{stored}{}", name.strip_prefix(self.head)?)));
         let bare = name.split_once('.').map(|(_, rest)| rest.to_string()).filter(|_| !name.starts_with(self.head));

@@ -1,5 +1,5 @@
-//! What a layer and the head hold while they work, counted: the same steps as [`super::block`] and [`super::linear`], with
-//! sizes in the place of tensors. `tests/footprint.rs` holds these numbers to an allocator that counts.
+//! What a layer and the head hold while they work, counted: the same steps as [`super::block`] and [`super::linear`],
+//! with sizes in the place of tensors. `tests/footprint.rs` holds these numbers to an allocator that counts.
 
 use super::{block::Block, head::Head, join::Join, linear::Linear, lora::Shape, mlp::Up};
 
@@ -195,8 +195,8 @@ impl Widths {
         at.most
     }
 
-    /// The gradients of queries, keys and values; each query head has shares of its own in the latter two, until they are
-    /// added up.
+    /// The gradients of queries, keys and values; each query head has shares of its own in the latter two, until they
+    /// are added up.
     fn attend_back(&self, at: &mut Ledger) {
         at.take(3 * self.queries);
         if self.queries > self.keys {
@@ -390,7 +390,8 @@ impl HeadWidths {
         2 * rows * self.hidden
     }
 
-    /// The most that the backward pass of a micro-batch holds, with what was kept for it and the gradient that it gives.
+    /// The most that the backward pass of a micro-batch holds, with what was kept for it and the gradient that it
+    /// gives.
     pub fn backward(&self, tokens: usize, rows: usize) -> usize {
         (5 * rows + 2 * tokens) * self.hidden
     }

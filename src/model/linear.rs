@@ -33,8 +33,8 @@ pub struct Through<'a> {
     pub adapter: Option<&'a Adapter>,
     /// None outside of training.
     pub dropout: Option<Dropout>,
-    /// Rows whose gradients are summed apart before they are added up, so that a sum has the same bits however pairs are
-    /// cut into micro-batches; none: all rows at once. Only the backward pass looks at them.
+    /// Rows whose gradients are summed apart before they are added up, so that a sum has the same bits however pairs
+    /// are cut into micro-batches; none: all rows at once. Only the backward pass looks at them.
     pub runs: Option<&'a [Range<usize>]>,
 }
 

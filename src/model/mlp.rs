@@ -124,8 +124,8 @@ impl Mlp {
         }
     }
 
-    /// The gradient that reaches this half's input `x`: `d`, what reaches it past this half, and what `d` as the gradient
-    /// of this half's output adds.
+    /// The gradient that reaches this half's input `x`: `d`, what reaches it past this half, and what `d` as the
+    /// gradient of this half's output adds.
     pub fn backward(&self, x: &Tensor, inner: Inner, d: &Tensor, through: Through) -> Result<Tensor> {
         let Inner { normed, thins, wide, last: Last { act, thin, output } } = inner;
         let d_output = self.join.backward(output.as_ref(), d)?;

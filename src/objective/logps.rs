@@ -31,8 +31,8 @@ pub struct TokenScore {
     pub likeliest: bool,
 }
 
-/// Scores `targets` at the hidden states `h[positions, hidden]`; with `gradient` also `∂logp/∂h[positions, hidden]`. The
-/// logits of `positions` positions exist at once: 128 × 49,152 f32 are 24 MiB.
+/// Scores `targets` at the hidden states `h[positions, hidden]`; with `gradient` also `∂logp/∂h[positions, hidden]`.
+/// The logits of `positions` positions exist at once: 128 × 49,152 f32 are 24 MiB.
 pub fn score(
     head: &Head,
     h: &Tensor,

@@ -8,8 +8,8 @@
 //! | `mean_token_accuracy` | over the chosen answers' tokens: the share that is the model's likeliest token |
 //! | `num_tokens` | trained on since the run began, the prompt counted for both answers, as TRL's batches hold it twice |
 //!
-//! TRL counts a tie as lost; it happens until the first step with a rate above 0, while policy and reference are one model, and a
-//! model that cannot tell is right half of the time.
+//! TRL counts a tie as lost; it happens until the first step with a rate above 0, while policy and reference are one
+//! model, and a model that cannot tell is right half of the time.
 //!
 //! TRL forms these per micro-batch and averages the micro-batches' values; the batch here is the whole optimizer step
 //! (or the whole evaluation), which is the same where TRL's step is one micro-batch, and weighs tokens evenly where it

@@ -65,8 +65,8 @@ impl ReferenceCache {
         Ok(Self { path: path.to_path_buf(), rows, out: BufWriter::new(file) })
     }
 
-    /// Bytes that a cache of so many rows holds: of its table's places, a power of two, at most seven eighths are taken,
-    /// and each has a byte beside it.
+    /// Bytes that a cache of so many rows holds: of its table's places, a power of two, at most seven eighths are
+    /// taken, and each has a byte beside it.
     pub fn bytes(rows: usize) -> usize {
         (rows * 8).div_ceil(7).next_power_of_two() * (HASH + SUMS + 1)
     }

@@ -1,4 +1,5 @@
-//! How much memory this process could still take: what the system calls available, or less where a control group caps it.
+//! How much memory this process could still take: what the system calls available, or less where a control group caps
+//! it.
 
 use std::path::Path;
 

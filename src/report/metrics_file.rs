@@ -39,8 +39,8 @@ impl MetricsFile {
         Ok(Self { path: path.to_path_buf(), file, len })
     }
 
-    /// Takes away what an opened file holds behind the bytes that stay: rows of steps after the checkpoint, which will be
-    /// taken again.
+    /// Takes away what an opened file holds behind the bytes that stay: rows of steps after the checkpoint, which will
+    /// be taken again.
     pub fn rewind(&mut self) -> Result<()> {
         let cut = self.file.set_len(self.len).and_then(|()| self.file.seek(SeekFrom::Start(self.len)));
         cut.map(drop).map_err(|error| Error::writing(&self.path, error))

@@ -63,8 +63,8 @@ pub struct SampleFigures {
     pub samples: usize,
     /// Share of positive ones, base and tuned; none without labels.
     pub positive: Option<[f64; 2]>,
-    /// Estimated KL divergence of the tuned model from the base, in nats a sample; none where the samples' temperature is
-    /// not 1.
+    /// Estimated KL divergence of the tuned model from the base, in nats a sample; none where the samples' temperature
+    /// is not 1.
     pub kl: Option<f64>,
 }
 

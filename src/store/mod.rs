@@ -1,8 +1,8 @@
 //! Writing so that a file or a folder is either whole or absent, whenever the power goes.
 //!
 //! A thing is written under a hidden name beside its place, synced, and renamed into place. A folder also gets
-//! `manifest.json`, the size and SHA-256 of each file, written last, by which [`verify`] knows it again. A crash between
-//! the two renames by which a folder takes another's place is made up for by [`recover`].
+//! `manifest.json`, the size and SHA-256 of each file, written last, by which [`verify`] knows it again. A crash
+//! between the two renames by which a folder takes another's place is made up for by [`recover`].
 //!
 //! Every change goes through [`disk`], where tests let each call fail in turn; [`space`] knows how much room there is.
 

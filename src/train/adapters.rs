@@ -126,7 +126,8 @@ fn placed<'a>(
         let shape = Shape { module, linear, r: matrix.r, scale, inputs: matrix.input, outputs: matrix.output };
         placed.push((shape, matrix));
     }
-    // The order of a fresh adapter: its values and an optimizer's moments lie side by side whatever file they come from.
+    // The order of a fresh adapter: its values and an optimizer's moments lie side by side whatever file they come
+    // from.
     placed.sort_by_key(|(shape, _)| shape.linear);
     Ok(placed)
 }

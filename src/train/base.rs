@@ -32,8 +32,8 @@ pub struct Base {
 }
 
 impl Base {
-    /// Opens a hub id, downloading it where the cache has not got it, or a folder, or a GGUF file. Its matrices multiply in
-    /// `compute`.
+    /// Opens a hub id, downloading it where the cache has not got it, or a folder, or a GGUF file. Its matrices
+    /// multiply in `compute`.
     ///
     /// # Errors
     /// [`Error::Input`] naming what is missing or wrong.
@@ -46,7 +46,8 @@ impl Base {
         Ok(Self { name: name.to_string(), path, folder, config, model, compute, tokenizer })
     }
 
-    /// Refuses to write past the positions that the model knows and we compute exactly; with it, what a sample can take of memory is bounded.
+    /// Refuses to write past the positions that the model knows and we compute exactly; with it, what a sample can take
+    /// of memory is bounded.
     ///
     /// # Errors
     /// [`Error::Recipe`] with the number of new tokens that is possible.

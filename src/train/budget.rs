@@ -284,9 +284,9 @@ fn device_weights(base: &Base, card: bool) -> DeviceWeights {
     }
 }
 
-/// How long this machine takes for a second of a plan's `cost`: a product with the largest matrix of the base's layers is
-/// measured for a moment, and is taken to be its usual share of a step. None where a device would do it: this processor
-/// says nothing of that.
+/// How long this machine takes for a second of a plan's `cost`: a product with the largest matrix of the base's layers
+/// is measured for a moment, and is taken to be its usual share of a step. None where a device would do it: this
+/// processor says nothing of that.
 ///
 /// # Errors
 /// Where the product fails.

@@ -2,7 +2,8 @@
 //! whole or absent.
 //!
 //! A resumed run is the uninterrupted one: order of rows and dropout are functions of seed and step, so `state.json`
-//! needs no random state; it says where the run stood, what it was made of, and how much of `metrics.jsonl` is its past.
+//! needs no random state; it says where the run stood, what it was made of, and how much of `metrics.jsonl` is its
+//! past.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -426,9 +427,9 @@ mod tests {
         Ok(())
     }
 
-    /// What a loss of power between two calls may undo is undone in `tests/crash.rs` for bytes; names are held here by the
-    /// order of the calls: each file is synced before the folder, the folder before its rename, and the rename before an
-    /// older checkpoint is touched.
+    /// What a loss of power between two calls may undo is undone in `tests/crash.rs` for bytes; names are held here by
+    /// the order of the calls: each file is synced before the folder, the folder before its rename, and the rename
+    /// before an older checkpoint is touched.
     #[cfg(debug_assertions)]
     #[test]
     fn a_save_syncs_before_it_relies() -> Result<()> {

@@ -111,7 +111,8 @@ pub fn peak(device: &Device) -> Option<f64> {
     }
 }
 
-/// The most bytes of a device's memory that tensors used at once, and that were held for them; none where it does not say.
+/// The most bytes of a device's memory that tensors used at once, and that were held for them; none where it does not
+/// say.
 pub fn most_used(device: &Device) -> Option<[u64; 2]> {
     match device {
         #[cfg(feature = "cuda")]

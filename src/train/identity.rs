@@ -25,9 +25,9 @@ const FREE: [&str; 7] = [
     "train.keep_checkpoints",
 ];
 
-/// The settings that decide the result, and fingerprints of base, rows and weights; `fingerprint` is the base's, `start`
-/// the adapter's values as the run begins. Where it runs, what it holds in memory, what it shows and how often it
-/// evaluates and saves may change.
+/// The settings that decide the result, and fingerprints of base, rows and weights; `fingerprint` is the base's,
+/// `start` the adapter's values as the run begins. Where it runs, what it holds in memory, what it shows and how often
+/// it evaluates and saves may change.
 pub fn made_of(recipe: &Recipe, base: &Base, fingerprint: &[u8; 32], rows: &Rows, start: &[f32]) -> Result<MadeOf> {
     let mut settings = BTreeMap::new();
     add(&mut settings, "adapter", &recipe.adapter)?;

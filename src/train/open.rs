@@ -177,8 +177,8 @@ impl<'a> Run<'a> {
         write_recipe(self.recipe)
     }
 
-    /// At most so many bytes come to stand in the run's folder besides what is there, among them for a while the layers'
-    /// inputs that wait in a file.
+    /// At most so many bytes come to stand in the run's folder besides what is there, among them for a while the
+    /// layers' inputs that wait in a file.
     fn bytes_to_write(&self, first: usize, total: usize) -> Result<u64> {
         let recipe = &self.recipe.train;
         let moments: usize = self.optimizer.state().1.iter().map(|(_, moment)| moment.elem_count()).sum();

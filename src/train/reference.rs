@@ -12,8 +12,8 @@ use crate::{
     objective::reference_cache::{ReferenceCache, row_hash},
 };
 
-/// Of the arithmetic that log-probs in a cache depend on, as are the kind of device and the type of the products: raised when
-/// results change by a bit.
+/// Of the arithmetic that log-probs in a cache depend on, as are the kind of device and the type of the products:
+/// raised when results change by a bit.
 const VERSION: &str = " 6";
 
 /// What the policy is held to.
@@ -29,8 +29,8 @@ impl Reference {
         Self { adapter, cache: None }
     }
 
-    /// Keeps what is computed in the file at `path`, and uses what is there, if it was computed on the same `kind` of device;
-    /// `base` is the base's fingerprint; of so many `rows`.
+    /// Keeps what is computed in the file at `path`, and uses what is there, if it was computed on the same `kind` of
+    /// device; `base` is the base's fingerprint; of so many `rows`.
     pub fn cached(self, path: &Path, base: &[u8; 32], kind: &str, compute: Compute, rows: usize) -> Result<Self> {
         let mut key = Sha256::new();
         key.update(kind);

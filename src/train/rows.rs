@@ -84,8 +84,8 @@ pub fn read(recipe: &Recipe) -> Result<Vec<PathBuf>> {
 /// Loads the pairs of the files that `names` names: paths, globs, or files on a hub.
 ///
 /// # Errors
-/// As [`Dataset::load`], where a file is neither here nor to be had, where no row can be used, and where rows may be longer
-/// than the model is exact.
+/// As [`Dataset::load`], where a file is neither here nor to be had, where no row can be used, and where rows may be
+/// longer than the model is exact.
 pub fn load(names: &[String], recipe: &Recipe, base: &Base, options: &Options) -> Result<Dataset> {
     base.config.check_length(recipe.data.max_length)?;
     let template = ChatTemplate::choose(&recipe.data.chat_template, &base.tokenizer)?;

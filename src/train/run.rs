@@ -199,8 +199,9 @@ impl Run<'_> {
         }
     }
 
-    /// At the first step policy and reference are one model, so a margin that is not 0 is an error of ours. Not on a device:
-    /// its products may differ in their last bits from those of another batch, whose log-probs the cache may hold.
+    /// At the first step policy and reference are one model, so a margin that is not 0 is an error of ours. Not on a
+    /// device: its products may differ in their last bits from those of another batch, whose log-probs the cache may
+    /// hold.
     fn check_start(&self, step: usize, means: &Means) -> Result<()> {
         let same =
             self.recipe.objective.reference == recipe::Reference::Start || self.recipe.adapter.start_from.is_none();

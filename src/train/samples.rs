@@ -50,8 +50,8 @@ pub fn ids(base: &Base, number: usize, prompt: &str) -> Result<Vec<u32>> {
     }
 }
 
-/// Draws samples as the recipe says, `at_once` of them together; `poll` is looked at on the way, `shown` hears how many are
-/// done.
+/// Draws samples as the recipe says, `at_once` of them together; `poll` is looked at on the way, `shown` hears how many
+/// are done.
 pub fn draw(
     base: &Base,
     adapter: &Adapter,

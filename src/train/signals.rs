@@ -1,9 +1,9 @@
 //! Ctrl-C and `kill` as a flag that a run polls on its way, so that a stopped run is a saved run.
 //!
-//! While a run loads there is nothing to save: SIGINT, SIGTERM or, where there is one, SIGHUP ends the process at once with
-//! 128 + its number (130, 143, 129). From [`Signals::hold`] on the first one sets the flag, and after a SIGINT or SIGTERM the next
-//! one ends the process at once, for the person who will not wait. Under `nohup` a SIGHUP stays ignored. Windows has the
-//! first two.
+//! While a run loads there is nothing to save: SIGINT, SIGTERM or, where there is one, SIGHUP ends the process at once
+//! with 128 + its number (130, 143, 129). From [`Signals::hold`] on the first one sets the flag, and after a SIGINT or
+//! SIGTERM the next one ends the process at once, for the person who will not wait. Under `nohup` a SIGHUP stays
+//! ignored. Windows has the first two.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -66,7 +66,8 @@ impl Signals {
 #[cfg(unix)]
 fn hangup() -> Option<i32> {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: without a new action the call only writes the present one into `action`, which is read where it succeeded.
+    // SAFETY: without a new action the call only writes the present one into `action`, which is read where it
+    // succeeded.
     let ignored = unsafe {
         libc::sigaction(libc::SIGHUP, std::ptr::null(), action.as_mut_ptr()) == 0
             && action.assume_init().sa_sigaction == libc::SIG_IGN

@@ -10,8 +10,8 @@ pub(super) const IN_A_ROW: u64 = 3;
 const NAMED: usize = 8;
 
 impl Run<'_> {
-    /// Leaves out the step that `error` came of, or passes on an error of another kind. The adapter and the optimizer are
-    /// as they were before it; it counts as a step all the same, since rates and rows go by the step.
+    /// Leaves out the step that `error` came of, or passes on an error of another kind. The adapter and the optimizer
+    /// are as they were before it; it counts as a step all the same, since rates and rows go by the step.
     ///
     /// # Errors
     /// After [`IN_A_ROW`] of them [`Error::Run`], or [`Error::Input`] where a file from outside is at fault. What was

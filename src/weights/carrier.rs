@@ -1,6 +1,6 @@
 //! The thread that carries weights to a device: what was asked for and what was given back, one after the other in that
-//! order. So a layer that is asked for before another is given back does not wait for it, and one that is asked for after
-//! that finds its memory free.
+//! order. So a layer that is asked for before another is given back does not wait for it, and one that is asked for
+//! after that finds its memory free.
 
 use std::{
     sync::{

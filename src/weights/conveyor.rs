@@ -1,5 +1,5 @@
-//! The way of weights to a device, and who waits for whom on it. Buffers take turns, so that one is filled from the file
-//! while the copies out of others are under way; copies are made beside what the device computes.
+//! The way of weights to a device, and who waits for whom on it. Buffers take turns, so that one is filled from the
+//! file while the copies out of others are under way; copies are made beside what the device computes.
 //!
 //! 1. A buffer is filled again when the copy out of it is done: [`Conveyor::send`].
 //! 2. What computes with a matrix waits until its copies are done: [`Conveyor::sent`], [`Conveyor::ready`].
@@ -51,7 +51,8 @@ impl Conveyor {
     }
 
     /// Numbers on their way to the device, a flat tensor. `fill` makes the bytes of a range of them, a whole number of
-    /// `unit` (or what remains) at a time, in large buffers of `staging` bytes together, or of a unit each where that is more.
+    /// `unit` (or what remains) at a time, in large buffers of `staging` bytes together, or of a unit each where that
+    /// is more.
     ///
     /// # Errors
     /// Where the device or the host has no room, and those of `fill`.
@@ -103,8 +104,8 @@ impl Conveyor {
         self.queues.computed()
     }
 
-    /// Lets go of what was sent and is not used in what is computed after `computed`; its memory is kept for its like where
-    /// that is wanted, and freed else.
+    /// Lets go of what was sent and is not used in what is computed after `computed`; its memory is kept for its like
+    /// where that is wanted, and freed else.
     ///
     /// # Errors
     /// Where the device fails.

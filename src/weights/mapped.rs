@@ -71,8 +71,8 @@ impl MappedBytes {
         Self { file, range }
     }
 
-    /// Copies the bytes from the `start`-th on to `out`, without touching the map: no page is mapped for it and let go of
-    /// again, which takes longer than the copy (half of it on two machines), and a disk that fails is an error.
+    /// Copies the bytes from the `start`-th on to `out`, without touching the map: no page is mapped for it and let go
+    /// of again, which takes longer than the copy (half of it on two machines), and a disk that fails is an error.
     ///
     /// # Errors
     /// [`Error::Input`] that names the file.

@@ -80,7 +80,8 @@ impl FrozenMatrix {
         }
     }
 
-    /// Lets go of the matrix's pages, or of its copy on the device; `keep_memory`: there, for the next matrix of its size.
+    /// Lets go of the matrix's pages, or of its copy on the device; `keep_memory`: there, for the next matrix of its
+    /// size.
     pub fn done_with(&self, keep_memory: bool) {
         match &self.place {
             Place::Mapped(w, _) => w.parts().into_iter().for_each(MappedBytes::done_with),

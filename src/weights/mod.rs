@@ -2,8 +2,9 @@
 //!
 //! [`dtype`] turns stored bytes into f32 and back; [`safetensors`] and [`gguf`] read one file each and trust none of
 //! it; [`quantised`] puts quantised matrices together; [`folder`] makes one model of them; [`mapped`] says what a
-//! stored matrix is, [`upload`] takes one to a device by a [`carrier`] and its [`conveyor`] over the device's [`queues`] and `resident` keeps it there,
-//! [`stored`] is a tensor of any format, [`Turned`] a stored matrix as its transpose, and [`matrix`] multiplies with one where it lies.
+//! stored matrix is, [`upload`] takes one to a device by a [`carrier`] and its [`conveyor`] over the device's
+//! [`queues`] and `resident` keeps it there, [`stored`] is a tensor of any format, [`Turned`] a stored matrix as its
+//! transpose, and [`matrix`] multiplies with one where it lies.
 
 pub mod carrier;
 pub mod conveyor;

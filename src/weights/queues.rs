@@ -1,5 +1,5 @@
-//! A device's two queues, as the way of a matrix there needs them: one copies, one computes. Each does its work in order;
-//! neither knows of the other, and the host waits for neither, unless it is told to.
+//! A device's two queues, as the way of a matrix there needs them: one copies, one computes. Each does its work in
+//! order; neither knows of the other, and the host waits for neither, unless it is told to.
 
 use std::fmt;
 
@@ -31,15 +31,15 @@ pub trait Queues: fmt::Debug + Send + Sync {
     /// Memory of the device for so many numbers, which belongs to the queue of copies until that has given it away.
     fn room(&self, numbers: usize, kind: DType) -> Result<Tensor>;
 
-    /// Memory that [`Queues::room`] made comes back, for its like or to be freed: behind what the queue of copies has been told
-    /// to wait for, nothing uses it.
+    /// Memory that [`Queues::room`] made comes back, for its like or to be freed: behind what the queue of copies has
+    /// been told to wait for, nothing uses it.
     fn take_back(&self, memory: Tensor);
 
     /// Has `fill` write the first `bytes` of a buffer on the host. No copy may still read it.
     fn fill(&self, buffer: usize, bytes: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()>;
 
-    /// Queues a copy of the first `bytes` of a buffer to a tensor that [`Queues::room`] made, from its byte `at` on, and
-    /// returns the place behind it.
+    /// Queues a copy of the first `bytes` of a buffer to a tensor that [`Queues::room`] made, from its byte `at` on,
+    /// and returns the place behind it.
     fn copy(&self, buffer: usize, bytes: usize, to: &Tensor, at: usize) -> Result<Event>;
 
     /// The place behind all copies queued so far.

@@ -92,7 +92,8 @@ impl Resident {
         }
     }
 
-    /// Gives the copy on the device back behind what is computed with it; `keep_memory`: for the next matrix of its size.
+    /// Gives the copy on the device back behind what is computed with it; `keep_memory`: for the next matrix of its
+    /// size.
     pub fn done_with(&self, keep_memory: bool) {
         let held = std::mem::replace(&mut *lock(&self.slot), Slot::Absent);
         // a device that fails here fails at the next product too, which says so

@@ -1,5 +1,5 @@
-//! Stored matrices as a device gets them: bytes as they are, or numbers decoded on the way, through buffers of bounded size,
-//! so that the host holds no second copy.
+//! Stored matrices as a device gets them: bytes as they are, or numbers decoded on the way, through buffers of bounded
+//! size, so that the host holds no second copy.
 
 use std::sync::{Arc, OnceLock};
 

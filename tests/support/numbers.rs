@@ -226,7 +226,8 @@ pub fn sums(model: &Decoder, pairs: &[&TokenizedPair], through: Through) -> Vec<
     scored.into_iter().map(|scored| scored.sums).collect()
 }
 
-/// Leaves the gradient of the pairs' mean loss in the adapter's, as a step of a run does; the reference is the bare base.
+/// Leaves the gradient of the pairs' mean loss in the adapter's, as a step of a run does; the reference is the bare
+/// base.
 pub fn gradient(model: &Decoder, adapter: &Adapter, pairs: &[&TokenizedPair], objective: &Objective) -> Means {
     gradient_by(&Schedule::default(), model, adapter, pairs, objective)
 }

@@ -126,8 +126,8 @@ pub fn describe(keys: &mut Keys, folder: &Path, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Whether added tokens take the spaces after them, all as llama.cpp has a Phi-3's do so; the first that takes any where
-/// they do so otherwise.
+/// Whether added tokens take the spaces after them, all as llama.cpp has a Phi-3's do so; the first that takes any
+/// where they do so otherwise.
 fn as_phi3<'a>(added: &'a [Value], ids: &HashMap<&str, usize>) -> std::result::Result<bool, &'a str> {
     let set = |token: &Value, key: &str| token[key].as_bool() == Some(true);
     let content = |token: &'a Value| token["content"].as_str().unwrap_or_default();
@@ -152,8 +152,8 @@ fn merges(model: &Map<String, Value>) -> Option<Vec<(String, String)>> {
     model.get("merges")?.as_array()?.iter().map(pair).collect()
 }
 
-/// Whether a SentencePiece tokenizer puts a space before a text and after each special token, as llama.cpp does; `None` where
-/// it does so in another way, as `Metaspace` does, which leaves it out where there is one.
+/// Whether a SentencePiece tokenizer puts a space before a text and after each special token, as llama.cpp does; `None`
+/// where it does so in another way, as `Metaspace` does, which leaves it out where there is one.
 fn space_prefix(tokenizer: &Map<String, Value>) -> Option<bool> {
     let section = |name: &str| tokenizer.get(name).filter(|section| !section.is_null());
     let kind = |section: &Value| section["type"].as_str().unwrap_or_default().to_string();
@@ -234,8 +234,8 @@ fn special(keys: &mut Keys, folder: &Path, config: &Config, ids: &HashMap<&str, 
     let token = |name: &str| stated.special.get(name).and_then(|token| ids.get(token.as_str())).map(|id| *id as u32);
     let fits = |id: u32| (id as usize) < config.vocab_size;
     let eos = token("eos_token").or(stated.eos_ids.first().copied());
-    // GGUF has a key each for the ends of a text, a turn and a message. Without the second a reader looks for one by its text,
-    // so where the folder has no other end it is the first again.
+    // GGUF has a key each for the ends of a text, a turn and a message. Without the second a reader looks for one by
+    // its text, so where the folder has no other end it is the first again.
     let others: BTreeSet<u32> = stated.eos_ids.iter().copied().filter(|id| Some(*id) != eos && fits(*id)).collect();
     let mut other_ends = others.into_iter();
     for (name, id) in [

@@ -1,4 +1,5 @@
-//! A smaller base made of a large one, a block of rows at a time: memory stays at a few blocks whatever the model's size.
+//! A smaller base made of a large one, a block of rows at a time: memory stays at a few blocks whatever the model's
+//! size.
 //!
 //! `nf4` writes a folder as bitsandbytes does, `gguf` one file as llama.cpp's converter does.
 
@@ -101,8 +102,8 @@ pub fn quantize(path: &Path, to: To, out: &Path, told: &mut dyn FnMut(&Written) 
 /// Rows worked on at a time, so that they hold about a million numbers.
 const BLOCK: usize = 1 << 20;
 
-/// Hands a tensor's rows, some at a time and in order, to `take`, with the bytes that `encode` makes of each row and the
-/// numbers that it reads back from them. `order` says which row of the tensor stands in a place.
+/// Hands a tensor's rows, some at a time and in order, to `take`, with the bytes that `encode` makes of each row and
+/// the numbers that it reads back from them. `order` says which row of the tensor stands in a place.
 fn each_block(
     tensor: &StoredTensor,
     order: impl Fn(usize) -> usize + Sync,

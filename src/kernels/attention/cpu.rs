@@ -1,9 +1,10 @@
 //! Attention on the CPU's cores.
 //!
 //! A block of queries fills the columns of a panel (`kernels/loose.rs`). Keys times that panel are scores
-//! `[key, query]`, which are a panel themselves, as the product with the values wants it. So nothing is packed but
-//! the queries, a query's maximum and sum are lanes of a vector, and of a long row only a piece is held, which stays in the
-//! near caches: what is summed up so far is scaled where a later piece holds a larger score (Milakov and Gimelshein 2018).
+//! `[key, query]`, which are a panel themselves, as the product with the values wants it. So nothing is packed but the
+//! queries, a query's maximum and sum are lanes of a vector, and of a long row only a piece is held, which stays in the
+//! near caches: what is summed up so far is scaled where a later piece holds a larger score (Milakov and Gimelshein
+//! 2018).
 
 use std::{cell::RefCell, ops::Range};
 
@@ -35,8 +36,8 @@ fn forward_sizes(dim: usize) -> [usize; 6] {
     [dim * block, dim * block, KEYS * block, dim * block, block, block]
 }
 
-/// A block's rows; queries as columns and in panels; gradients of values in the same ways; weights, slopes, gradients of
-/// queries; logarithms of sums, and sums of values by their gradients.
+/// A block's rows; queries as columns and in panels; gradients of values in the same ways; weights, slopes, gradients
+/// of queries; logarithms of sums, and sums of values by their gradients.
 fn backward_sizes(dim: usize) -> [usize; 10] {
     let block = columns();
     let (whole, panels) = (dim * block, dim.next_multiple_of(block) * block);
@@ -180,8 +181,8 @@ impl Side<'_> {
         groups: &[Range<usize>],
     ) -> [Vec<f32>; 3] {
         let heads = &self.heads;
-        // as many tasks as query heads share the blocks; each has shares of dk and dv of its own, which are added in their
-        // order: which thread came first does not show
+        // as many tasks as query heads share the blocks; each has shares of dk and dv of its own, which are added in
+        // their order: which thread came first does not show
         let [mut dq, mut dk, mut dv] = [queries, keys, keys].map(|rows| vec![0f32; rows * heads.width()]);
         let [of_q, of_k, of_v] = [&mut dq, &mut dk, &mut dv].map(|buffer| Shared(buffer.as_mut_ptr()));
         let grads = Grads { dq: of_q, dk: of_k, dv: of_v };
@@ -191,8 +192,8 @@ impl Side<'_> {
             let (kv, first) = (share / heads.group(), share % heads.group());
             let blocks = spans[group].iter().flat_map(|span| Block::all(span, kv, *heads));
             for block in blocks.skip(first).step_by(heads.group()) {
-                // SAFETY: spans do not share queries nor groups keys, so that a block's queries and its share of keys are
-                // one task's; the buffers hold them.
+                // SAFETY: spans do not share queries nor groups keys, so that a block's queries and its share of keys
+                // are one task's; the buffers hold them.
                 unsafe { self.block_backward(&block, share, attended, &grads) };
             }
         });
@@ -242,8 +243,8 @@ impl Side<'_> {
 
     /// Writes the `dq` of a block, and adds to a share of the `dk` and `dv` of its keys.
     ///
-    /// With `P = exp(S − lse)`, `D = Σ values · d_values` a query: `dS = P · (d_values · Vᵀ − D)`, times the cap's derivative
-    /// where scores are capped.
+    /// With `P = exp(S − lse)`, `D = Σ values · d_values` a query: `dS = P · (d_values · Vᵀ − D)`, times the cap's
+    /// derivative where scores are capped.
     ///
     /// # Safety
     /// The gradients hold the rows of the block and of its keys, and nothing else touches its queries' heads and this
@@ -373,7 +374,8 @@ const ROWS: usize = 16;
 const LANES: usize = 16;
 
 multiversion! {
-    /// Scores `[key, query]` become exponentials by the largest that a query has seen, and what is summed up is scaled to it.
+    /// Scores `[key, query]` become exponentials by the largest that a query has seen, and what is summed up is scaled
+    /// to it.
     fn weigh(scores: &mut [f32], max: &mut [f32], sums: &mut [f32], mixed: &mut [f32]) {
         let vectors = max.len() / LANES;
         let all = max.as_chunks_mut::<LANES>().0.iter_mut().zip(sums.as_chunks_mut::<LANES>().0).enumerate();

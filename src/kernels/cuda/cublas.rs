@@ -59,9 +59,9 @@ mod on_card {
     use super::super::device::pointer;
     use crate::kernels::compute::Compute;
 
-    /// `c = alpha · a · b + beta · c`, in place, sums in f32: `c` f32 and contiguous, perhaps a view; `a` and `b` both f32 or
-    /// both bf16, perhaps turned. With a `beta` of 0 what `c` held is not read. A run that multiplies in bf16 multiplies f32
-    /// in TF32: the matrix unit takes 10 bits of it, more than of bf16.
+    /// `c = alpha · a · b + beta · c`, in place, sums in f32: `c` f32 and contiguous, perhaps a view; `a` and `b` both
+    /// f32 or both bf16, perhaps turned. With a `beta` of 0 what `c` held is not read. A run that multiplies in bf16
+    /// multiplies f32 in TF32: the matrix unit takes 10 bits of it, more than of bf16.
     ///
     /// # Errors
     /// Where shapes, types or places do not fit, or cuBLAS refuses.

@@ -48,8 +48,8 @@ pub fn open(number: usize) -> Result<Device> {
     let device = Device::new_cuda_with_stream(number)?;
     if let Device::Cuda(card) = &device {
         keep_freed(card);
-        // SAFETY: nothing is allocated yet. All work on tensors goes to the one stream, whose order holds for their memory
-        // too; the stream that copies weights is ordered behind and before it by the conveyor's own events.
+        // SAFETY: nothing is allocated yet. All work on tensors goes to the one stream, whose order holds for their
+        // memory too; the stream that copies weights is ordered behind and before it by the conveyor's own events.
         unsafe { card.disable_event_tracking() };
     }
     Ok(device)
@@ -64,8 +64,8 @@ fn pool(card: &CudaDevice) -> Option<CUmemoryPool> {
     (context.has_async_alloc() && got == CUresult::CUDA_SUCCESS).then_some(pool)
 }
 
-/// Has the pool keep what is freed for the next tensors. By itself it gives all of it back whenever the host waits for the
-/// card, several times a step, and must map it anew.
+/// Has the pool keep what is freed for the next tensors. By itself it gives all of it back whenever the host waits for
+/// the card, several times a step, and must map it anew.
 fn keep_freed(card: &CudaDevice) {
     if let Some(pool) = pool(card) {
         let mut all = u64::MAX;
@@ -77,8 +77,8 @@ fn keep_freed(card: &CudaDevice) {
     }
 }
 
-/// Operations a second of the card's matrix units in bf16 with sums in f32, by its kind, its size and its clock: 1.07e15 for an
-/// H200, of which a product reaches three quarters.
+/// Operations a second of the card's matrix units in bf16 with sums in f32, by its kind, its size and its clock:
+/// 1.07e15 for an H200, of which a product reaches three quarters.
 pub fn peak(card: &CudaDevice) -> Option<f64> {
     let stream = card.cuda_stream();
     let context = stream.context();
@@ -129,9 +129,9 @@ pub fn run(device: &CudaDevice, launch: &Launch, inputs: &[&Tensor], outputs: &[
     arguments.arg(&words);
     let [x, y, z] = launch.groups.map(|n| n as u32);
     let grid = LaunchConfig { grid_dim: (x, y, z), block_dim: (THREADS as u32, 1, 1), shared_mem_bytes: 0 };
-    // SAFETY: the launchers give each kernel the tensors and the numbers that it declares, of sizes that the tests on the CPU
-    // hold with margins around every buffer; `held` keeps them until the work is in the stream, whose order candle's own work
-    // on them follows.
+    // SAFETY: the launchers give each kernel the tensors and the numbers that it declares, of sizes that the tests on
+    // the CPU hold with margins around every buffer; `held` keeps them until the work is in the stream, whose order
+    // candle's own work on them follows.
     unsafe { arguments.launch(grid) }.w()?;
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Numbers of a card in the host's memory for a while. They are copied there and back in the order of what is computed, so
-//! that nobody waits; memory that the card reaches without the host (pinned) makes that possible.
+//! Numbers of a card in the host's memory for a while. They are copied there and back in the order of what is computed,
+//! so that nobody waits; memory that the card reaches without the host (pinned) makes that possible.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

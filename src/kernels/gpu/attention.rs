@@ -190,7 +190,8 @@ const KEY_BLOCK: usize = 4;
 /// Words of a `Meeting`.
 const MEETING: usize = 4;
 
-/// All keys, `rows` at a time, no block across a border of what some span sees; and for each block the queries that see it.
+/// All keys, `rows` at a time, no block across a border of what some span sees; and for each block the queries that see
+/// it.
 fn key_blocks(spans: &[Span], keys: usize, rows: usize, window: Option<usize>) -> (Vec<u32>, Vec<u32>) {
     let parts = |span: &Span| [span.prefix.clone(), span.own.clone()];
     let mut borders: Vec<usize> =

@@ -1,8 +1,9 @@
-//! The kernels on the CPU, for tests: CUDA's and Metal's each compiled as C++ by the machine's compiler with a stand-in for
-//! what the GPU's compiler brings (`cuda/host`, `metal/host`), loaded, and run with the launcher's own grid and arguments.
+//! The kernels on the CPU, for tests: CUDA's and Metal's each compiled as C++ by the machine's compiler with a stand-in
+//! for what the GPU's compiler brings (`cuda/host`, `metal/host`), loaded, and run with the launcher's own grid and
+//! arguments.
 //!
-//! Every launch runs twice, with the threads in opposite orders: a result that depends on the order is a race. Buffers have
-//! margins that no kernel may touch, and memory that nobody wrote holds NaN.
+//! Every launch runs twice, with the threads in opposite orders: a result that depends on the order is a race. Buffers
+//! have margins that no kernel may touch, and memory that nobody wrote holds NaN.
 
 use std::{
     cell::Cell,
@@ -41,8 +42,8 @@ const MARGIN: usize = 64;
 /// What they hold: a NaN of its own.
 const UNTOUCHED: u32 = 0x7fc1_2345;
 
-/// Calls `check` with the tensors on every device that has the kernels: here, once with CUDA's and once with Metal's, and on
-/// the GPU that the build is for. Without a C++ compiler it says so, and fails where nothing may be skipped.
+/// Calls `check` with the tensors on every device that has the kernels: here, once with CUDA's and once with Metal's,
+/// and on the GPU that the build is for. Without a C++ compiler it says so, and fails where nothing may be skipped.
 pub fn on<const N: usize>(tensors: [&Tensor; N], check: impl Fn([&Tensor; N]) -> Result<()>) -> Result<()> {
     if entry(Language::Cuda).is_some() {
         for language in [Language::Cuda, Language::Metal] {
@@ -127,9 +128,9 @@ pub fn run(launch: &Launch, inputs: &[&Tensor], outputs: &[&Tensor]) -> Result<(
             arguments.iter_mut().map(|argument| argument.0[MARGIN..].as_mut_ptr().cast()).collect();
         // a failed check in another test does not matter to this one
         let _turn = turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // SAFETY: the library was compiled from this crate's sources and has this signature; the buffers outlive the call
-        // and their number is that of the kernel's arguments, or nothing here could be right; `_turn` keeps others out, as
-        // the fibers are the library's only ones.
+        // SAFETY: the library was compiled from this crate's sources and has this signature; the buffers outlive the
+        // call and their number is that of the kernel's arguments, or nothing here could be right; `_turn` keeps others
+        // out, as the fibers are the library's only ones.
         let trouble = unsafe {
             let trouble = entry(name.as_ptr(), groups.as_ptr(), THREADS as u32, pointers.as_mut_ptr(), descending);
             (!trouble.is_null()).then(|| CStr::from_ptr(trouble).to_string_lossy())
@@ -217,7 +218,8 @@ fn build(language: Language) -> Option<Entry> {
 
 fn load(library: &Path) -> Entry {
     let path = CString::new(library.to_str().expect("a path in UTF-8")).expect("a path");
-    // SAFETY: the library's constructors make empty vectors; it is never closed, so the entry stays; the symbol has this signature.
+    // SAFETY: the library's constructors make empty vectors; it is never closed, so the entry stays; the symbol has
+    // this signature.
     unsafe {
         let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
         assert!(!handle.is_null(), "{}: {}", library.display(), CStr::from_ptr(libc::dlerror()).to_string_lossy());

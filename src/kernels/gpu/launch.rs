@@ -81,7 +81,8 @@ pub fn room_for(shape: impl Into<Shape>, dtype: DType, like: &Tensor) -> Result<
     if like.device().is_cpu() {
         return Tensor::full(f32::NAN, shape.into(), like.device())?.to_dtype(dtype);
     }
-    // SAFETY: the kernels write every element before anything reads the tensor; the GPU works in the order of the calls.
+    // SAFETY: the kernels write every element before anything reads the tensor; the GPU works in the order of the
+    // calls.
     unsafe { Tensor::empty(shape, dtype, like.device()) }
 }
 

@@ -1,9 +1,10 @@
-//! Launchers of the kernels for GPUs: what grid, which tensors, what numbers, and in which pieces. The kernels are CUDA's
-//! (`../cuda`) and Metal's (`../metal`), of the same names and arguments but for CUDA's on the matrix unit; one set of tests holds both.
+//! Launchers of the kernels for GPUs: what grid, which tensors, what numbers, and in which pieces. The kernels are
+//! CUDA's (`../cuda`) and Metal's (`../metal`), of the same names and arguments but for CUDA's on the matrix unit; one
+//! set of tests holds both.
 //!
-//! [`launch`] is the way to them: through candle's device where the build has one, and in tests compiled as C++ for the CPU
-//! with a fiber a GPU thread (`host`), with the same grid and the same arguments. What a kernel does not take, its caller
-//! composes of candle's operations.
+//! [`launch`] is the way to them: through candle's device where the build has one, and in tests compiled as C++ for the
+//! CPU with a fiber a GPU thread (`host`), with the same grid and the same arguments. What a kernel does not take, its
+//! caller composes of candle's operations.
 
 pub mod activation;
 pub mod attention;

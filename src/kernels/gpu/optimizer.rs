@@ -1,8 +1,8 @@
 //! AdamW, RMSprop and the squared norm over one flat vector on a GPU: a step is one launch.
 //!
-//! It must change nothing where a number would not be finite after it. A step tells how large its numbers became, and from
-//! that and the gradient's norm the next one is known to be finite before it is taken. Where it is not known (at the first
-//! step, or with numbers near the end of f32) a launch before it asks every element.
+//! It must change nothing where a number would not be finite after it. A step tells how large its numbers became, and
+//! from that and the gradient's norm the next one is known to be finite before it is taken. Where it is not known (at
+//! the first step, or with numbers near the end of f32) a launch before it asks every element.
 
 use candle_core::{Result, Tensor};
 
@@ -74,7 +74,8 @@ pub struct Known<'a> {
 }
 
 impl Known<'_> {
-    /// Whether all of `most`, made of the largest parameter and moments and the largest gradient, are far from infinity.
+    /// Whether all of `most`, made of the largest parameter and moments and the largest gradient, are far from
+    /// infinity.
     fn bounds<const N: usize>(self, most: impl Fn([f64; 3], f64) -> [f64; N]) -> Result<bool> {
         let Some(before) = self.before else { return Ok(false) };
         // twice for what sums of f32 squares lose, and more for squares that are too small for f32

@@ -18,8 +18,8 @@ use crate::kernels::gpu::{
 /// The compiled kernels by name.
 type Pipelines = HashMap<&'static str, ComputePipeline>;
 
-/// The device's kernels, compiled when first asked for; none where this system's compiler refuses them, which is said once
-/// on standard error: candle's operations then do the work.
+/// The device's kernels, compiled when first asked for; none where this system's compiler refuses them, which is said
+/// once on standard error: candle's operations then do the work.
 pub fn pipelines(device: &MetalDevice) -> Option<Arc<Pipelines>> {
     static COMPILED: OnceLock<Mutex<HashMap<DeviceId, Option<Arc<Pipelines>>>>> = OnceLock::new();
     let mut compiled = COMPILED.get_or_init(Default::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -1,12 +1,13 @@
-//! f32 as whole numbers of three signed digits of eight bits, packed for the tile unit's products of bytes (an Ozaki scheme).
+//! f32 as whole numbers of three signed digits of eight bits, packed for the tile unit's products of bytes (an Ozaki
+//! scheme).
 //!
-//! A row of the left-hand side, and a column of the right, is multiplied by a power of two for each block of k, so that its
-//! largest number has 22 or 23 bits, and rounded to whole numbers. So a number is off by at most 2^-23 of the largest of its row or
-//! column in the block, where an f32 is off by 2^-24 of itself. Blocks of numbers below 1e-30 lose bits, and what is not finite, or
-//! above 3.389e38, makes all sums of its row or column so.
+//! A row of the left-hand side, and a column of the right, is multiplied by a power of two for each block of k, so that
+//! its largest number has 22 or 23 bits, and rounded to whole numbers. So a number is off by at most 2^-23 of the
+//! largest of its row or column in the block, where an f32 is off by 2^-24 of itself. Blocks of numbers below 1e-30
+//! lose bits, and what is not finite, or above 3.389e38, makes all sums of its row or column so.
 //!
-//! Panels are those of [`super::pack`] with three parts a number, the greatest digit first, and the 32 scales behind them.
-//! Word `j` of a register holds the numbers `j`, `16 + j`, `32 + j` and `48 + j` of its 64, on either side.
+//! Panels are those of [`super::pack`] with three parts a number, the greatest digit first, and the 32 scales behind
+//! them. Word `j` of a register holds the numbers `j`, `16 + j`, `32 + j` and `48 + j` of its 64, on either side.
 
 use std::arch::x86_64::*;
 
@@ -138,7 +139,8 @@ unsafe fn across_in(from: Rows<f32>, column: usize, rows: usize, out: *mut u32) 
     for half in 0..2 {
         let start = column + 16 * half;
         let mask = first(from.width.saturating_sub(start));
-        // SAFETY: the caller holds the rows to the data, the mask the columns, and `out` to the registers and the scales.
+        // SAFETY: the caller holds the rows to the data, the mask the columns, and `out` to the registers and the
+        // scales.
         unsafe {
             let row = |row: usize| {
                 let mask = if row < rows { mask } else { 0 };
@@ -177,8 +179,8 @@ unsafe fn largest(at: *const f32, width: usize) -> __m512i {
     }
 }
 
-/// Powers of two: the one that makes numbers up to `largest` whole numbers of three digits, and the one that turns a product
-/// of first digits back into a number.
+/// Powers of two: the one that makes numbers up to `largest` whole numbers of three digits, and the one that turns a
+/// product of first digits back into a number.
 #[inline(always)]
 unsafe fn scales(largest: __m512i) -> (__m512, __m512) {
     // three digits reach (127 · 256 + 127) · 256 + 127, a little less than 2^23
@@ -201,7 +203,8 @@ unsafe fn scales(largest: __m512i) -> (__m512, __m512) {
 unsafe fn digits(x: __m512, to: __m512) -> __m512i {
     // SAFETY: as above.
     unsafe {
-        // with a half of its range added a digit is a plain byte, and flipping its highest bit takes the half away again
+        // with a half of its range added a digit is a plain byte, and flipping its highest bit takes the half away
+        // again
         let half = _mm512_set1_epi32(0x80_8080);
         let whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, to));
         _mm512_xor_si512(_mm512_add_epi32(whole, half), half)

@@ -1,8 +1,9 @@
 //! What the registers of tiles are loaded from: words of two bf16 that follow one another in k, in sixteens each way.
 //!
 //! Rows in which k runs along are copied for the left and transposed for the right; rows of which each is one of k are
-//! interleaved in pairs. An f32 is rounded to bf16, and on the left what the rounding left over is rounded in turn, as often as
-//! there are parts: three hold it whole (but for what is below 1e-33, and above 3.39e38, which rounds to infinity).
+//! interleaved in pairs. An f32 is rounded to bf16, and on the left what the rounding left over is rounded in turn, as
+//! often as there are parts: three hold it whole (but for what is below 1e-33, and above 3.39e38, which rounds to
+//! infinity).
 
 use std::arch::x86_64::*;
 
@@ -131,8 +132,8 @@ pub fn transposed<T: Number>(from: Rows<T>, rows: usize, out: &mut [u32]) {
     unsafe { transposed_in(from, rows, out.as_mut_ptr()) }
 }
 
-/// Packs up to 32 rows, each one of k, for the right: register `register` of k of each panel of 32 columns, panels `size`
-/// words from one another.
+/// Packs up to 32 rows, each one of k, for the right: register `register` of k of each panel of 32 columns, panels
+/// `size` words from one another.
 pub fn across<T: Number>(from: Rows<T>, rows: usize, register: usize, size: usize, out: &mut [u32]) {
     assert!(amx::available() && from.hold(rows) && rows <= DEPTH, "{rows} rows");
     assert!((register + 1) * 2 * REGISTER <= size, "register {register} of panels of {size} words");

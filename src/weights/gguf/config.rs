@@ -63,7 +63,8 @@ pub fn architecture(file: &GgufFile) -> Result<Architecture> {
     })
 }
 
-/// The folder's name of a file's tensor, and what was done to it; `None` where it is no weight but read with the config.
+/// The folder's name of a file's tensor, and what was done to it; `None` where it is no weight but read with the
+/// config.
 ///
 /// # Errors
 /// [`Error::Input`] where it is no part of such a model.

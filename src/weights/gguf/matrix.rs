@@ -114,8 +114,8 @@ pub fn row_of_halves(place: usize, head_dim: usize) -> usize {
 }
 
 impl<M: StoredMatrix> HalvesTogether<M> {
-    /// Bytes of its blocks, where a device has it in them; plain rows, of two bytes a number or more, are decoded to be put
-    /// in order.
+    /// Bytes of its blocks, where a device has it in them; plain rows, of two bytes a number or more, are decoded to be
+    /// put in order.
     fn blocks(&self, numbers: usize, compute: Compute) -> Option<usize> {
         Some(self.stored.device_bytes(numbers, compute)).filter(|bytes| *bytes < 2 * numbers)
     }

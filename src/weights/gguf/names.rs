@@ -1,8 +1,8 @@
 //! The architectures that are read from GGUF, as rows of a table: from GGUF's tensor names to those of the Hugging Face
 //! folder that the file was converted from.
 //!
-//! llama.cpp's converter renames tensors and changes some of them on the way, which is undone when they are read. What its
-//! metadata say stands in [`super::config`].
+//! llama.cpp's converter renames tensors and changes some of them on the way, which is undone when they are read. What
+//! its metadata say stands in [`super::config`].
 
 /// What llama.cpp's converter did to a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -30,7 +30,8 @@ pub(super) fn gather(parts: &mut Parts, suffix: &str, block: Option<[usize; 2]>)
             [down] if down == rows => [down, 1],
             _ => return Err(parts.misfit(&scales_name, &shape, &[rows, 1])),
         };
-        // all of it, whole rows, or equal parts of each; blocks that rows share may be cut off at an edge, so their size is stated
+        // all of it, whole rows, or equal parts of each; blocks that rows share may be cut off at an edge, so their
+        // size is stated
         let block = match block {
             _ if grid == [1, 1] => [rows, columns],
             Some(block) if grid != [rows, 1] => block,

@@ -204,8 +204,8 @@ impl<const BITS: usize> View<'_, BITS> {
         });
     }
 
-    /// As [`View::tile`], where inputs are in groups by `order`: scales and zeros are picked column by column out of those
-    /// that the row has.
+    /// As [`View::tile`], where inputs are in groups by `order`: scales and zeros are picked column by column out of
+    /// those that the row has.
     #[inline(always)]
     fn tile_by_order(
         &self,

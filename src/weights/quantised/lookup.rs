@@ -40,8 +40,8 @@ pub trait LookUp: Copy {
     /// Where `bytes` hold fewer numbers than `out`.
     fn look_up(self, table: &[f32; 16], order: Order, bytes: &[u8], out: &mut [f32]);
 
-    /// `out[i]` becomes `scale · (out[i] − zero)`, with the bits of scale and zero at `places[i]` of the two tables. A place
-    /// beyond them leaves it as it is.
+    /// `out[i]` becomes `scale · (out[i] − zero)`, with the bits of scale and zero at `places[i]` of the two tables. A
+    /// place beyond them leaves it as it is.
     #[inline(always)]
     fn scale_by_place(self, [scales, zeros]: [&[u32]; 2], places: &[u32], out: &mut [f32]) {
         for (out, place) in out.iter_mut().zip(places) {

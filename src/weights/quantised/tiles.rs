@@ -113,8 +113,8 @@ pub fn by_group(start: usize, size: usize, mut out: &mut [f32], mut each: impl F
 /// Most lines that are turned at once where rows come in bands: what is turned stays in the first-level cache.
 pub const LINES: usize = 64;
 
-/// Turns words that lie across rows, in lines `stride` words apart: word `row` of each of `lines`, for one of `rows` after
-/// the other. `out` begins with the result.
+/// Turns words that lie across rows, in lines `stride` words apart: word `row` of each of `lines`, for one of `rows`
+/// after the other. `out` begins with the result.
 pub fn turn<'a>(
     words: &[u8],
     stride: usize,

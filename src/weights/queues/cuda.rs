@@ -25,8 +25,8 @@ pub struct Queues {
     card: CudaDevice,
     copies: Arc<CudaStream>,
     buffers: Mutex<[Option<PinnedHostSlice<u8>>; BUFFERS]>,
-    /// Memory of matrices that are gone, for others of their size: where layers stream the card's pool is not asked again and
-    /// again, which would cut it to pieces and order the streams by waits of its own.
+    /// Memory of matrices that are gone, for others of their size: where layers stream the card's pool is not asked
+    /// again and again, which would cut it to pieces and order the streams by waits of its own.
     spare: Mutex<Vec<Tensor>>,
 }
 
@@ -36,7 +36,8 @@ impl Queues {
     /// # Errors
     /// Where the driver gives none, or candle's is not one stream for all threads.
     pub fn new(card: &CudaDevice) -> Result<Self> {
-        // cudarc would order streams by events of its own, a pair for every tensor; `kernels::cuda::device::open` turns it off
+        // cudarc would order streams by events of its own, a pair for every tensor; `kernels::cuda::device::open` turns
+        // it off
         if card.is_event_tracking() {
             bail!("the card was opened another way than by this crate");
         }
@@ -120,8 +121,9 @@ impl super::Queues for Queues {
         }
         let address = address(storage, &self.copies)? + at as u64;
         let from = &held.as_slice().w()?[..bytes];
-        // SAFETY: the tensor has room for them behind `address`, as was looked at; the conveyor neither fills the buffer
-        // again nor lets computing begin before the copy is done, and `room` made the memory in this stream's order.
+        // SAFETY: the tensor has room for them behind `address`, as was looked at; the conveyor neither fills the
+        // buffer again nor lets computing begin before the copy is done, and `room` made the memory in this stream's
+        // order.
         unsafe { memcpy_htod_async(address, from, self.copies.cu_stream()) }.w()?;
         self.copied()
     }

@@ -1,6 +1,6 @@
-//! The queues of a device that candle alone talks to. On Metal a copy is made as it is queued, by the thread that queues it.
-//! On the CPU, which goes this way in tests alone, it is made when something waits for it, as late as a GPU may make it: a
-//! wait that is missing shows as wrong numbers.
+//! The queues of a device that candle alone talks to. On Metal a copy is made as it is queued, by the thread that
+//! queues it. On the CPU, which goes this way in tests alone, it is made when something waits for it, as late as a GPU
+//! may make it: a wait that is missing shows as wrong numbers.
 
 use std::{
     collections::VecDeque,

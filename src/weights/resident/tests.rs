@@ -1,5 +1,5 @@
-//! Who waits for whom as layers stream: two queues that only count what they do and know of each other's work, and say where
-//! something is done that nothing has waited for.
+//! Who waits for whom as layers stream: two queues that only count what they do and know of each other's work, and say
+//! where something is done that nothing has waited for.
 
 use std::{collections::HashMap, ops::Range, sync::Weak};
 
@@ -173,8 +173,8 @@ impl StoredMatrix for Ones {
 
 const ROWS: usize = 200;
 
-/// Passes forward and back over layers that stream, as `engine::pass` goes; what was done that nothing had waited for, and
-/// whether a layer's copies waited for the layer before it.
+/// Passes forward and back over layers that stream, as `engine::pass` goes; what was done that nothing had waited for,
+/// and whether a layer's copies waited for the layer before it.
 fn pass(deaf: Option<Wait>) -> (Vec<&'static str>, bool) {
     let queues = Counting::default();
     queues.counts().deaf = deaf;

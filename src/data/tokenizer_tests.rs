@@ -60,7 +60,6 @@ fn pieces_join_to_the_text() {
     assert!(pieces.iter().any(|piece| piece == "😀") && pieces.iter().filter(|piece| piece.is_empty()).count() == 4);
 }
 
-/// Copies the `plain` fixture, changes it, and opens it.
 /// Llama 2, Mistral and Phi-3 take a space off a text's start.
 #[test]
 fn an_answer_keeps_the_space_before_it() {
@@ -79,6 +78,7 @@ fn an_answer_keeps_the_space_before_it() {
     assert_eq!(tokenizer.decode_after(&cut, &rest).unwrap(), tokenizer.decode(&rest, true).unwrap());
 }
 
+/// Copies the `plain` fixture, changes it, and opens it.
 fn changed(change: impl FnOnce(&Path)) -> Result<Tokenizer> {
     let folder = tempfile::tempdir().unwrap();
     for file in ["tokenizer.json", "tokenizer_config.json"] {

@@ -6,6 +6,7 @@ use candle_core::{DType, Tensor};
 
 use super::pack::{Tree, pack};
 use super::pass::Poll;
+use super::within_pool;
 use crate::{
     Error, Result,
     kernels::attention::{Span, attention},
@@ -49,8 +50,7 @@ pub fn generate(
     sampling: &Sampling,
     poll: Poll,
 ) -> Result<Vec<Vec<u32>>> {
-    // a caller outside of the pool would be woken for every loop, and would keep buffers beside the workers' own
-    rayon::scope(|_| generate_in_pool(model, prompts, through, sampling, poll))
+    within_pool(|| generate_in_pool(model, prompts, through, sampling, poll))
 }
 
 fn generate_in_pool(

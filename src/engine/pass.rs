@@ -10,6 +10,7 @@ use super::{
     pack::Packed,
     saved::Inputs,
     schedule::{Direction, Schedule},
+    within_pool,
 };
 use crate::{
     Result,
@@ -76,8 +77,7 @@ pub fn forward(model: &Decoder, packed: &Packed, through: Through) -> Result<Vec
 impl Engine<'_> {
     /// Scores of every micro-batch.
     pub fn forward(&self, micros: &[Micro]) -> Result<Scores> {
-        // a caller outside of the pool would be woken for every loop, and would keep buffers beside the workers' own
-        rayon::scope(|_| self.forward_in_pool(micros))
+        within_pool(|| self.forward_in_pool(micros))
     }
 
     fn forward_in_pool(&self, micros: &[Micro]) -> Result<Scores> {

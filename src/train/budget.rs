@@ -11,6 +11,7 @@ use crate::{
     engine::{
         demand::{Demand, DeviceWeights, PairSize, SampleSize},
         plan::{self, Limits, Loads, Plan},
+        within_pool,
     },
     heap,
     kernels::{compute::Compute, dequantise::scratch},
@@ -300,7 +301,7 @@ pub fn pace(planned: &Planned, base: &Base) -> candle_core::Result<Option<f64>> 
     let Some(matrix) = matrices.max_by_key(|matrix| numbers(matrix)) else { return Ok(None) };
     let x = Tensor::ones((TOKENS, matrix.inputs), DType::F32, &base.model.device)?;
     // as a step computes; the fastest round, for others use this machine, too
-    let seconds = rayon::scope(|_| -> candle_core::Result<f64> {
+    let seconds = within_pool(|| -> candle_core::Result<f64> {
         let (mut best, began) = (f64::INFINITY, Instant::now());
         while best.is_infinite() || began.elapsed().as_millis() < 200 {
             let round = Instant::now();

@@ -1,6 +1,6 @@
 //! The end of a run: the adapter, samples, the report, the summary.
 
-use std::{io::Write, path::Path, time::Instant};
+use std::{path::Path, time::Instant};
 
 use super::{
     adapters, folder,
@@ -74,7 +74,7 @@ impl Run<'_> {
             self.progress.note(&format!("warning: {broken}; please report this"));
         }
 
-        let made = |what: &str, path: &std::path::Path| Made { what: what.into(), path: path.display().to_string() };
+        let made = |what: &str, path: &Path| Made { what: what.into(), path: path.display().to_string() };
         let summary = Summary {
             steps: count.steps,
             pairs: count.pairs,
@@ -98,7 +98,7 @@ impl Run<'_> {
         };
         let text =
             serde_json::to_string_pretty(&summary).map_err(|error| Error::run(format!("no summary: {error}")))?;
-        store::write_atomic(&output.join(folder::SUMMARY), |file| writeln!(file, "{text}"))?;
+        store::write_text(&output.join(folder::SUMMARY), &(text + "\n"))?;
         Ok(summary)
     }
 

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     Error, Result,
     data::TokenizedPair,
-    engine::{pass::Engine, plan::Plan},
+    engine::{pass::Engine, plan::Plan, within_pool},
     export::AdapterConfig,
     heap,
     model::{linear::Through, lora::Adapter},
@@ -181,8 +181,7 @@ impl Run<'_> {
         let dropout =
             (p > 0.0).then(|| StepDropout { p, stream: Stream::new(recipe.train.seed, "dropout").at(step as u64) });
         let (signals, schedule, reference) = (&self.signals, &self.plan.schedule, &mut self.reference);
-        // within the pool: a caller outside of it would fall asleep and be woken for every loop
-        rayon::scope(|_| {
+        within_pool(|| {
             let poll = || signals.stopped();
             let engine = Engine { model: &base.model, schedule, scratch: &recipe.run.output, poll: &poll };
             pairs::gradient(engine, &batch, reference, &recipe.objective, (adapter, dropout), &mut metrics)

@@ -12,7 +12,7 @@ use crate::{
     export::AdapterFolder,
     model::linear::Through,
     objective::Metrics,
-    recipe::{self, Recipe},
+    recipe::Recipe,
     report::{Figures, Phase, Progress},
     train::{adapters, base::Base, device, folder, pairs, reference::Reference, rows, signals::Signals},
 };
@@ -44,11 +44,8 @@ pub fn run(args: EvalArgs) -> Result<()> {
     if held_out.is_empty() {
         return Err(Error::recipe("the recipe holds no rows out; name some with --data FILE"));
     }
-    let start = match (recipe.objective.reference, &recipe.adapter.start_from) {
-        (recipe::Reference::Start, Some(_)) => Some(adapters::Start::of(&recipe, &base)?.make(&recipe, &base)?.1),
-        _ => None,
-    };
-    let means = evaluate(&recipe, &base, Through::of(adapter.as_ref()), start, &held_out)?;
+    let reference = Reference::of(&recipe, &base)?;
+    let means = evaluate(&recipe, &base, Through::of(adapter.as_ref()), reference, &held_out)?;
     let mut results: Map<String, Value> =
         means.named().map(|(name, value)| (format!("eval_{name}"), value.into())).into_iter().collect();
     results.insert("eval_pairs".into(), means.pairs.into());
@@ -65,7 +62,7 @@ fn evaluate(
     recipe: &Recipe,
     base: &Base,
     policy: Through,
-    start: Option<crate::model::lora::Adapter>,
+    mut reference: Reference,
     pairs: &[TokenizedPair],
 ) -> Result<crate::objective::Means> {
     let signals = Signals::install()?;
@@ -73,7 +70,6 @@ fn evaluate(
     let poll = || signals.stopped();
     let schedule = Schedule::default();
     let engine = Engine { model: &base.model, schedule: &schedule, scratch: Path::new("."), poll: &poll };
-    let mut reference = Reference::new(start);
     let mut metrics = Metrics::new(recipe.objective.beta);
     let mut stage = Progress::stderr().start(Phase::Evaluation, 0, pairs.len() as u64);
     let pairs: Vec<&TokenizedPair> = pairs.iter().collect();

@@ -14,7 +14,7 @@ mod schema;
 mod source;
 mod value;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,13 @@ pub struct Recipe {
     pub samples: Samples,
     /// Where and on what it runs.
     pub run: Run,
+}
+
+impl Recipe {
+    /// The folder of the adapter that the reference goes through; none: the bare base.
+    pub fn reference_adapter(&self) -> Option<&Path> {
+        self.adapter.start_from.as_deref().filter(|_| self.objective.reference == Reference::Start)
+    }
 }
 
 /// `[model]`

@@ -21,7 +21,7 @@ use crate::{
         lora::Shape,
     },
     objective::reference_cache::ReferenceCache,
-    recipe::{Budget, Optimizer, Recipe, Reference},
+    recipe::{Budget, Optimizer, Recipe},
     report::{MemoryMeter, available::available},
     weights::matrix::FrozenMatrix,
 };
@@ -132,7 +132,6 @@ fn demand(recipe: &Recipe, base: &Base, rows: &Rows, shapes: &[Shape], memory: M
     let widths = base.model.blocks.iter().map(|block| Widths::of(block, shapes, dropout));
     let widths = widths.max_by_key(Widths::backward).ok_or_else(|| Error::input("the model has no layers"))?;
     let heads = base.model.blocks[0].attention.heads;
-    let held_to = recipe.objective.reference == Reference::Start && recipe.adapter.start_from.is_some();
     let threads = rayon::current_num_threads();
     let (held, device, rate) = match memory {
         Memory::Host(held) => (held, None, plan::RATE * threads as f64),
@@ -154,7 +153,7 @@ fn demand(recipe: &Recipe, base: &Base, rows: &Rows, shapes: &[Shape], memory: M
             Optimizer::Adamw => 2,
             Optimizer::Rmsprop => 1,
         },
-        held_to,
+        held_to: recipe.reference_adapter().is_some(),
         reference: if recipe.memory.reference_cache { ReferenceCache::bytes(rows.met(recipe)) } else { 0 },
         samples: sample_size(recipe, base)?,
         rank: shapes.iter().map(|shape| shape.r).max().unwrap_or(0),

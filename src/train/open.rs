@@ -78,10 +78,7 @@ impl<'a> Run<'a> {
         let (config, adapter) = start.make(recipe, &base)?;
         let made_of = identity::made_of(recipe, &base, &fingerprint, &rows, &adapter.values.to_vec1()?)?;
         let mut optimizer = Optimizer::new(&recipe.train, &adapter.values)?;
-        let held_to = match (recipe.objective.reference, &recipe.adapter.start_from) {
-            (recipe::Reference::Start, Some(_)) => Some(adapters::Start::of(recipe, &base)?.make(recipe, &base)?.1),
-            _ => None,
-        };
+        let reference = Reference::of(recipe, &base)?;
 
         watch.unchanged()?;
         signals.hold();
@@ -123,7 +120,7 @@ impl<'a> Run<'a> {
             adapter,
             budget: planned.limits.budget,
             plan: planned.plan,
-            reference: Reference::new(held_to),
+            reference,
             optimizer,
             metrics,
             made_of,

@@ -4,12 +4,15 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use super::{adapters, base::Base};
 use crate::{
     Error, Result,
     data::TokenizedPair,
+    export::AdapterFolder,
     kernels::compute::Compute,
     model::{linear::Through, lora::Adapter},
     objective::reference_cache::{ReferenceCache, row_hash},
+    recipe::Recipe,
 };
 
 /// Of the arithmetic that log-probs in a cache depend on, as are the kind of device and the type of the products:
@@ -27,6 +30,15 @@ impl Reference {
     /// The bare base, or the base with a fixed adapter. Nothing is kept on disk.
     pub fn new(adapter: Option<Adapter>) -> Self {
         Self { adapter, cache: None }
+    }
+
+    /// What the recipe says, on the base's device.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where its adapter is unreadable or made for another base.
+    pub fn of(recipe: &Recipe, base: &Base) -> Result<Self> {
+        let adapter = |folder| adapters::from_folder(&AdapterFolder::read(folder)?, base);
+        Ok(Self::new(recipe.reference_adapter().map(adapter).transpose()?))
     }
 
     /// Keeps what is computed in the file at `path`, and uses what is there, if it was computed on the same `kind` of

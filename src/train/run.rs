@@ -33,7 +33,7 @@ use crate::{
     },
     optim::{Gradient, Optimizer, rate},
     random::Stream,
-    recipe::{self, Recipe},
+    recipe::Recipe,
     report::{Figures, MemoryMeter, MetricsFile, Phase, Progress, Summary, metrics_file, summary::HeldOut},
 };
 
@@ -202,8 +202,7 @@ impl Run<'_> {
     /// device: its products may differ in their last bits from those of another batch, whose log-probs the cache may
     /// hold.
     fn check_start(&self, step: usize, means: &Means) -> Result<()> {
-        let same =
-            self.recipe.objective.reference == recipe::Reference::Start || self.recipe.adapter.start_from.is_none();
+        let same = self.recipe.reference_adapter() == self.recipe.adapter.start_from.as_deref();
         if step > 0 || !same || self.host.is_some() || self.recipe.adapter.lora_dropout > 0.0 || means.margin == 0.0 {
             return Ok(());
         }
@@ -330,13 +329,13 @@ impl Run<'_> {
 
     fn announce(&self, total: usize) {
         let (recipe, learning) = (self.recipe, self.adapter.values.elem_count());
-        let held_to = match (recipe.objective.reference, &recipe.adapter.start_from) {
-            (recipe::Reference::Start, Some(start)) => format!("the base with {}", start.display()),
-            _ => "the bare base".to_string(),
+        let reference = match recipe.reference_adapter() {
+            Some(adapter) => format!("the base with {}", adapter.display()),
+            None => "the bare base".to_string(),
         };
         self.progress.note(&format!(
             "{}: {} pairs to train on, {} held out, {total} steps of {}; {learning} numbers learn in {} layers; the \
-             reference is {held_to}",
+             reference is {reference}",
             self.base.name,
             self.rows.train.len(),
             self.rows.eval.len(),

@@ -11,14 +11,11 @@ use crate::{
     engine::{pass::Engine, schedule::Schedule},
     export::AdapterFolder,
     model::linear::Through,
-    objective::Metrics,
+    objective::Means,
     recipe::Recipe,
-    report::{Figures, Phase, Progress},
+    report::Progress,
     train::{adapters, base::Base, device, folder, pairs, reference::Reference, rows, signals::Signals},
 };
-
-/// Pairs between two looks at the progress.
-const CHUNK: usize = 8;
 
 /// Runs the command.
 pub fn run(args: EvalArgs) -> Result<()> {
@@ -64,19 +61,12 @@ fn evaluate(
     policy: Through,
     mut reference: Reference,
     pairs: &[TokenizedPair],
-) -> Result<crate::objective::Means> {
+) -> Result<Means> {
     let signals = Signals::install()?;
     signals.hold();
     let poll = || signals.stopped();
     let schedule = Schedule::default();
     let engine = Engine { model: &base.model, schedule: &schedule, scratch: Path::new("."), poll: &poll };
-    let mut metrics = Metrics::new(recipe.objective.beta);
-    let mut stage = Progress::stderr().start(Phase::Evaluation, 0, pairs.len() as u64);
-    let pairs: Vec<&TokenizedPair> = pairs.iter().collect();
-    for (chunk, done) in pairs.chunks(CHUNK).zip((CHUNK..).step_by(CHUNK)) {
-        pairs::evaluate(engine, chunk, &mut reference, &recipe.objective, policy, &mut metrics)?;
-        stage.update(done.min(pairs.len()) as u64, Figures::default());
-    }
-    stage.finish();
-    metrics.mean().ok_or_else(|| Error::run("no pair was evaluated"))
+    let means = pairs::evaluate(engine, pairs, &mut reference, &recipe.objective, policy, &Progress::stderr())?;
+    means.ok_or_else(|| Error::run("no pair was evaluated"))
 }

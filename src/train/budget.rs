@@ -26,9 +26,6 @@ use crate::{
     weights::matrix::FrozenMatrix,
 };
 
-/// Pairs that are evaluated together.
-pub const EVALUATED: usize = 8;
-
 /// Pairs that are looked at one step after the other; of a longer run the longest pairs are taken for one step more.
 const LOOKED_AT: usize = 1 << 22;
 
@@ -188,7 +185,7 @@ fn loads(recipe: &Recipe, rows: &Rows) -> Loads {
         loads.step(&longest);
     }
     let held_out: Vec<_> = rows.eval.iter().collect();
-    held_out.chunks(EVALUATED).for_each(|chunk| loads.evaluation(&sizes(chunk)));
+    held_out.chunks(pairs::EVALUATED).for_each(|chunk| loads.evaluation(&sizes(chunk)));
     loads
 }
 

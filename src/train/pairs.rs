@@ -1,5 +1,6 @@
 //! Pairs through the model: summed log-probs, losses, gradients, sweep by sweep.
 
+use super::reference::Reference;
 use crate::{
     Error, Result,
     data::TokenizedPair,
@@ -10,12 +11,14 @@ use crate::{
     },
     kernels::dropout::Dropout,
     model::{linear::Through, lora::Adapter},
-    objective::{AnswerSums, Metrics, PairLogps, logps::TokenScore, loss},
+    objective::{AnswerSums, Means, Metrics, PairLogps, logps::TokenScore, loss},
     random::Stream,
     recipe::Objective,
+    report::{Figures, Phase, Progress},
 };
 
-use super::reference::Reference;
+/// Pairs that are evaluated together.
+pub const EVALUATED: usize = 8;
 
 /// What a model says of a pair.
 #[derive(Debug, Clone, Copy)]
@@ -46,8 +49,28 @@ pub fn score(engine: Engine, pairs: &[&TokenizedPair], through: Through) -> Resu
     Ok(scored)
 }
 
-/// Puts pairs, as the policy scores them, into `metrics`.
+/// Averages over pairs as the policy scores them; none where there are no pairs.
 pub fn evaluate(
+    engine: Engine,
+    pairs: &[TokenizedPair],
+    reference: &mut Reference,
+    objective: &Objective,
+    policy: Through,
+    progress: &Progress,
+) -> Result<Option<Means>> {
+    let pairs: Vec<&TokenizedPair> = pairs.iter().collect();
+    let mut metrics = Metrics::new(objective.beta);
+    let mut stage = progress.start(Phase::Evaluation, 0, pairs.len() as u64);
+    for (chunk, done) in pairs.chunks(EVALUATED).zip((EVALUATED..).step_by(EVALUATED)) {
+        add(engine, chunk, reference, objective, policy, &mut metrics)?;
+        stage.update(done.min(pairs.len()) as u64, Figures::default());
+    }
+    stage.finish();
+    Ok(metrics.mean())
+}
+
+/// Puts pairs, as the policy scores them, into `metrics`.
+fn add(
     engine: Engine,
     pairs: &[&TokenizedPair],
     reference: &mut Reference,

@@ -7,7 +7,6 @@ use serde_json::Value;
 use super::{
     adapters,
     base::Base,
-    budget::EVALUATED,
     checkpoint::{self, MadeOf, State},
     folder, identity,
     lock::Lock,
@@ -22,7 +21,6 @@ use super::{
 };
 use crate::{
     Error, Result,
-    data::TokenizedPair,
     engine::{pass::Engine, plan::Plan, within_pool},
     export::AdapterConfig,
     heap,
@@ -224,19 +222,13 @@ impl Run<'_> {
         }
         self.look_at_base()?;
         let began = Instant::now();
-        let pairs: Vec<&TokenizedPair> = self.rows.eval.iter().collect();
         let poll = || self.signals.stopped();
-        let mut stage = self.progress.start(Phase::Evaluation, 0, pairs.len() as u64);
-        let mut metrics = Metrics::new(self.recipe.objective.beta);
-        let through = Through::of(Some(&self.adapter));
-        let (model, scratch) = (&self.base.model, self.recipe.run.output.as_path());
-        let engine = Engine { model, schedule: &self.plan.schedule, scratch, poll: &poll };
-        for (chunk, at) in pairs.chunks(EVALUATED).zip((EVALUATED..).step_by(EVALUATED)) {
-            pairs::evaluate(engine, chunk, &mut self.reference, &self.recipe.objective, through, &mut metrics)?;
-            stage.update(at.min(pairs.len()) as u64, Figures::default());
-        }
-        stage.finish();
-        let Some(means) = metrics.mean() else { return Ok(()) };
+        let (recipe, policy) = (self.recipe, Through::of(Some(&self.adapter)));
+        let (model, schedule) = (&self.base.model, &self.plan.schedule);
+        let engine = Engine { model, schedule, scratch: &recipe.run.output, poll: &poll };
+        let (pairs, reference) = (&self.rows.eval, &mut self.reference);
+        let means = pairs::evaluate(engine, pairs, reference, &recipe.objective, policy, &self.progress)?;
+        let Some(means) = means else { return Ok(()) };
         let (step, epoch, seconds) = (done as u64, self.epoch(done), began.elapsed().as_secs_f64());
         let row = EvalRow { step, epoch, means, num_tokens: self.num_tokens, seconds };
         self.metrics.append(&row.to_json())

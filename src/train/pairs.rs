@@ -80,13 +80,13 @@ fn add(
 ) -> Result<()> {
     for sweep in cut(pairs, engine.schedule.sweep) {
         let batches = batches(engine, sweep)?;
-        let mut held_to = HeldTo::look_up(reference, &batches);
+        let mut ref_logps = RefLogps::look_up(reference, &batches);
         let mut scores =
-            engine.forward(&[through_all(&batches, policy), held_to.missing(reference, &batches)].concat())?;
-        held_to.learn(reference, &batches, scores.split_off(batches.len()))?;
-        for ((batch, scores), held_to) in batches.iter().zip(&scores).zip(held_to.sums()) {
-            for ((pair, scored), held_to) in batch.pairs.iter().zip(read(&batch.packed, scores)).zip(held_to) {
-                measure(pair, &scored, held_to, objective, metrics)?;
+            engine.forward(&[through_all(&batches, policy), ref_logps.missing(reference, &batches)].concat())?;
+        ref_logps.learn(reference, &batches, scores.split_off(batches.len()))?;
+        for ((batch, scores), ref_logps) in batches.iter().zip(&scores).zip(ref_logps.sums()) {
+            for ((pair, scored), ref_logps) in batch.pairs.iter().zip(read(&batch.packed, scores)).zip(ref_logps) {
+                measure(pair, &scored, ref_logps, objective, metrics)?;
             }
         }
     }
@@ -111,16 +111,16 @@ pub fn gradient(
             micro.through.dropout = dropout.map(|StepDropout { p, stream }| Dropout { p, stream, first_row });
             first_row += batch.packed.tokens.ids.len() as u64;
         }
-        let mut held_to = HeldTo::look_up(reference, &batches);
+        let mut ref_logps = RefLogps::look_up(reference, &batches);
         let (scores, reference_scores, saved) =
-            engine.forward_saving(&policy, &held_to.missing(reference, &batches))?;
-        held_to.learn(reference, &batches, reference_scores)?;
+            engine.forward_saving(&policy, &ref_logps.missing(reference, &batches))?;
+        ref_logps.learn(reference, &batches, reference_scores)?;
         let mut d_logps = Vec::with_capacity(batches.len());
-        for ((batch, scores), held_to) in batches.iter().zip(&scores).zip(held_to.sums()) {
+        for ((batch, scores), ref_logps) in batches.iter().zip(&scores).zip(ref_logps.sums()) {
             let mut d_batch = vec![0f32; batch.packed.rows.len()];
-            let scored = read(&batch.packed, scores).zip(held_to);
-            for (i, (pair, (scored, held_to))) in batch.pairs.iter().zip(scored).enumerate() {
-                let slopes = measure(pair, &scored, held_to, objective, metrics)?;
+            let scored = read(&batch.packed, scores).zip(ref_logps);
+            for (i, (pair, (scored, ref_logps))) in batch.pairs.iter().zip(scored).enumerate() {
+                let slopes = measure(pair, &scored, ref_logps, objective, metrics)?;
                 for (answer, slope) in slopes.into_iter().enumerate() {
                     d_batch[batch.packed.answers[2 * i + answer].clone()].fill((slope / pairs.len() as f64) as f32);
                 }
@@ -151,10 +151,11 @@ fn through_all<'a>(batches: &'a [Batch], through: Through<'a>) -> Vec<Micro<'a>>
     batches.iter().map(|batch| Micro { packed: &batch.packed, through }).collect()
 }
 
-/// What the reference says of a sweep's pairs, as far as it is known.
-struct HeldTo(Vec<Option<Vec<[f64; 2]>>>);
+/// The reference's log-probs of a sweep's pairs: their two sums a pair, micro-batch by micro-batch, where all of one's
+/// are known.
+struct RefLogps(Vec<Option<Vec<[f64; 2]>>>);
 
-impl HeldTo {
+impl RefLogps {
     /// What is known of each micro-batch as a whole.
     fn look_up(reference: &Reference, batches: &[Batch]) -> Self {
         Self(batches.iter().map(|batch| batch.pairs.iter().map(|pair| reference.known(pair)).collect()).collect())

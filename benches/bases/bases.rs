@@ -13,7 +13,11 @@ use std::{
     process::ExitCode,
 };
 
-use dpo_lora::{Error, Result, random::Stream, store::SafetensorsWriter, weights::DType};
+use dpo_lora::{
+    Error, Result,
+    random::Stream,
+    weights::{DType, SafetensorsWriter},
+};
 use serde_json::{Value, json};
 
 /// The shape of a decoder, with transformers' names.

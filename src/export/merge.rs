@@ -14,11 +14,12 @@ use super::peft::{AdapterFolder, AdapterMatrix};
 use crate::keys::object_file;
 use crate::model::Config;
 use crate::outside;
-use crate::store::{Folder, SafetensorsWriter, write_atomic, write_text};
+use crate::store::{Folder, write_atomic, write_text};
 use crate::weights::gguf::{self, GgufFile};
 use crate::weights::safetensors::Stored;
 use crate::weights::{
-    DType, ModelFolder, StoredMatrix, StoredTensor, TOOL_USE_TEMPLATE, config_object, folder::Raw, is_gguf,
+    DType, ModelFolder, SafetensorsWriter, StoredMatrix, StoredTensor, TOOL_USE_TEMPLATE, config_object, folder::Raw,
+    is_gguf,
 };
 use crate::{Error, Result};
 

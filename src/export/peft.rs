@@ -11,9 +11,9 @@ use super::adapter_config::{self, AdapterConfig};
 use super::card::model_card;
 use super::targets::{ALL_LINEAR, last_part};
 use crate::recipe::{Recipe, TargetModules};
-use crate::store::{SafetensorsWriter, write_text};
+use crate::store::write_text;
 use crate::weights::safetensors::Stored;
-use crate::weights::{DType, SafetensorsFile};
+use crate::weights::{DType, SafetensorsFile, SafetensorsWriter};
 use crate::{Error, Result};
 
 /// The matrices' file.

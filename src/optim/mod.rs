@@ -16,8 +16,8 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use crate::recipe;
-use crate::store::SafetensorsWriter;
-use crate::weights::{self, DType as Stored, SafetensorsFile};
+use crate::weights::safetensors::Stored;
+use crate::weights::{self, SafetensorsFile, SafetensorsWriter};
 use crate::{Error, Result};
 pub use adamw::AdamW;
 pub use clip::{Gradient, clip_scale, global_norm};
@@ -112,8 +112,10 @@ impl Optimizer {
     /// [`Error::Run`] where a moment is not finite or the file cannot be written; [`Error::Resource`] on a full disk.
     pub fn save(&self, path: &Path) -> Result<()> {
         let (step, moments) = self.moments();
-        let entries: Vec<_> =
-            moments.iter().map(|(name, moment)| (name.to_string(), Stored::F32, moment.dims().to_vec())).collect();
+        let entries: Vec<_> = moments
+            .iter()
+            .map(|(name, moment)| (name.to_string(), weights::DType::F32, moment.dims().to_vec()))
+            .collect();
         let mut file = SafetensorsWriter::create(path, &entries, &[(STEP, &step.to_string())])?;
         for (name, moment) in moments {
             let values = moment.to_vec1::<f32>()?;
@@ -123,7 +125,7 @@ impl Optimizer {
             let mut bytes = Vec::new();
             for values in values.chunks(PIECE) {
                 bytes.clear();
-                Stored::F32.encode(values, &mut bytes);
+                weights::DType::F32.encode(values, &mut bytes);
                 file.write(name, &bytes)?;
             }
         }
@@ -141,10 +143,10 @@ impl Optimizer {
         let step = step.ok_or_else(|| bad(format!("no {STEP:?} with the number of steps taken")))?;
         let mut tensors = HashMap::new();
         for (name, entry) in file.entries() {
-            let bytes = file.bytes(name).filter(|_| entry.dtype == weights::safetensors::Stored::Float(Stored::F32));
+            let bytes = file.bytes(name).filter(|_| entry.dtype == Stored::Float(weights::DType::F32));
             let bytes = bytes.ok_or_else(|| bad(format!("{name:?} is not stored as F32")))?;
             let mut values = vec![0f32; entry.shape.iter().product()];
-            Stored::F32.decode(bytes, &mut values);
+            weights::DType::F32.decode(bytes, &mut values);
             if values.iter().any(|value| !value.is_finite()) {
                 return Err(bad(format!("{name:?} is not finite; use an earlier checkpoint")));
             }

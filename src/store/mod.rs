@@ -7,7 +7,6 @@
 //! Every change goes through [`disk`], where tests let each call fail in turn; [`space`] knows how much room there is.
 
 pub mod disk;
-mod safetensors_writer;
 pub mod space;
 
 use std::collections::BTreeMap;
@@ -20,8 +19,6 @@ use sha2::{Digest, Sha256};
 
 use crate::outside::{self, MAX_JSON};
 use crate::{Error, Result};
-
-pub use safetensors_writer::SafetensorsWriter;
 
 /// The name of a folder's list of files.
 pub const MANIFEST: &str = "manifest.json";

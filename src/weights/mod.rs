@@ -1,10 +1,10 @@
 //! Models on disk, memory-mapped: what is frozen and how it multiplies.
 //!
 //! [`dtype`] turns stored bytes into f32 and back; [`safetensors`] and [`gguf`] read one file each and trust none of
-//! it; [`quantised`] puts quantised matrices together; [`folder`] makes one model of them; [`mapped`] says what a
-//! stored matrix is, [`upload`] takes one to a device by a [`carrier`] and its [`conveyor`] over the device's
-//! [`queues`] and `resident` keeps it there, [`stored`] is a tensor of any format, [`Turned`] a stored matrix as its
-//! transpose, and [`matrix`] multiplies with one where it lies.
+//! it, and [`SafetensorsWriter`] writes one; [`quantised`] puts quantised matrices together; [`folder`] makes one model
+//! of them; [`mapped`] says what a stored matrix is, [`upload`] takes one to a device by a [`carrier`] and its
+//! [`conveyor`] over the device's [`queues`] and `resident` keeps it there, [`stored`] is a tensor of any format,
+//! [`Turned`] a stored matrix as its transpose, and [`matrix`] multiplies with one where it lies.
 
 pub mod carrier;
 pub mod conveyor;
@@ -17,6 +17,7 @@ pub mod quantised;
 pub mod queues;
 mod resident;
 pub mod safetensors;
+mod safetensors_writer;
 pub mod stored;
 mod turned;
 mod unique;
@@ -26,5 +27,6 @@ pub use dtype::DType;
 pub use folder::{ModelFolder, TOOL_USE_TEMPLATE, config_object, is_gguf};
 pub use mapped::{MappedBytes, MappedTensor, StoredMatrix};
 pub use safetensors::SafetensorsFile;
+pub use safetensors_writer::SafetensorsWriter;
 pub use stored::StoredTensor;
 pub use turned::Turned;

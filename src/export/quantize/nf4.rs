@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 use super::{Loss, Written, each_block};
 use crate::export::merge::{copy_companions, write_json};
 use crate::model::{Config, config::LinearShape};
-use crate::store::{Folder, SafetensorsWriter};
+use crate::store::Folder;
 use crate::weights::quantised::{NF4, NF4_BLOCK};
 use crate::weights::safetensors::Stored;
-use crate::weights::{DType, ModelFolder, StoredTensor};
+use crate::weights::{DType, ModelFolder, SafetensorsWriter, StoredTensor};
 use crate::{Error, Result};
 
 const STATE: &str = "quant_state.bitsandbytes__nf4";

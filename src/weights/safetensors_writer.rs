@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::disk::File;
-use crate::weights::safetensors::Stored;
+use super::safetensors::Stored;
+use crate::store::disk::File;
 use crate::{Error, Result};
 
 /// Writes one file. The same entries and bytes give the same file, byte for byte.
@@ -96,8 +96,8 @@ fn header<T: Copy + Into<Stored>>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::{DType, SafetensorsFile};
     use super::*;
-    use crate::weights::DType;
 
     fn entries() -> Vec<(String, DType, Vec<usize>)> {
         vec![
@@ -125,7 +125,7 @@ mod tests {
         assert_eq!(file.tensor("c").unwrap().dtype(), safetensors::Dtype::BF16);
         assert_eq!(file.tensor("none").unwrap().shape(), [0, 3]);
         // and so does ours
-        let ours = crate::weights::SafetensorsFile::open(&path).unwrap();
+        let ours = SafetensorsFile::open(&path).unwrap();
         assert_eq!(ours.bytes("c").unwrap(), [9; 6]);
     }
 

@@ -30,6 +30,7 @@ use dpo_lora::{
     objective::Metrics,
     optim::{Gradient, Optimizer},
     recipe::Recipe,
+    report::Progress,
     train::{adapters, base::Base, device, pairs, reference::Reference, rows::Rows},
 };
 
@@ -45,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let kind = arguments.first().map_or("f32", String::as_str);
     let batch: usize = arguments.get(1).map_or(Ok(2), |n| n.parse())?;
     let recipe = recipe(kind, batch)?;
-    let cpu = device::choose(&recipe.run.device)?;
+    let cpu = device::choose(&recipe.run.device, &Progress::stderr())?;
     let compute = device::compute(recipe.memory.compute, false);
     let base = Base::open(&recipe.model.base, &recipe.model.revision, &cpu, compute)?;
     let rows = Rows::load(&recipe, &base)?.train;

@@ -7,12 +7,12 @@
 use std::{process::ExitCode, time::Instant};
 
 use candle_core::{DType, Device, Result, Tensor};
-use dpo_lora::train::device;
+use dpo_lora::{report::Progress, train::device};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [name, size] => match (device::choose(name), size.parse()) {
+        [name, size] => match (device::choose(name, &Progress::stderr()), size.parse()) {
             (Ok(device), Ok(size)) => measure(&device, size).map_err(|error| error.to_string()),
             (Err(error), _) => Err(error.to_string()),
             (_, Err(_)) => Err(format!("{size} is no number of rows")),

@@ -18,6 +18,7 @@ use dpo_lora::{
     objective::Metrics,
     optim::{Gradient, Optimizer},
     recipe::Recipe,
+    report::Progress,
     train::{
         adapters,
         base::Base,
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
 /// All steps of the recipe but the first, which also loads kernels and weights.
 fn measure(path: &Path, set: &[String], waits: bool) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
     let recipe = Recipe::load(path, set)?;
-    let on = device::choose(&recipe.run.device)?;
+    let on = device::choose(&recipe.run.device, &Progress::stderr())?;
     let compute = device::compute(recipe.memory.compute, !on.is_cpu());
     let (meter, free) = device::meter(&on);
     let base = Base::open(&recipe.model.base, &recipe.model.revision, &on, compute)?;

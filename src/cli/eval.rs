@@ -29,8 +29,8 @@ pub fn run(args: EvalArgs) -> Result<()> {
         (None, true) => Some(folder::adapter_of(&args.target)?),
         (None, false) => None,
     };
-    device::use_threads(recipe.run.threads)?;
-    let device = device::choose(&recipe.run.device)?;
+    device::use_threads(recipe.run.threads);
+    let device = device::choose(&recipe.run.device, &Progress::stderr())?;
     let compute = device::compute(recipe.memory.compute, !device.is_cpu());
     let base = Base::open(&recipe.model.base, &recipe.model.revision, &device, compute)?;
     let adapter = adapter.map(|path| adapters::from_folder(&AdapterFolder::read(&path)?, &base)).transpose()?;

@@ -11,6 +11,7 @@ use crate::{
     engine::generate::{Sampling, generate},
     export::AdapterFolder,
     model::linear::Through,
+    report::Progress,
     train::{
         adapters,
         base::Base,
@@ -29,13 +30,14 @@ struct Written<'a> {
 
 /// Runs the command.
 pub fn run(args: GenerateArgs) -> Result<()> {
-    device::use_threads(args.threads.into())?;
+    device::use_threads(args.threads.into());
     let adapter = args.adapter.as_deref().map(AdapterFolder::read).transpose()?;
     // an adapter of this model says which revision it was made on
     let made_on = adapter.as_ref().map(|adapter| &adapter.config);
     let made_on = made_on.filter(|made_on| made_on.base_model_name_or_path.as_deref() == Some(&args.model));
     let revision = args.revision.as_deref().or_else(|| made_on?.revision.as_deref()).unwrap_or("main");
-    let base = Base::open(&args.model, revision, &device::choose(&args.device)?, Compute::F32)?;
+    let device = device::choose(&args.device, &Progress::stderr())?;
+    let base = Base::open(&args.model, revision, &device, Compute::F32)?;
     let adapter = adapter.as_ref().map(|adapter| adapters::from_folder(adapter, &base)).transpose()?;
     let prompts = match &args.prompts {
         Some(path) => lines(path)?,

@@ -12,7 +12,7 @@ use crate::{
         plan::{Mib, Plan},
     },
     recipe::{Budget, Recipe},
-    report::MemoryMeter,
+    report::{MemoryMeter, Progress},
     train::{
         adapters,
         base::Base,
@@ -47,11 +47,11 @@ struct Rung {
 pub fn run(args: PlanArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.overrides())?;
     let meter = MemoryMeter::start();
-    device::use_threads(recipe.run.threads)?;
+    device::use_threads(recipe.run.threads);
     // a plan for an accelerator needs none: only shapes are looked at
     let accelerator = device::is_accelerator(&recipe.run.device);
     let compute = device::compute(recipe.memory.compute, accelerator);
-    let (free, peak) = match device::choose(&recipe.run.device) {
+    let (free, peak) = match device::choose(&recipe.run.device, &Progress::stderr()) {
         Ok(device) => (device::free(&device), device::peak(&device)),
         Err(_) if accelerator && recipe.memory.budget != Budget::Auto => (None, None),
         Err(error) => return Err(error),

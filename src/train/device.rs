@@ -3,20 +3,23 @@
 use candle_core::{Device, utils};
 
 pub use crate::kernels::compute::Compute;
-use crate::{Error, Result, recipe, report::MemoryMeter};
+use crate::{
+    Error, Result, recipe,
+    report::{MemoryMeter, Progress},
+};
 
 /// The device of that name: `auto`, `cpu`, `cuda`, `cuda:N` or `metal`. `auto` takes what the build and the machine
-/// have.
+/// have; where it cannot take a card that is there, `progress` is told why.
 ///
 /// # Errors
 /// [`Error::Recipe`] for another name, or for a device that this build or machine does not have.
-pub fn choose(name: &str) -> Result<Device> {
+pub fn choose(name: &str, progress: &Progress) -> Result<Device> {
     let kind = name.split(':').next().unwrap_or_default();
     match kind {
         "auto" if utils::cuda_is_available() => match cuda_is_there() {
             Ok(()) => open(name, new_cuda(0)),
             Err(why) => {
-                eprintln!("run.device = \"auto\" takes the CPU: {why}");
+                progress.note(&format!("run.device = \"auto\" takes the CPU: {why}"));
                 Ok(Device::Cpu)
             }
         },
@@ -136,10 +139,9 @@ pub fn meter(device: &Device) -> (MemoryMeter, Option<u64>) {
 }
 
 /// Uses so many threads from now on; 0: all cores. Has an effect once a process.
-pub fn use_threads(threads: usize) -> Result<()> {
+pub fn use_threads(threads: usize) {
     // A pool that exists already stays: a library's caller may have made its own.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    Ok(())
 }
 
 fn open(name: &str, device: candle_core::Result<Device>) -> Result<Device> {

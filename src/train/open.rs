@@ -48,8 +48,8 @@ impl<'a> Run<'a> {
             folder::refuse_inputs_within(&recipe.run.output, &rows::read(recipe)?)?;
         }
         let progress = Progress::stderr();
-        device::use_threads(recipe.run.threads)?;
-        let device = device::choose(&recipe.run.device)?;
+        device::use_threads(recipe.run.threads);
+        let device = device::choose(&recipe.run.device, &progress)?;
         let compute = device::compute(recipe.memory.compute, !device.is_cpu());
         let (memory, free) = device::meter(&device);
         let host = (!device.is_cpu()).then(MemoryMeter::start);

@@ -7,6 +7,7 @@ use candle_core::Device;
 use dpo_lora::{
     kernels::compute::Compute,
     model::{Config, decoder::Decoder},
+    report::Progress,
     train::device,
     weights::ModelFolder,
 };
@@ -25,7 +26,7 @@ pub struct Place {
 pub fn devices() -> Vec<Place> {
     let mut found = vec![Place { name: "the CPU, uploaded", device: Device::Cpu }];
     for (name, full) in [("cuda", "cuda:0"), ("metal", "metal")] {
-        found.extend(device::choose(full).ok().map(|device| Place { name, device }));
+        found.extend(device::choose(full, &Progress::stderr()).ok().map(|device| Place { name, device }));
     }
     if let Ok(required) = std::env::var("DPO_LORA_REQUIRE_DEVICE") {
         assert!(found.iter().any(|place| place.name == required), "{required} cannot be opened");

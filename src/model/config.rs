@@ -66,8 +66,6 @@ pub struct Config {
     pub logit_cap: Option<f64>,
     /// Begins a text.
     pub bos_token_id: Option<u32>,
-    /// Any of these ends a text.
-    pub eos_token_ids: Vec<u32>,
 }
 
 /// What differs between a model's layers.
@@ -260,7 +258,6 @@ impl Config {
             score_cap: cap(keys, family.score_cap)?,
             logit_cap: cap(keys, family.logit_cap)?,
             bos_token_id: token_ids(keys, "bos_token_id")?.first().copied(),
-            eos_token_ids: token_ids(keys, "eos_token_id")?,
             family,
         })
     }

@@ -29,7 +29,7 @@ fn what_is_not_stated_has_transformers_defaults() {
     assert_eq!(config.ropes, [Rope { dim: 16, theta: 10_000.0, scaling: RopeScaling::None }]);
     assert_eq!(config.layers, [LayerTraits { window: None, rope: Some(0), scale: 0.25 }; 2]);
     assert!(!config.tie_word_embeddings && !config.qkv_bias && !config.output_bias && !config.mlp_bias);
-    assert_eq!((config.bos_token_id, config.eos_token_ids), (None, vec![]));
+    assert_eq!(config.bos_token_id, None);
 }
 
 #[test]
@@ -39,10 +39,9 @@ fn what_is_stated_is_kept() {
     config["head_dim"] = json!(32);
     config["tie_word_embeddings"] = json!(true);
     config["bos_token_id"] = json!(1);
-    config["eos_token_id"] = json!([2, 7]);
     let config = read(&config).unwrap();
     assert_eq!((config.num_key_value_heads, config.head_dim, config.tie_word_embeddings), (2, 32, true));
-    assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(1), vec![2, 7]));
+    assert_eq!(config.bos_token_id, Some(1));
 }
 
 fn with_all(entries: &[(&str, Value)]) -> Config {
@@ -161,7 +160,7 @@ fn bad_configs_name_the_key() {
         (with("rms_norm_eps", json!(0)), "rms_norm_eps: 0 is not a positive number"),
         (with("rms_norm_eps", json!(1e300)), "rms_norm_eps: 1e+300 is not a positive number"),
         (with("tie_word_embeddings", json!("yes")), "tie_word_embeddings: \"yes\" is not true or false"),
-        (with("eos_token_id", json!([2, -1])), "eos_token_id: [2,-1] is not a token id"),
+        (with("bos_token_id", json!([2, -1])), "bos_token_id: [2,-1] is not a token id"),
         (with("rope_theta", json!(0.5)), "rope_theta: 0.5 is not above 1"),
         (with("partial_rotary_factor", json!(0.5)), "partial_rotary_factor: heads that rotate in part"),
         (with("rope_scaling", json!([1])), "rope_scaling: [1] is not an object"),

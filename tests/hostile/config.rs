@@ -104,8 +104,8 @@ pub fn values() -> Vec<Case> {
         case("a norm below 0", set("rms_norm_eps", "-1e-5"), &["rms_norm_eps: "]),
         case("a norm past f32", set("rms_norm_eps", "1e300"), &["rms_norm_eps: 1e+300 is not a positive number"]),
         case("a flag as a text", set("tie_word_embeddings", "\"yes\""), &["tie_word_embeddings: \"yes\" is not true"]),
-        case("a token below 0", set("eos_token_id", "-1"), &["eos_token_id: -1 is not a token id"]),
-        case("a token past 32 bits", set("eos_token_id", "4294967296"), &["eos_token_id"]),
+        case("a token below 0", set("bos_token_id", "-1"), &["bos_token_id: -1 is not a token id"]),
+        case("a token past 32 bits", set("bos_token_id", "4294967296"), &["bos_token_id"]),
         case("tokens in lists", set("bos_token_id", "[[1]]"), &["bos_token_id"]),
         case(
             "quantised by an unknown method",

@@ -1,7 +1,6 @@
 //! `inspect`: what a folder is: a model, an adapter, a checkpoint or a run.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
@@ -141,18 +140,9 @@ fn run_folder(path: &Path) -> Result<Facts> {
         ("learning_rate", json!(recipe.train.learning_rate)),
         ("last_step", last_step),
         ("last_eval", last_eval),
-        ("checkpoints", json!(checkpoint_steps(path)?)),
+        ("checkpoints", json!(checkpoint::steps_of(path)?)),
         ("finished", json!(finished)),
     ]))
-}
-
-/// The steps of the run's checkpoints, in order.
-fn checkpoint_steps(run: &Path) -> Result<Vec<u64>> {
-    let entries = fs::read_dir(run).map_err(|e| Error::reading(run, e))?;
-    let step = |name: &str| name.strip_prefix("checkpoint-")?.parse().ok();
-    let mut steps: Vec<u64> = entries.flatten().filter_map(|entry| step(entry.file_name().to_str()?)).collect();
-    steps.sort_unstable();
-    Ok(steps)
 }
 
 /// What is told of the last training row and of the last evaluation row; null where there is none.
@@ -226,19 +216,10 @@ mod tests {
             r#"{"step":2,"loss":0.6,"rewards/margins":0.2}"#,
             r#"{"step":3,"lo"#,
         ];
-        fs::write(&path, rows.join("\n")).unwrap();
+        std::fs::write(&path, rows.join("\n")).unwrap();
         let (step, eval) = last_rows(&path).unwrap();
         assert_eq!(step, json!({"step": 2, "loss": 0.6, "rewards/margins": 0.2}));
         assert_eq!(eval, json!({"step": 1, "eval_loss": 0.7, "eval_rewards/accuracies": 0.5}));
-    }
-
-    #[test]
-    fn checkpoints_are_told_in_order_of_steps() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["checkpoint-10", "checkpoint-9", ".checkpoint-11.incomplete", "checkpoint-x"] {
-            fs::create_dir(folder.path().join(name)).unwrap();
-        }
-        assert_eq!(checkpoint_steps(folder.path()).unwrap(), [9, 10]);
     }
 
     #[test]

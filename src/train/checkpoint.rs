@@ -191,9 +191,9 @@ pub fn rewind(run: &Path, step: u64) -> Result<()> {
     found.checkpoints.iter().filter(|(later, _)| *later > step).try_for_each(|(_, path)| store::remove_folder(path))
 }
 
-/// How many checkpoints stand in a run's folder.
-pub fn count(run: &Path) -> Result<usize> {
-    Ok(list(run)?.checkpoints.len())
+/// The steps of the checkpoints in a run's folder, in order.
+pub fn steps_of(run: &Path) -> Result<Vec<u64>> {
+    Ok(list(run)?.checkpoints.iter().rev().map(|(step, _)| *step).collect())
 }
 
 struct Found {
@@ -287,6 +287,16 @@ mod tests {
         assert!(found.damaged[1].contains(&format!("checkpoint-4/{OPTIMIZER}")), "{:?}", found.damaged);
         assert_eq!(names(run.path()), ["checkpoint-2", "checkpoint-4", "checkpoint-6"]);
         assert!(open(&cut).expect_err("cut").to_string().contains(OPTIMIZER));
+        Ok(())
+    }
+
+    #[test]
+    fn steps_are_told_in_order() -> Result<()> {
+        let run = tempfile::tempdir().expect("a folder");
+        for name in ["checkpoint-10", "checkpoint-9", ".checkpoint-11.incomplete", "checkpoint-x"] {
+            fs::create_dir(run.path().join(name)).expect("made");
+        }
+        assert_eq!(steps_of(run.path())?, [9, 10]);
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The resolved recipe in a run's folder.
-pub const RECIPE: &str = "recipe.toml";
+pub use crate::recipe::RESOLVED as RECIPE;
 /// The metrics in a run's folder.
 pub const METRICS: &str = "metrics.jsonl";
 /// The reference's log-probs in a run's folder.

@@ -183,8 +183,9 @@ impl<'a> Run<'a> {
         let checkpoint = 4 * (learning + moments) as u64 + folder::SMALL_FILES;
         let saves = (total - first).checked_div(recipe.save_every).unwrap_or(0) + 1;
         // a new one is whole before an old one goes
-        let kept = recipe.keep_checkpoints.max(1).min(checkpoint::count(&self.recipe.run.output)? + saves);
-        let new = (kept + 1).saturating_sub(checkpoint::count(&self.recipe.run.output)?).max(1) as u64;
+        let there = checkpoint::steps_of(&self.recipe.run.output)?.len();
+        let kept = recipe.keep_checkpoints.max(1).min(there + saves);
+        let new = (kept + 1).saturating_sub(there).max(1) as u64;
         let evaluations = (total - first).checked_div(recipe.eval_every).unwrap_or(0) + 2;
         let rows = (total - first + evaluations) as u64 * folder::METRICS_ROW;
         let adapter = 4 * learning as u64 + folder::SMALL_FILES;

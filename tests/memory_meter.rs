@@ -7,7 +7,7 @@ use std::time::Duration;
 use dpo_lora::report::MemoryMeter;
 
 #[test]
-fn a_short_peak_is_seen_and_forgotten_on_reset() {
+fn a_short_peak_is_seen_and_kept() {
     const SIZE: u64 = 64 << 20;
     let meter = MemoryMeter::start();
     let before = meter.sample().expect("measured on Linux");
@@ -19,6 +19,6 @@ fn a_short_peak_is_seen_and_forgotten_on_reset() {
     });
     assert!(peak.is_some(), "{before} before, peak {:?}", meter.peak());
     drop(held);
-    meter.reset();
-    assert!(meter.peak() < Some(before + SIZE / 2), "{:?} after {peak:?}", meter.peak());
+    let after = meter.sample().expect("measured on Linux");
+    assert!(after < before + SIZE / 2 && meter.peak() >= peak, "{after} after {peak:?}, peak {:?}", meter.peak());
 }

@@ -94,16 +94,6 @@ impl ReferenceCache {
     pub fn flush(&mut self) -> Result<()> {
         self.out.flush().and_then(|()| self.out.get_ref().sync()).map_err(|error| Error::writing(&self.path, error))
     }
-
-    /// Rows known.
-    pub fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// Whether no row is known.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
 }
 
 /// The name of a row in the cache: a hash of its tokens by part.
@@ -165,13 +155,13 @@ mod tests {
         let path = folder.path().join("reference.cache");
         three_rows(&path)?;
         let mut cache = ReferenceCache::open(&path, KEY, 8)?;
-        assert_eq!((cache.len(), cache.get(&row(9))), (3, None));
+        assert_eq!((cache.rows.len(), cache.get(&row(9))), (3, None));
         assert_eq!(cache.get(&row(2)), Some([-2.1, -1.0 / 3.0]));
         cache.put(row(9), [f64::from(-1.5f32), -2.0])?;
         cache.put(row(9), [0.0, 0.0])?;
         cache.flush()?;
         let cache = ReferenceCache::open(&path, KEY, 8)?;
-        assert_eq!((cache.len(), cache.get(&row(9))), (4, Some([-1.5, -2.0])));
+        assert_eq!((cache.rows.len(), cache.get(&row(9))), (4, Some([-1.5, -2.0])));
         Ok(())
     }
 
@@ -180,10 +170,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("reference.cache");
         three_rows(&path)?;
-        assert!(ReferenceCache::open(&path, [8; HASH], 8)?.is_empty());
-        assert!(ReferenceCache::open(&path, KEY, 8)?.is_empty());
+        assert!(ReferenceCache::open(&path, [8; HASH], 8)?.rows.is_empty());
+        assert!(ReferenceCache::open(&path, KEY, 8)?.rows.is_empty());
         std::fs::write(&path, b"something else").expect("written");
-        assert!(ReferenceCache::open(&path, KEY, 8)?.is_empty());
+        assert!(ReferenceCache::open(&path, KEY, 8)?.rows.is_empty());
         Ok(())
     }
 
@@ -198,10 +188,10 @@ mod tests {
             std::fs::write(&path, &whole[..length]).expect("written");
             let mut cache = ReferenceCache::open(&path, KEY, 8)?;
             let expected = length.saturating_sub(HEADER) / RECORD;
-            assert_eq!(cache.len(), expected, "cut to {length} bytes");
+            assert_eq!(cache.rows.len(), expected, "cut to {length} bytes");
             cache.put(row(5), [-5.0, -6.0])?;
             cache.flush()?;
-            assert_eq!(ReferenceCache::open(&path, KEY, 8)?.len(), expected + 1, "cut to {length} bytes");
+            assert_eq!(ReferenceCache::open(&path, KEY, 8)?.rows.len(), expected + 1, "cut to {length} bytes");
         }
         Ok(())
     }
@@ -215,7 +205,7 @@ mod tests {
         bytes[HEADER + RECORD + HASH + 3] ^= 1;
         std::fs::write(&path, bytes).expect("written");
         let cache = ReferenceCache::open(&path, KEY, 8)?;
-        assert_eq!((cache.len(), cache.get(&row(1))), (1, None));
+        assert_eq!((cache.rows.len(), cache.get(&row(1))), (1, None));
         Ok(())
     }
 
@@ -232,7 +222,7 @@ mod tests {
             bytes[end - CHECKSUM..end].copy_from_slice(&seal);
             std::fs::write(&path, bytes).expect("written");
             let cache = ReferenceCache::open(&path, KEY, 8)?;
-            assert_eq!((cache.len(), cache.get(&row(1))), (1, None), "{bad}");
+            assert_eq!((cache.rows.len(), cache.get(&row(1))), (1, None), "{bad}");
         }
         Ok(())
     }

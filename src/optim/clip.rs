@@ -19,7 +19,7 @@ pub struct Gradient<'a> {
     pub values: &'a Tensor,
     /// Their [`global_norm`].
     pub norm: f64,
-    /// What they are multiplied by before use (see [`clip_scale`]).
+    /// What they are multiplied by before use: `max / (norm + 1e-6)`, at most 1.
     pub scale: f64,
 }
 
@@ -68,7 +68,7 @@ fn norm_by_tensors(grads: &Tensor) -> Result<f64> {
 }
 
 /// What gradients of global norm `norm` are multiplied by: `max / (norm + 1e-6)`, at most 1; a `max` of 0 never clips.
-pub fn clip_scale(norm: f64, max: f64) -> f64 {
+fn clip_scale(norm: f64, max: f64) -> f64 {
     if max == 0.0 { 1.0 } else { (max / (norm + 1e-6)).min(1.0) }
 }
 

@@ -20,7 +20,7 @@ use crate::weights::safetensors::Stored;
 use crate::weights::{self, SafetensorsFile, SafetensorsWriter};
 use crate::{Error, Result};
 pub use adamw::AdamW;
-pub use clip::{Gradient, clip_scale, global_norm};
+pub use clip::{Gradient, global_norm};
 pub use rmsprop::Rmsprop;
 pub use schedule::rate;
 

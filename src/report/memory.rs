@@ -60,18 +60,12 @@ impl MemoryMeter {
         self.shared.sample()
     }
 
-    /// The highest reading since the start or the last reset, in bytes; none where it cannot be measured.
+    /// The highest reading so far, in bytes; none where it cannot be measured.
     pub fn peak(&self) -> Option<u64> {
         match self.shared.peak.load(Ordering::Relaxed) {
             0 => None,
             peak => Some(peak),
         }
-    }
-
-    /// Forgets the peak and starts again from what is held now.
-    pub fn reset(&self) {
-        self.shared.peak.store(0, Ordering::Relaxed);
-        self.sample();
     }
 }
 

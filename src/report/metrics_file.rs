@@ -13,36 +13,37 @@ use crate::{Error, Result};
 pub struct MetricsFile {
     path: PathBuf,
     file: File,
-    len: u64,
+    bytes: u64,
 }
 
 impl MetricsFile {
     /// Starts the file at `path` anew.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(|error| Error::writing(path, error))?;
-        Ok(Self { path: path.to_path_buf(), file, len: 0 })
+        Ok(Self { path: path.to_path_buf(), file, bytes: 0 })
     }
 
-    /// Opens the file at `path`, to go on after its first `len` bytes once [`MetricsFile::rewind`] took the rest away.
+    /// Opens the file at `path`, to go on after its first `bytes` once [`MetricsFile::rewind`] took the rest away.
     ///
     /// # Errors
     /// [`Error::Input`] where it is not that long.
-    pub fn open(path: &Path, len: u64) -> Result<Self> {
+    pub fn open(path: &Path, bytes: u64) -> Result<Self> {
         let file = File::open(path).map_err(|error| Error::reading(path, error))?;
         let found = file.size().map_err(|error| Error::reading(path, error))?;
-        if found < len {
+        if found < bytes {
             return Err(Error::input(format!(
-                "{}: {found} bytes long, but the checkpoint was taken after {len}: rows are missing; restore the file or start the run anew",
+                "{}: {found} bytes long, but the checkpoint was taken after {bytes}: rows are missing; restore the file or \
+                 start the run anew",
                 path.display()
             )));
         }
-        Ok(Self { path: path.to_path_buf(), file, len })
+        Ok(Self { path: path.to_path_buf(), file, bytes })
     }
 
     /// Takes away what an opened file holds behind the bytes that stay: rows of steps after the checkpoint, which will
     /// be taken again.
     pub fn rewind(&mut self) -> Result<()> {
-        let cut = self.file.set_len(self.len).and_then(|()| self.file.seek(SeekFrom::Start(self.len)));
+        let cut = self.file.set_len(self.bytes).and_then(|()| self.file.seek(SeekFrom::Start(self.bytes)));
         cut.map(drop).map_err(|error| Error::writing(&self.path, error))
     }
 
@@ -50,7 +51,7 @@ impl MetricsFile {
     pub fn append(&mut self, row: &Value) -> Result<()> {
         let line = format!("{row}\n");
         self.file.write_all(line.as_bytes()).map_err(|error| Error::writing(&self.path, error))?;
-        self.len += line.len() as u64;
+        self.bytes += line.len() as u64;
         Ok(())
     }
 
@@ -60,13 +61,8 @@ impl MetricsFile {
     }
 
     /// Bytes written so far: a checkpoint's cursor.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether no row was written.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 }
 
@@ -106,7 +102,7 @@ mod tests {
 
         let mut file = MetricsFile::create(&cut)?;
         file.append(&rows[0])?;
-        let cursor = file.len();
+        let cursor = file.bytes();
         file.append(&json!({"step": 2, "loss": "of a run that crashed"}))?;
         drop(file);
         let mut file = MetricsFile::open(&cut, cursor)?;
@@ -123,7 +119,7 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut file = MetricsFile::create(&path)?;
         file.append(&json!({"step": 1}))?;
-        let error = MetricsFile::open(&path, file.len() + 1).expect_err("too short");
+        let error = MetricsFile::open(&path, file.bytes() + 1).expect_err("too short");
         assert!(error.to_string().contains("rows are missing"), "{error}");
         assert_eq!(error.exit_code(), 3);
         Ok(())

@@ -16,10 +16,6 @@ const TICK: Duration = Duration::from_millis(200);
 /// The parts of a run that take time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Opening base, tokenizer and rows; counted in rows.
-    Loading,
-    /// Log-probs of the reference; counted in pairs.
-    Reference,
     /// Optimizer steps.
     Training,
     /// Held-out pairs.
@@ -31,8 +27,6 @@ pub enum Phase {
 impl Phase {
     fn name(self) -> &'static str {
         match self {
-            Self::Loading => "loading",
-            Self::Reference => "reference",
             Self::Training => "training",
             Self::Evaluation => "evaluation",
             Self::Sampling => "sampling",
@@ -41,9 +35,8 @@ impl Phase {
 
     fn unit(self) -> &'static str {
         match self {
-            Self::Loading => "rows",
-            Self::Reference | Self::Evaluation => "pairs",
             Self::Training => "steps",
+            Self::Evaluation => "pairs",
             Self::Sampling => "samples",
         }
     }
@@ -152,14 +145,6 @@ impl Stage {
         }
     }
 
-    /// A line of its own, above the bar.
-    pub fn note(&mut self, text: &str) {
-        match &mut self.out {
-            Out::Bar(bar) => bar.println(text),
-            Out::Lines(out) => line(out, text),
-        }
-    }
-
     /// Ends the stage with one line that says how long it took.
     pub fn finish(mut self) {
         let elapsed = self.started.elapsed();
@@ -247,14 +232,12 @@ mod tests {
         for step in 3..=6 {
             stage.update(step, figures(16 * (step - 2)));
         }
-        stage.note("evaluated");
         stage.finish();
         let text = String::from_utf8(out.0.lock().expect("one thread").clone()).expect("text");
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 3, "{text}");
+        assert_eq!(lines.len(), 2, "{text}");
         assert!(lines[0].starts_with("training 3/6 steps · loss 0.6931 · accuracy 0.50 · margin +0.012 · "), "{text}");
-        assert_eq!(lines[1], "evaluated");
-        assert!(lines[2].starts_with("training: 4 steps in 0.0 s · loss 0.6931"), "{text}");
+        assert!(lines[1].starts_with("training: 4 steps in 0.0 s · loss 0.6931"), "{text}");
     }
 
     #[test]
@@ -273,10 +256,10 @@ mod tests {
             let progress =
                 Progress::Bars { bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()), colour };
             let outer = progress.start(Phase::Training, 0, 2);
-            for phase in [Phase::Loading, Phase::Reference, Phase::Training, Phase::Evaluation, Phase::Sampling] {
+            for phase in [Phase::Training, Phase::Evaluation, Phase::Sampling] {
                 let mut stage = progress.start(phase, 0, 2);
                 stage.update(1, figures(1));
-                stage.note("a note");
+                progress.note("a note");
                 stage.finish();
             }
             outer.finish();

@@ -21,12 +21,11 @@ use crate::{
 pub const EVALUATED: usize = 8;
 
 /// What a model says of a pair.
-#[derive(Debug, Clone, Copy)]
-pub struct Scored {
+struct Scored {
     /// Summed log-probs of the chosen and the rejected answer.
-    pub sums: [f64; 2],
+    sums: [f64; 2],
     /// What else is logged of the chosen and the rejected answer.
-    pub logged: [AnswerSums; 2],
+    logged: [AnswerSums; 2],
 }
 
 /// Dropout of one step.
@@ -36,17 +35,6 @@ pub struct StepDropout {
     pub p: f64,
     /// The step's own random numbers.
     pub stream: Stream,
-}
-
-/// Scores pairs with the model as `through` says.
-pub fn score(engine: Engine, pairs: &[&TokenizedPair], through: Through) -> Result<Vec<Scored>> {
-    let mut scored = Vec::with_capacity(pairs.len());
-    for sweep in cut(pairs, engine.schedule.sweep) {
-        let batches = batches(engine, sweep)?;
-        let scores = engine.forward(&through_all(&batches, through))?;
-        scored.extend(batches.iter().zip(&scores).flat_map(|(batch, scores)| read(&batch.packed, scores)));
-    }
-    Ok(scored)
 }
 
 /// Averages over pairs as the policy scores them; none where there are no pairs.
@@ -190,7 +178,7 @@ impl RefLogps {
 ///
 /// # Errors
 /// [`Error::NotFinite`] naming the row, where its loss or a derivative of it is not finite.
-pub fn measure(
+fn measure(
     pair: &TokenizedPair,
     scored: &Scored,
     [ref_chosen, ref_rejected]: [f64; 2],

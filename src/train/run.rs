@@ -269,7 +269,7 @@ impl Run<'_> {
             row: (done % per_epoch * self.recipe.train.batch_size) as u64,
             num_tokens: self.num_tokens,
             skipped: self.skipped,
-            metrics_bytes: self.metrics.len(),
+            metrics_bytes: self.metrics.bytes(),
             made_of: self.made_of.clone(),
         };
         let output = &self.recipe.run.output;

@@ -222,8 +222,9 @@ pub fn engine<'a>(model: &'a Decoder, schedule: &'a Schedule) -> Engine<'a> {
 
 /// Summed log-probs of each pair, as a run forms them.
 pub fn sums(model: &Decoder, pairs: &[&TokenizedPair], through: Through) -> Vec<[f64; 2]> {
-    let scored = pairs::score(engine(model, &Schedule::default()), pairs, through).expect("scores");
-    scored.into_iter().map(|scored| scored.sums).collect()
+    let pairs: Vec<_> = pairs.iter().copied().cloned().collect();
+    let sum = |logps: &Vec<f32>| logps.iter().map(|logp| f64::from(*logp)).sum();
+    token_logps(model, &pairs, through).iter().map(|answers| answers.each_ref().map(sum)).collect()
 }
 
 /// Leaves the gradient of the pairs' mean loss in the adapter's, as a step of a run does; the reference is the bare

@@ -1,7 +1,9 @@
 //! `dpo-lora`: preference alignment (DPO) of a language model by LoRA, in the memory a person has.
 //!
 //! Follow the data: [`recipe`] → [`data`] → [`weights`] → [`model`] → [`engine`] → [`objective`] → [`optim`] →
-//! [`train`] → [`export`].
+//! [`train`] → [`export`]. Beside them: [`cli`] has the commands, [`hub`] fetches models and files, [`kernels`]
+//! compute, [`report`] tells, [`store`] writes; [`heap`] is the memory, [`confined`] and `outside` bound what
+//! strangers' files may take of it; `keys` reads JSON, [`random`] draws numbers.
 
 pub mod cli;
 pub mod confined;

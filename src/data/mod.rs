@@ -1,7 +1,8 @@
 //! Preference pairs: from files to tokens.
 //!
-//! [`reader`] gives lines, [`mod@format`] makes rows of them, `tokenize` makes tokens of rows with [`tokenizer`] and
-//! [`template`], [`dataset`] puts it all together and [`report`] says what became of every row; [`mod@order`] says in
+//! [`reader`] gives lines, [`mod@format`] makes rows of them, `tokenize` makes tokens of rows with [`tokenizer`] (and
+//! `tokenizer_config`, the files beside it; `growth` bounds what it may make of a text) and [`template`] (with `pyjson`
+//! for its JSON), [`dataset`] puts it all together and [`report`] says what became of every row; [`mod@order`] says in
 //! which order pairs are visited. Nothing here knows a model.
 
 pub mod dataset;

@@ -1,8 +1,8 @@
-//! How a trained adapter leaves: PEFT folders and merged weights.
+//! How a trained adapter leaves: PEFT folders and merged weights; quantised bases.
 //!
 //! [`adapter_config`] is PEFT's `adapter_config.json`, [`targets`] its way of naming layers, [`peft`] the folder with
 //! the matrices, [`card`] the README in it, [`gguf_adapter`] the same for llama.cpp, [`mod@merge`] a model folder with
-//! the adapter folded in.
+//! the adapter folded in. [`quantize`] makes a smaller base.
 
 pub mod adapter_config;
 pub mod card;

@@ -7,10 +7,10 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    gate::{exp, swiglu, swiglu_backward},
+    gate::{swiglu, swiglu_backward},
     host::{floats, matrix},
     profile::{Part, Timed},
-    special::{erf, tanh},
+    special::{erf, exp, tanh},
 };
 
 /// Elements that a task takes at once.

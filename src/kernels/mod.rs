@@ -1,8 +1,8 @@
 //! The arithmetic: fused operations with one implementation a device and a plain-tensor fallback.
 //!
 //! An operation is a function of tensors. On the CPU it runs our own loops on all cores over the tensors' slices
-//! ([`host`]); on other devices it is composed of candle's operations. [`gemm`] multiplies, the rest is one idea a
-//! file.
+//! ([`host`]); on a GPU a kernel of ours (`gpu`, for `cuda` and `metal`) where it takes them; else it is composed of
+//! candle's operations. [`gemm`], `tiles`, `thin` and `loose` multiply on the CPU, the rest is one idea a file.
 
 pub mod activation;
 #[cfg(target_arch = "x86_64")]

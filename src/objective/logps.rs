@@ -10,10 +10,10 @@ use rayon::prelude::*;
 use crate::kernels::gpu;
 use crate::{
     kernels::{
-        gate::exp,
         host::{floats, operand_mut},
         profile::{Part, Timed},
         simd::multiversion,
+        special::exp,
     },
     model::head::Head,
 };

@@ -1,11 +1,11 @@
 //! The run: epochs, steps, evaluation, signals, logs, checkpoints.
 //!
-//! [`open`] begins a run, [`run`] is its loop, `leave` its end. They stand on [`rows`], [`base`] (the frozen model and
-//! its tokenizer), [`adapters`] (what learns, to and from PEFT's folders), [`pairs`] (a batch's log-probs and
-//! gradients), [`mod@reference`] (what the policy is held to), [`samples`], [`steps`] (which pairs a step takes),
-//! [`budget`] (what the run holds, and the plan that keeps it), and on [`folder`], [`mod@lock`], [`identity`],
-//! [`checkpoint`], [`signals`] and [`watch`], which make a stopped run resumable. [`device`] chooses where it computes,
-//! [`difference`] measures what a merge changes.
+//! [`open`] begins a run, [`run`] is its loop, `skip` leaves out a step, `leave` is its end. They stand on [`rows`],
+//! [`base`] (the frozen model and its tokenizer), [`adapters`] (what learns, to and from PEFT's folders), [`pairs`] (a
+//! batch's log-probs and gradients), [`mod@reference`] (what the policy is held to), [`samples`], [`steps`] (which
+//! pairs a step takes), [`budget`] (what the run holds, and the plan that keeps it), and on [`folder`], [`mod@lock`],
+//! [`identity`], [`checkpoint`], [`signals`] and [`watch`], which make a stopped run resumable. [`device`] chooses
+//! where it computes, [`difference`] measures what a merge changes.
 
 pub mod adapters;
 pub mod base;

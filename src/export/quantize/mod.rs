@@ -1,7 +1,8 @@
 //! A smaller base made of a large one, a block of rows at a time: memory stays at a few blocks whatever the model's
 //! size.
 //!
-//! `nf4` writes a folder as bitsandbytes does, `gguf` one file as llama.cpp's converter does.
+//! `nf4` writes a folder as bitsandbytes does, `gguf` one file as llama.cpp's converter does, with what `gguf_keys` and
+//! `gguf_tokenizer` say in its metadata.
 
 mod gguf;
 mod gguf_keys;

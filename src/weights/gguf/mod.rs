@@ -1,9 +1,9 @@
 //! GGUF, the file format of llama.cpp: weights, config and tokenizer in one file (versions 2 and 3).
 //!
-//! [`file`](mod@file) reads and checks the header, `metadata` holds its values, [`blocks`] decodes the number formats,
-//! [`names`] has the architectures and translates tensors to the names that `config.json`'s families use; [`config`]
-//! (with `family` and `rope`) and [`tokenizer`] do so for the metadata; `less_one` undoes what was done to Gemma's
-//! norms; [`encode`] and [`writer`] go the other way.
+//! [`file`](mod@file) reads and checks the header, `metadata` holds its values, [`blocks`] decodes the number formats
+//! of which a [`matrix`] is made, [`names`] has the architectures and translates tensors to the names that
+//! `config.json`'s families use; [`config`] (with `family` and `rope`) and [`tokenizer`] do so for the metadata;
+//! `less_one` undoes what was done to Gemma's norms; [`encode`] and [`writer`] go the other way.
 
 pub mod blocks;
 pub mod config;

@@ -3,7 +3,7 @@
 //! Follow the data: [`recipe`] → [`data`] → [`weights`] → [`model`] → [`engine`] → [`objective`] → [`optim`] →
 //! [`train`] → [`export`]. Beside them: [`cli`] has the commands, [`hub`] fetches models and files, [`kernels`]
 //! compute, [`report`] tells, [`store`] writes; [`heap`] is the memory, [`confined`] and `outside` bound what
-//! strangers' files may take of it; `keys` reads JSON, [`random`] draws numbers.
+//! strangers' files may take of it; `keys` reads JSON, `sha256` hashes files, [`random`] draws numbers.
 
 pub mod cli;
 pub mod confined;
@@ -22,6 +22,7 @@ mod outside;
 pub mod random;
 pub mod recipe;
 pub mod report;
+mod sha256;
 pub mod store;
 pub mod train;
 pub mod weights;

@@ -169,7 +169,7 @@ impl Dataset {
 pub fn fingerprint(pairs: &[TokenizedPair]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for pair in pairs {
-        for part in [&pair.prompt, &pair.chosen, &pair.rejected] {
+        for part in parts(pair) {
             hash.update((part.len() as u64).to_le_bytes());
             part.iter().for_each(|id| hash.update(id.to_le_bytes()));
         }
@@ -179,12 +179,13 @@ pub fn fingerprint(pairs: &[TokenizedPair]) -> [u8; 32] {
 
 /// How many of the pairs held out are among those trained on: the same prompt, chosen and rejected.
 pub fn trained_on(held_out: &[TokenizedPair], train: &[TokenizedPair]) -> usize {
-    fn row(pair: &TokenizedPair) -> [&[u32]; 3] {
-        [&pair.prompt, &pair.chosen, &pair.rejected]
-    }
-    let asked: HashSet<_> = held_out.iter().map(row).collect();
-    let met: HashSet<_> = train.iter().map(row).filter(|row| asked.contains(row)).collect();
-    held_out.iter().filter(|pair| met.contains(&row(pair))).count()
+    let asked: HashSet<_> = held_out.iter().map(parts).collect();
+    let met: HashSet<_> = train.iter().map(parts).filter(|parts| asked.contains(parts)).collect();
+    held_out.iter().filter(|pair| met.contains(&parts(pair))).count()
+}
+
+fn parts(pair: &TokenizedPair) -> [&[u32]; 3] {
+    [&pair.prompt, &pair.chosen, &pair.rejected]
 }
 
 /// The next rows, `most` at most and no more than [`CHUNK_BYTES`] and one row of text, each with its line.

@@ -11,7 +11,7 @@ use super::cache::{RepoCache, create_parent};
 use super::client::{Client, Failure, FileInfo};
 use super::progress::{Progress, Transfer};
 use super::repo::Repo;
-use crate::Error;
+use crate::{Error, sha256};
 
 /// How often a download that brings nothing new is tried again, and the first pause (each next one is longer by it).
 const RETRIES: u32 = 3;
@@ -130,16 +130,9 @@ impl Download<'_> {
         if !is_sha256(&self.info.etag) {
             return Ok(());
         }
-        let mut content = File::open(&self.part).map_err(|e| Error::reading(&self.part, e))?;
         let mut hash = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match content.read(&mut buffer).map_err(|e| Error::reading(&self.part, e))? {
-                0 => break,
-                n => hash.update(&buffer[..n]),
-            }
-        }
-        let found: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        sha256::add(&mut hash, &self.part).map_err(|e| Error::reading(&self.part, e))?;
+        let found = sha256::hex(&hash.finalize());
         match found == self.info.etag {
             true => Ok(()),
             false => Err(Failure::Unusable(format!(

@@ -10,9 +10,8 @@ use std::io::{BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use flate2::Crc;
-use sha2::{Digest, Sha256};
 
-use crate::data::TokenizedPair;
+use crate::data::{TokenizedPair, fingerprint};
 use crate::store::disk::File;
 use crate::{Error, Result};
 
@@ -98,12 +97,7 @@ impl ReferenceCache {
 
 /// The name of a row in the cache: a hash of its tokens by part.
 pub fn row_hash(pair: &TokenizedPair) -> [u8; HASH] {
-    let mut hash = Sha256::new();
-    for part in [&pair.prompt, &pair.chosen, &pair.rejected] {
-        hash.update((part.len() as u64).to_le_bytes());
-        part.iter().for_each(|token| hash.update(token.to_le_bytes()));
-    }
-    hash.finalize().into()
+    fingerprint(std::slice::from_ref(pair))
 }
 
 fn header(key: &[u8; HASH]) -> Vec<u8> {

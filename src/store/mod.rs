@@ -11,14 +11,14 @@ pub mod space;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::outside::{self, MAX_JSON};
-use crate::{Error, Result};
+use crate::{Error, Result, sha256};
 
 /// The name of a folder's list of files.
 pub const MANIFEST: &str = "manifest.json";
@@ -230,18 +230,9 @@ fn list(folder: &Path) -> io::Result<Vec<String>> {
 }
 
 fn stamp(path: &Path) -> io::Result<Stamp> {
-    let (mut file, mut hash, mut size) = (fs::File::open(path)?, Sha256::new(), 0);
-    let mut buffer = vec![0; 1 << 18];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            read => {
-                hash.update(&buffer[..read]);
-                size += read as u64;
-            }
-        }
-    }
-    Ok(Stamp { size, sha256: hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect() })
+    let mut hash = Sha256::new();
+    let size = sha256::add(&mut hash, path)?;
+    Ok(Stamp { size, sha256: sha256::hex(&hash.finalize()) })
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::{
     data::{ChatTemplate, dataset},
     kernels::compute::Compute,
     recipe::Recipe,
+    sha256::hex,
 };
 
 /// Settings that do not count: what they name is fingerprinted instead, or they change what is shown and kept alone.
@@ -58,9 +59,4 @@ fn add(settings: &mut BTreeMap<String, Value>, name: &str, section: &impl Serial
     let keys = section.as_object().into_iter().flatten().map(|(key, value)| (format!("{name}.{key}"), value.clone()));
     settings.extend(keys.filter(|(key, _)| !FREE.contains(&key.as_str())));
     Ok(())
-}
-
-/// Bytes as they stand in a state's file.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -8,7 +8,7 @@ use super::{
     adapters,
     base::Base,
     checkpoint::{self, MadeOf, State},
-    folder, identity,
+    folder,
     lock::Lock,
     open::StartAt,
     pairs::{self, StepDropout},
@@ -33,6 +33,7 @@ use crate::{
     random::Stream,
     recipe::Recipe,
     report::{Figures, MemoryMeter, MetricsFile, Phase, Progress, Summary, metrics_file, summary::HeldOut},
+    sha256::hex,
 };
 
 /// Everything that a run holds.
@@ -283,7 +284,7 @@ impl Run<'_> {
     /// Refuses to go on where the base is no more what the run began with; says so where its files are elsewhere.
     fn look_at_base(&mut self) -> Result<()> {
         let (folder, then, progress) = (&self.base.folder, &self.made_of.base, &self.progress);
-        let same_bytes = || folder.fingerprint().is_ok_and(|now| identity::hex(&now) == *then);
+        let same_bytes = || folder.fingerprint().is_ok_and(|now| hex(&now) == *then);
         self.watch.check(same_bytes, |text| progress.note(text))
     }
 

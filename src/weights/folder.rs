@@ -2,8 +2,6 @@
 //! one GGUF file, whose tensors go by the names that they had in the folder it was converted from.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,7 +17,7 @@ use super::safetensors::{SafetensorsFile, Stored};
 use super::stored::StoredTensor;
 use super::unique::UniqueMap;
 use crate::keys::object_file;
-use crate::{Error, Result, outside};
+use crate::{Error, Result, outside, sha256};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -230,22 +228,11 @@ impl ModelFolder {
         self.names().filter_map(|name| self.info(name)).map(|info| info.bytes as u64).sum()
     }
 
-    /// SHA-256 over `config.json` and the weight files: what a cached result depends on. The files are read in the
-    /// ordinary way, not through the map, so that none of their pages count as this process's memory.
+    /// SHA-256 over `config.json` and the weight files: what a cached result depends on.
     pub fn fingerprint(&self) -> Result<[u8; 32]> {
-        let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+        let mut hash = Sha256::new();
         for path in &self.files {
-            let reading = |e| Error::reading(path, e);
-            let mut file = File::open(path).map_err(reading)?;
-            let mut length = 0u64;
-            loop {
-                let read = file.read(&mut buffer).map_err(reading)?;
-                if read == 0 {
-                    break;
-                }
-                length += read as u64;
-                hash.update(&buffer[..read]);
-            }
+            let length = sha256::add(&mut hash, path).map_err(|e| Error::reading(path, e))?;
             // The length keeps bytes from moving over the border of two files unseen.
             hash.update(length.to_le_bytes());
         }

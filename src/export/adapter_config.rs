@@ -57,7 +57,7 @@ pub struct AdapterConfig {
     pub target_modules: TargetModules,
     /// Scale by `lora_alpha / sqrt(r)` instead.
     pub use_rslora: bool,
-    /// Whether the base stores its linear layers turned (GPT-2's `Conv1D`); A and B are the same either way.
+    /// Whether the base stores its linear layers transposed (GPT-2's `Conv1D`); A and B are the same either way.
     pub fan_in_fan_out: bool,
     rank_pattern: Patterns<usize>,
     alpha_pattern: Patterns<f64>,

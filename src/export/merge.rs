@@ -113,12 +113,13 @@ fn merge_in_shards(
 
     // what is quantised stands as ordinary linear layers, the merged folder has the family's own
     let linears = (0..config.num_hidden_layers).flat_map(|layer| config.linears(layer));
-    let to_turn = linears.filter(|linear| config.family.turned && !config.lies_turned(base, &linear.module));
+    let to_transpose =
+        linears.filter(|linear| config.family.transposed && !config.lies_transposed(base, &linear.module));
     let stored_name = |module: &str| config.family.stored_name(&format!("{module}{WEIGHT}"), |name| base.has(name));
-    let to_turn: BTreeSet<String> = to_turn.map(|linear| stored_name(&linear.module)).collect();
+    let to_transpose: BTreeSet<String> = to_transpose.map(|linear| stored_name(&linear.module)).collect();
     let tensor = |name: &str| -> Result<StoredTensor> {
         let tensor = base.tensor(name)?;
-        Ok(if to_turn.contains(name) { tensor.turned() } else { tensor })
+        Ok(if to_transpose.contains(name) { tensor.transposed() } else { tensor })
     };
 
     let folder = Folder::create_atomic(out)?;
@@ -127,12 +128,12 @@ fn merge_in_shards(
         1 => "model.safetensors".to_string(),
         count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
     };
-    let turned = |matrix: &AdapterMatrix| config.family.turned && !is_head(matrix);
+    let transposed = |matrix: &AdapterMatrix| config.family.transposed && !is_head(matrix);
     let mut matrices = BTreeMap::new();
     for matrix in &adapter.matrices {
         let name = stored_name(&matrix.module);
         let (stored, (output, input)) = (tensor(&name)?.shape, (matrix.output, matrix.input));
-        let stands = if turned(matrix) { [input, output] } else { [output, input] };
+        let stands = if transposed(matrix) { [input, output] } else { [output, input] };
         if stored != stands {
             let shown = base.path().display();
             return Err(Error::input(format!(
@@ -155,7 +156,7 @@ fn merge_in_shards(
                     None => write_blocks(&mut writer, name, &tensor, dtype, |_, _| {})?,
                     Some(matrix) => {
                         let scale = adapter.config.scale_of(&matrix.module)? as f32;
-                        let add = if turned(matrix) { add_turned } else { add };
+                        let add = if transposed(matrix) { add_transposed } else { add };
                         write_blocks(&mut writer, name, &tensor, dtype, |row, rows| add(matrix, scale, row, rows))?;
                     }
                 }
@@ -272,8 +273,8 @@ fn add(matrix: &AdapterMatrix, scale: f32, first: usize, rows: &mut [f32]) {
     );
 }
 
-/// The same where the weight is stored turned: `rows` `[n, output]` from input `first` on.
-fn add_turned(matrix: &AdapterMatrix, scale: f32, first: usize, rows: &mut [f32]) {
+/// The same where the weight is stored transposed: `rows` `[n, output]` from input `first` on.
+fn add_transposed(matrix: &AdapterMatrix, scale: f32, first: usize, rows: &mut [f32]) {
     let (r, input) = (matrix.r, matrix.input);
     rows.par_chunks_mut(matrix.output).enumerate().for_each(|(row, weights)| {
         let a: Vec<f32> = (0..r).map(|k| matrix.a[k * input + first + row]).collect();

@@ -209,8 +209,8 @@ fn rows_are_added_whatever_the_block() {
     let mut tail = vec![0.0; 6];
     add(&matrix, 0.5, 5, &mut tail);
     assert_eq!(tail, whole[15..]);
-    let mut turned = vec![0.0; 14];
-    add_turned(&matrix, 0.5, 1, &mut turned);
-    let transposed = (1..3).flat_map(|input| (0..7).map(move |output| output * 3 + input));
-    assert!(turned.iter().copied().eq(transposed.map(|at| whole[at])));
+    let mut transposed = vec![0.0; 14];
+    add_transposed(&matrix, 0.5, 1, &mut transposed);
+    let expected = (1..3).flat_map(|input| (0..7).map(move |output| output * 3 + input));
+    assert!(transposed.iter().copied().eq(expected.map(|at| whole[at])));
 }

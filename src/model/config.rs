@@ -164,11 +164,11 @@ impl Config {
         linears.map(|linear| (linear.module, linear.inputs, linear.outputs)).chain([head]).collect()
     }
 
-    /// Whether a linear layer's weight lies turned in the folder, `[inputs, outputs]`. What is quantised does not:
+    /// Whether a linear layer's weight lies transposed in the folder, `[inputs, outputs]`. What is quantised does not:
     /// every program puts an ordinary linear layer in the place of a `Conv1D` before it quantises.
-    pub fn lies_turned(&self, folder: &ModelFolder, module: &str) -> bool {
+    pub fn lies_transposed(&self, folder: &ModelFolder, module: &str) -> bool {
         let name = self.family.stored_name(&format!("{module}.weight"), |name| folder.has(name));
-        self.family.turned && folder.plain(&name).is_some()
+        self.family.transposed && folder.plain(&name).is_some()
     }
 
     fn from_keys(keys: &Keys) -> Result<Self> {

@@ -215,11 +215,11 @@ impl Opener<'_> {
 
     fn linear(&self, shape: LinearShape, id: usize) -> Result<Linear> {
         let LinearShape { module, inputs, outputs, bias } = shape;
-        let weight = match self.config.lies_turned(self.folder, &module) {
+        let weight = match self.config.lies_transposed(self.folder, &module) {
             false => self.matrix(&module, outputs, inputs)?,
             true => {
                 let stored = self.tensor(&format!("{module}.weight"), &[inputs, outputs])?;
-                self.frozen(stored.turned(), outputs, inputs)
+                self.frozen(stored.transposed(), outputs, inputs)
             }
         };
         let bias = bias.then(|| self.bias(&module, outputs)).transpose()?;

@@ -78,7 +78,7 @@ pub struct Family {
     /// Coordinates a head where `head_dim` is not stated; none: hidden size over heads.
     pub head_dim: Option<usize>,
     /// Whether linear layers are stored as `[inputs, outputs]` (`Conv1D`).
-    pub turned: bool,
+    pub transposed: bool,
 }
 
 /// Keys of `config.json`.

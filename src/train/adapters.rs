@@ -41,7 +41,7 @@ impl Start {
             return Ok(Self { config, shapes, folder: Some(folder) });
         }
         let mut config = AdapterConfig::of_recipe(&recipe.model, &recipe.adapter);
-        config.fan_in_fan_out = base.config.family.turned;
+        config.fan_in_fan_out = base.config.family.transposed;
         let linears = base.linears();
         let names: Vec<String> = linears.iter().map(|(name, ..)| name.clone()).collect();
         let chosen = select(&recipe.adapter.target_modules, &names)?;

@@ -4,7 +4,7 @@
 //! it, and [`SafetensorsWriter`] writes one; [`quantised`] puts quantised matrices together; [`folder`] makes one model
 //! of them; [`mapped`] says what a stored matrix is, [`upload`] takes one to a device by a [`carrier`] and its
 //! [`conveyor`] over the device's [`queues`] and `resident` keeps it there, [`stored`] is a tensor of any format,
-//! [`Turned`] a stored matrix as its transpose, and [`matrix`] multiplies with one where it lies.
+//! `transposed` a stored matrix as its transpose, and [`matrix`] multiplies with one where it lies.
 
 pub mod carrier;
 pub mod conveyor;
@@ -19,7 +19,7 @@ mod resident;
 pub mod safetensors;
 mod safetensors_writer;
 pub mod stored;
-mod turned;
+mod transposed;
 mod unique;
 pub mod upload;
 
@@ -29,4 +29,3 @@ pub use mapped::{MappedBytes, MappedTensor, StoredMatrix};
 pub use safetensors::SafetensorsFile;
 pub use safetensors_writer::SafetensorsWriter;
 pub use stored::StoredTensor;
-pub use turned::Turned;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::mapped::{MappedBytes, MappedTensor, StoredMatrix};
-use super::turned::Turned;
+use super::transposed::TransposedMatrix;
 use super::upload::Uploader;
 use crate::kernels::compute::Compute;
 use crate::kernels::dequantise::Form;
@@ -36,9 +36,9 @@ impl StoredTensor {
     }
 
     /// The transpose of a matrix, another view of the same bytes.
-    pub fn turned(&self) -> Self {
+    pub fn transposed(&self) -> Self {
         let (rows, columns) = (self.rows(), self.columns());
-        let matrix = Turned::new(Arc::clone(&self.matrix), columns);
+        let matrix = TransposedMatrix::new(Arc::clone(&self.matrix), columns);
         Self { shape: vec![columns, rows], format: self.format.clone(), matrix: Arc::new(matrix) }
     }
 

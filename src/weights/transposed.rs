@@ -1,4 +1,4 @@
-//! A matrix that is stored turned, `[inputs, outputs]`, as GPT-2's `Conv1D` layers are.
+//! A matrix that is stored transposed, `[inputs, outputs]`, as GPT-2's `Conv1D` layers are.
 
 use std::{ops::Range, sync::Arc};
 
@@ -6,20 +6,20 @@ use super::mapped::{ALIGN, MappedBytes, StoredMatrix};
 
 /// A stored matrix as its transpose.
 #[derive(Debug)]
-pub struct Turned {
+pub struct TransposedMatrix {
     stored: Arc<dyn StoredMatrix>,
     /// Columns of the stored matrix: rows of this one.
     rows: usize,
 }
 
-impl Turned {
+impl TransposedMatrix {
     /// The transpose of `stored[.., rows]`.
     pub fn new(stored: Arc<dyn StoredMatrix>, rows: usize) -> Self {
         Self { stored, rows }
     }
 }
 
-impl StoredMatrix for Turned {
+impl StoredMatrix for TransposedMatrix {
     fn decode(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         // the stored tile's columns are widened to the borders that formats need
         let band = rows.start / ALIGN * ALIGN..rows.end.next_multiple_of(ALIGN).min(self.rows);
@@ -61,8 +61,8 @@ mod tests {
             let tensors = std::collections::HashMap::from([("w", w.clone())]);
             candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors"))?;
             let stored = ModelFolder::open(folder.path()).unwrap().tensor("w").unwrap();
-            let turned = Arc::new(Turned::new(Arc::new(stored), outputs));
-            let matrix = FrozenMatrix::new(turned, outputs, inputs, &Device::Cpu, Compute::F32);
+            let transposed = Arc::new(TransposedMatrix::new(Arc::new(stored), outputs));
+            let matrix = FrozenMatrix::new(transposed, outputs, inputs, &Device::Cpu, Compute::F32);
             let plain = FrozenMatrix::of(&w.t()?.contiguous()?);
             let (x, dy) = (random((5, inputs), 2), random((5, outputs), 3));
             assert_eq!(worst(&matrix.apply(&x)?, &plain.apply(&x)?), 0.0, "{outputs} {inputs}");

@@ -20,7 +20,7 @@ use crate::kernels::{
 
 /// Bytes on their way at once, in large pieces: threads that begin a copy together lose time, and do so once a piece.
 pub const STAGING: usize = 96 << 20;
-/// Rows that a thread decodes at once; a multiple of what a turned matrix decodes together.
+/// Rows that a thread decodes at once; a multiple of what a transposed matrix decodes together.
 const ROWS: usize = 32;
 /// Bytes that a thread copies at once.
 const BYTES: usize = 1 << 20;

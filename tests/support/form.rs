@@ -91,7 +91,7 @@ impl Form {
     fn linear(&self, x: &Tensor, layer: usize, part: &str, learning: &Learning) -> Result<Tensor> {
         let module = self.module(layer, part);
         let weight = &self.weights[&format!("{module}.weight")];
-        let mut y = if self.config.family.turned { x.matmul(weight)? } else { x.matmul(&weight.t()?)? };
+        let mut y = if self.config.family.transposed { x.matmul(weight)? } else { x.matmul(&weight.t()?)? };
         if let Some(bias) = self.weights.get(&format!("{module}.bias")) {
             y = y.broadcast_add(bias)?;
         }

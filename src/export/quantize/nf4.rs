@@ -26,7 +26,7 @@ pub fn write(
     // transformers quantises a `Conv1D` as the linear layer that it is
     let tensor = |name: &str| -> Result<StoredTensor> {
         let tensor = model.tensor(name)?;
-        Ok(if config.family.turned { tensor.turned() } else { tensor })
+        Ok(if config.family.transposed { tensor.transposed() } else { tensor })
     };
     let linears = (0..config.num_hidden_layers).flat_map(|layer| config.linears(layer));
     let mut matrices: BTreeMap<String, [usize; 2]> = BTreeMap::new();

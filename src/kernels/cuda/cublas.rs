@@ -8,8 +8,8 @@ use candle_core::{Result, Shape, bail};
 pub struct Call {
     /// Rows and columns of `cᵀ`, and what is summed over.
     pub sizes: [usize; 3],
-    /// Whether the operands are turned.
-    pub turned: [bool; 2],
+    /// Whether the operands are transposed.
+    pub transposed: [bool; 2],
     /// From column to column of the operands and of `cᵀ`.
     pub leading: [usize; 3],
 }
@@ -23,8 +23,8 @@ pub fn call(c: &Shape, a: (&Shape, &[usize]), b: (&Shape, &[usize])) -> Result<C
     if (rows, depth, columns) != (m, k, n) || [m, n, k].iter().any(|size| *size > i32::MAX as usize) {
         bail!("product: {c:?} of {:?} and {:?}", a.0, b.0);
     }
-    let ((b_turned, b_leading), (a_turned, a_leading)) = (lies([k, n], b.1)?, lies([m, k], a.1)?);
-    Ok(Call { sizes: [n, m, k], turned: [b_turned, a_turned], leading: [b_leading, a_leading, n.max(1)] })
+    let ((b_transposed, b_leading), (a_transposed, a_leading)) = (lies([k, n], b.1)?, lies([m, k], a.1)?);
+    Ok(Call { sizes: [n, m, k], transposed: [b_transposed, a_transposed], leading: [b_leading, a_leading, n.max(1)] })
 }
 
 /// Whether a matrix has its columns in one piece instead of its rows, and how far it is from one to the next.
@@ -60,7 +60,7 @@ mod on_card {
     use crate::kernels::compute::Compute;
 
     /// `c = alpha · a · b + beta · c`, in place, sums in f32: `c` f32 and contiguous, perhaps a view; `a` and `b` both
-    /// f32 or both bf16, perhaps turned. With a `beta` of 0 what `c` held is not read. A run that multiplies in bf16
+    /// f32 or both bf16, perhaps transposed. With a `beta` of 0 what `c` held is not read. A run that multiplies in bf16
     /// multiplies f32 in TF32: the matrix unit takes 10 bits of it, more than of bf16.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ mod on_card {
             let Storage::Cuda(storage) = &**storage else { bail!("product: a matrix is not on the card") };
             pointers.push(pointer(storage, layout, &stream)?);
         }
-        let turned = call.turned.map(|turned| if turned { CUBLAS_OP_T } else { CUBLAS_OP_N });
+        let transposed = call.transposed.map(|transposed| if transposed { CUBLAS_OP_T } else { CUBLAS_OP_N });
         let ([m, n, k], [ldb, lda, ldc]) = (call.sizes.map(|n| n as i32), call.leading.map(|n| n as i32));
         let (alpha, beta): (*const f32, *const f32) = (&alpha, &beta);
         // SAFETY: sizes and strides are those of tensors that exist and `held` keeps them until the work is in candle's
@@ -98,8 +98,8 @@ mod on_card {
         let done = unsafe {
             gemm_ex(
                 *blas.handle(),
-                turned[0],
-                turned[1],
+                transposed[0],
+                transposed[1],
                 m,
                 n,
                 k,
@@ -134,12 +134,14 @@ mod tests {
     /// What cuBLAS does: `c(i, j) = Σ op(A)(i, l) · op(B)(l, j)`, all by columns.
     fn obey(call: Call, first: &[f32], second: &[f32]) -> Vec<f32> {
         let ([m, n, k], [lda, ldb, ldc]) = (call.sizes, call.leading);
-        assert!(lda >= if call.turned[0] { k } else { m } && ldb >= if call.turned[1] { n } else { k } && ldc >= m);
-        let at = |turned: bool, i: usize, j: usize, ld: usize| if turned { j + i * ld } else { i + j * ld };
+        assert!(
+            lda >= if call.transposed[0] { k } else { m } && ldb >= if call.transposed[1] { n } else { k } && ldc >= m
+        );
+        let at = |transposed: bool, i: usize, j: usize, ld: usize| if transposed { j + i * ld } else { i + j * ld };
         let mut c = vec![0f32; m * n];
         for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
             for l in 0..k {
-                c[i + j * ldc] += first[at(call.turned[0], i, l, lda)] * second[at(call.turned[1], l, j, ldb)];
+                c[i + j * ldc] += first[at(call.transposed[0], i, l, lda)] * second[at(call.transposed[1], l, j, ldb)];
             }
         }
         c
@@ -148,16 +150,16 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_the_product_at_any_strides() -> Result<()> {
         for [m, n, k] in [[1, 1, 1], [5, 4, 7], [3, 1, 6], [1, 5, 2], [4, 6, 1], [1, 1, 9]] {
-            for (a_turned, b_turned, wide) in
+            for (a_transposed, b_transposed, wide) in
                 [(false, false, 0), (true, false, 0), (false, true, 3), (true, true, 0), (false, false, 2)]
             {
-                let side = |rows: usize, columns: usize, turned: bool, seed: u64| -> Result<(Tensor, Tensor)> {
-                    let (r, c) = if turned { (columns, rows) } else { (rows, columns) };
+                let side = |rows: usize, columns: usize, transposed: bool, seed: u64| -> Result<(Tensor, Tensor)> {
+                    let (r, c) = if transposed { (columns, rows) } else { (rows, columns) };
                     let whole = random((r, c + wide), seed);
                     let part = whole.narrow(1, 0, c)?;
-                    Ok((whole, if turned { part.t()? } else { part }))
+                    Ok((whole, if transposed { part.t()? } else { part }))
                 };
-                let ((a_whole, a), (b_whole, b)) = (side(m, k, a_turned, 1)?, side(k, n, b_turned, 2)?);
+                let ((a_whole, a), (b_whole, b)) = (side(m, k, a_transposed, 1)?, side(k, n, b_transposed, 2)?);
                 let call = call(&Shape::from((m, n)), (a.shape(), a.stride()), (b.shape(), b.stride()))?;
                 let (first, second) = (b_whole.flatten_all()?.to_vec1()?, a_whole.flatten_all()?.to_vec1()?);
                 let ours = Tensor::from_vec(obey(call, &first, &second), (m, n), &Device::Cpu)?;

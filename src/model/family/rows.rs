@@ -84,7 +84,7 @@ pub const LLAMA: Family = Family {
     logit_cap: None,
     tied: false,
     head_dim: None,
-    turned: false,
+    transposed: false,
 };
 
 pub const MISTRAL: Family = Family {
@@ -210,7 +210,7 @@ pub const GPT2: Family = Family {
     output_bias: Bias::Always,
     mlp_bias: Bias::Always,
     tied: true,
-    turned: true,
+    transposed: true,
     ..LLAMA
 };
 

@@ -230,14 +230,14 @@ impl Engine<'_> {
     /// A layer that is done with.
     fn leave(&self, layer: usize) {
         if self.schedule.lets_go(layer, self.model.blocks.len()) {
-            self.model.blocks[layer].linears().for_each(|linear| linear.weight.done_with(true));
+            self.model.blocks[layer].linears().for_each(|linear| linear.weight.done_with());
         }
     }
 
     /// All micro-batches of a sweep have passed the head.
     fn leave_head(&self) {
         if self.schedule.stream && !self.schedule.head_stays {
-            self.model.head.weight.done_with(false);
+            self.model.head.weight.free();
         }
     }
 }

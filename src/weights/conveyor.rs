@@ -15,6 +15,15 @@ use candle_core::{DType, Result, Tensor};
 use super::queues::{BUFFERS, Event, LARGE, Queues, SMALL};
 use crate::kernels::dequantise::Form;
 
+/// What becomes of the memory of a matrix on a device that is done with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// It stays for the next matrix of its size.
+    Kept,
+    /// It goes back to the device.
+    Freed,
+}
+
 /// One device's.
 #[derive(Debug)]
 pub struct Conveyor {
@@ -104,15 +113,14 @@ impl Conveyor {
         self.queues.computed()
     }
 
-    /// Lets go of what was sent and is not used in what is computed after `computed`; its memory is kept for its like
-    /// where that is wanted, and freed else.
+    /// Lets go of what was sent and is not used in what is computed after `computed`.
     ///
     /// # Errors
     /// Where the device fails.
-    pub fn give_back(&self, sent: Arc<Form>, computed: &Event, keep_memory: bool) -> Result<()> {
+    pub fn give_back(&self, sent: Arc<Form>, computed: &Event, memory: Memory) -> Result<()> {
         self.queues.copying_waits(computed)?;
         // one that somebody still holds is freed when they let go of it
-        let form = Arc::into_inner(sent).filter(|_| keep_memory);
+        let form = Arc::into_inner(sent).filter(|_| memory == Memory::Kept);
         form.iter().flat_map(Form::tensors).try_for_each(|tensor| {
             self.queues.take_back(tensor.flatten_all()?);
             Ok(())

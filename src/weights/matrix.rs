@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
+    conveyor::Memory,
     mapped::{MappedBytes, StoredMatrix},
     resident::Resident,
     upload::Uploader,
@@ -80,12 +81,20 @@ impl FrozenMatrix {
         }
     }
 
-    /// Lets go of the matrix's pages, or of its copy on the device; `keep_memory`: there, for the next matrix of its
-    /// size.
-    pub fn done_with(&self, keep_memory: bool) {
+    /// Lets go of the matrix's pages, or of its copy on the device, whose memory stays for the next matrix of its size.
+    pub fn done_with(&self) {
+        self.let_go(Memory::Kept);
+    }
+
+    /// The same, but the memory goes back to the device.
+    pub fn free(&self) {
+        self.let_go(Memory::Freed);
+    }
+
+    fn let_go(&self, memory: Memory) {
         match &self.place {
             Place::Mapped(w, _) => w.parts().into_iter().for_each(MappedBytes::done_with),
-            Place::Device(resident) => resident.done_with(keep_memory),
+            Place::Device(resident) => resident.done_with(memory),
         }
     }
 

@@ -12,7 +12,12 @@ use std::sync::{
 
 use candle_core::{Result, bail};
 
-use super::{conveyor::Conveyor, mapped::StoredMatrix, queues::Event, upload::Uploader};
+use super::{
+    conveyor::{Conveyor, Memory},
+    mapped::StoredMatrix,
+    queues::Event,
+    upload::Uploader,
+};
 use crate::kernels::{
     dequantise::Form,
     profile::{Part, Timed},
@@ -92,9 +97,8 @@ impl Resident {
         }
     }
 
-    /// Gives the copy on the device back behind what is computed with it; `keep_memory`: for the next matrix of its
-    /// size.
-    pub fn done_with(&self, keep_memory: bool) {
+    /// Gives the copy on the device back behind what is computed with it.
+    pub fn done_with(&self, memory: Memory) {
         let held = std::mem::replace(&mut *lock(&self.slot), Slot::Absent);
         // a device that fails here fails at the next product too, which says so
         if let Slot::Here(form) = held
@@ -102,7 +106,7 @@ impl Resident {
             && let Ok(computed) = carrier.conveyor.computed()
         {
             carrier.then(move |way| {
-                way.give_back(form, &computed, keep_memory).ok();
+                way.give_back(form, &computed, memory).ok();
             });
         }
     }
@@ -110,7 +114,7 @@ impl Resident {
 
 impl Drop for Resident {
     fn drop(&mut self) {
-        self.done_with(false);
+        self.done_with(Memory::Freed);
     }
 }
 

@@ -177,7 +177,7 @@ mod tests {
             cuda::device,
             dequantise::{Form, Numbers},
         },
-        weights::{StoredMatrix, mapped::MappedBytes, resident::Resident, upload::Uploader},
+        weights::{StoredMatrix, conveyor::Memory, mapped::MappedBytes, resident::Resident, upload::Uploader},
     };
 
     const ROWS: usize = 200;
@@ -238,7 +238,7 @@ mod tests {
                 for (number, matrix) in layers[layer].iter().enumerate() {
                     all.push((10_000 * layer + 2_000 * number, computed(&card, &matrix.form().unwrap())));
                 }
-                layers[layer].iter().for_each(|matrix| matrix.done_with(true));
+                layers[layer].iter().for_each(|matrix| matrix.done_with(Memory::Kept));
             }
         }
         drop((layers, uploader));

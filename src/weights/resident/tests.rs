@@ -202,7 +202,7 @@ fn pass(deaf: Option<Wait>) -> (Vec<&'static str>, bool) {
                 let at = address(numbers(&matrix.form().unwrap()));
                 waited |= i > 0 && queues.counts().waits_for[&at] > before;
             }
-            layers[layer].iter().for_each(|matrix| matrix.done_with(true));
+            layers[layer].iter().for_each(|matrix| matrix.done_with(Memory::Kept));
         }
     }
     // the last ones go with the model, and then the thread ends with its queues
@@ -263,7 +263,7 @@ fn what_is_there_is_not_sent_again() {
     (0..3).for_each(|_| matrix.will_need());
     matrix.form().unwrap();
     matrix.will_need();
-    matrix.done_with(false);
+    matrix.done_with(Memory::Freed);
     // a job behind all others
     let (answer, all) = channel();
     matrix.uploader.carrier().unwrap().then(move |_| answer.send(()).unwrap());

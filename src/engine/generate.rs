@@ -43,6 +43,10 @@ struct Growing {
 
 /// Draws answers to `prompts`, in the order of the prompts; a stop token that was drawn is the last of its answer.
 /// `poll` is looked at before every layer.
+///
+/// # Errors
+/// What `poll` says; [`Error::Input`] where logits are not finite; [`Error::Tensor`] where the device fails or has no
+/// room.
 pub fn generate(
     model: &Decoder,
     prompts: &[&[u32]],

@@ -68,6 +68,9 @@ struct Head {
 pub type Scores = Vec<Vec<TokenScore>>;
 
 /// Scores of one micro-batch.
+///
+/// # Errors
+/// [`Error::Tensor`](crate::Error::Tensor) where the device fails or has no room.
 pub fn forward(model: &Decoder, packed: &Packed, through: Through) -> Result<Vec<TokenScore>> {
     let schedule = Schedule::default();
     let engine = Engine { model, schedule: &schedule, scratch: Path::new("."), poll: &|| Ok(()) };
@@ -76,6 +79,9 @@ pub fn forward(model: &Decoder, packed: &Packed, through: Through) -> Result<Vec
 
 impl Engine<'_> {
     /// Scores of every micro-batch.
+    ///
+    /// # Errors
+    /// What `poll` says; [`Error::Tensor`](crate::Error::Tensor) where the device fails or has no room.
     pub fn forward(&self, micros: &[Micro]) -> Result<Scores> {
         within_pool(|| self.forward_in_pool(micros))
     }
@@ -99,6 +105,9 @@ impl Engine<'_> {
 
     /// Scores of the policy's micro-batches and what [`Engine::backward`] needs of them; in the same visit of every
     /// layer also the scores of the reference's.
+    ///
+    /// # Errors
+    /// As [`Engine::forward`], and where a scratch file cannot be made or written.
     pub fn forward_saving(&self, policy: &[Micro], reference: &[Micro]) -> Result<(Scores, Scores, Saved)> {
         let layers = self.model.blocks.len();
         let (mut xs, mut reference_xs) = (self.embed(policy)?, self.embed(reference)?);
@@ -146,6 +155,9 @@ impl Engine<'_> {
     }
 
     /// Adds the adapter's gradients, `d_logps` being the loss's derivative by each answer token's log-prob.
+    ///
+    /// # Errors
+    /// As [`Engine::forward_saving`].
     pub fn backward(&self, micros: &[Micro], saved: Saved, d_logps: &[Vec<f32>]) -> Result<()> {
         let Saved { mut inputs, mut kept, heads } = saved;
         let mut dys = Vec::with_capacity(micros.len());

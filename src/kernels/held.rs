@@ -21,13 +21,19 @@ impl Products {
         let Self { tokens, widest, rank, backward } = *self;
         let wide = widest.min(gemm::BLOCK);
         let thin = rank <= thin::THIN_ROWS && thin::available();
+        // the largest left side; each by its rows and its depth
         let left = match backward {
-            // the gradients of a gate and of what it gates go back together
-            // the gradient of an adapter that is not thin reads its input from the other side
-            Some([rows, outputs]) => [(tokens, 2 * widest), (if thin { 0 } else { widest }, tokens), (rows, outputs)]
-                .map(|(m, k)| gemm::left_words(m, k))
-                .into_iter()
-                .fold(0, usize::max),
+            Some([rows, outputs]) => [
+                // the gradients of a gate and of what it gates, which go back as one
+                (tokens, 2 * widest),
+                // an adapter's input, transposed, where the gradient of A is no thin product
+                (if thin { 0 } else { widest }, tokens),
+                // the gradients of logits
+                (rows, outputs),
+            ]
+            .map(|(m, k)| gemm::left_words(m, k))
+            .into_iter()
+            .fold(0, usize::max),
             None => gemm::left_words(tokens, widest),
         };
         // as many columns are decoded on the way to their panels as a panel has

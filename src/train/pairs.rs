@@ -38,6 +38,9 @@ pub struct StepDropout {
 }
 
 /// Averages over pairs as the policy scores them; none where there are no pairs.
+///
+/// # Errors
+/// Those of [`Engine::forward`]; [`Error::NotFinite`] naming the row whose log-probs or loss are not.
 pub fn evaluate(
     engine: Engine,
     pairs: &[TokenizedPair],
@@ -82,6 +85,9 @@ fn add(
 }
 
 /// Puts the gradient of the pairs' mean loss into the adapter's, and the pairs into `metrics`.
+///
+/// # Errors
+/// Those of [`Engine::forward_saving`]; [`Error::NotFinite`] naming the row whose log-probs or loss are not.
 pub fn gradient(
     engine: Engine,
     pairs: &[&TokenizedPair],

@@ -45,9 +45,47 @@ impl Run<'_> {
         adapters::to_folder(&self.config, &self.adapter)?.write(whole.path(), Some(self.recipe))?;
         whole.finish()?;
         let drawn = self.draw()?;
+        self.write_page(drawn.as_ref())?;
 
-        let report = output.join(folder::REPORT);
-        let note = match drawn.as_ref().and_then(|drawn| drawn.positive) {
+        let peak_bytes = self.memory.peak();
+        // what a part of a run holds may be less than was predicted
+        let whole = count.from_start && count.steps > 0;
+        if let Some(broken) = peak_bytes.and_then(|peak| broken(peak, self.plan.peak(), self.budget, whole)) {
+            self.progress.note(&format!("warning: {broken}; please report this"));
+        }
+
+        let made = |what: &str, name: &str| Made { what: what.into(), path: output.join(name).display().to_string() };
+        let summary = Summary {
+            steps: count.steps,
+            pairs: count.pairs,
+            tokens: count.tokens,
+            train_seconds: count.time.as_secs_f64(),
+            seconds: started.elapsed().as_secs_f64(),
+            on_device: self.host.is_some(),
+            peak_bytes,
+            predicted_bytes: peak_bytes.map(|_| self.plan.peak()),
+            budget_bytes: Some(self.budget).filter(|budget| *budget < u64::MAX),
+            host_peak_bytes: self.host.as_ref().and_then(MemoryMeter::peak),
+            before,
+            after,
+            samples: drawn.as_ref().map(Drawn::figures),
+            files: vec![
+                made("adapter", folder::ADAPTER),
+                made("metrics", folder::METRICS),
+                made("report", folder::REPORT),
+            ],
+            next: self.next(),
+        };
+        let text =
+            serde_json::to_string_pretty(&summary).map_err(|error| Error::run(format!("no summary: {error}")))?;
+        store::write_text(&output.join(folder::SUMMARY), &(text + "\n"))?;
+        Ok(summary)
+    }
+
+    /// The run's curves and samples on a page.
+    fn write_page(&self, drawn: Option<&Drawn>) -> Result<()> {
+        let output = &self.recipe.run.output;
+        let note = match drawn.and_then(|drawn| drawn.positive) {
             Some([before, after]) => {
                 format!(
                     "Positive: {:.1} % of the base's samples, {:.1} % of the tuned model's.",
@@ -61,45 +99,10 @@ impl Run<'_> {
             title: &output.display().to_string(),
             facts: &[("base", self.base.name.clone()), ("pairs", self.rows.train.len().to_string())],
             curves: Curves::of(metrics_file::rows(&output.join(folder::METRICS))?)?,
-            samples: drawn.as_ref().map_or(&[], |drawn| &drawn.samples[..drawn.samples.len().min(50)]),
+            samples: drawn.map_or(&[], |drawn| &drawn.samples[..drawn.samples.len().min(50)]),
             samples_note: &note,
         };
-        page.write(&report)?;
-
-        let peak_bytes = self.memory.peak();
-        let predicted_bytes = peak_bytes.map(|_| self.plan.peak());
-        // what a part of a run holds may be less than was predicted
-        let whole = count.from_start && count.steps > 0;
-        if let Some(broken) = peak_bytes.and_then(|peak| broken(peak, self.plan.peak(), self.budget, whole)) {
-            self.progress.note(&format!("warning: {broken}; please report this"));
-        }
-
-        let made = |what: &str, path: &Path| Made { what: what.into(), path: path.display().to_string() };
-        let summary = Summary {
-            steps: count.steps,
-            pairs: count.pairs,
-            tokens: count.tokens,
-            train_seconds: count.time.as_secs_f64(),
-            seconds: started.elapsed().as_secs_f64(),
-            on_device: self.host.is_some(),
-            peak_bytes,
-            predicted_bytes,
-            budget_bytes: Some(self.budget).filter(|budget| *budget < u64::MAX),
-            host_peak_bytes: self.host.as_ref().and_then(MemoryMeter::peak),
-            before,
-            after,
-            samples: drawn.as_ref().map(Drawn::figures),
-            files: vec![
-                made("adapter", &adapter),
-                made("metrics", &output.join(folder::METRICS)),
-                made("report", &report),
-            ],
-            next: self.next(),
-        };
-        let text =
-            serde_json::to_string_pretty(&summary).map_err(|error| Error::run(format!("no summary: {error}")))?;
-        store::write_text(&output.join(folder::SUMMARY), &(text + "\n"))?;
-        Ok(summary)
+        page.write(&output.join(folder::REPORT))
     }
 
     /// The command that merges the adapter; a quantised base merges into a type that has to be named.

@@ -90,7 +90,9 @@ fn lora(c: &mut Criterion) {
 
 fn heads(c: &mut Criterion) {
     let mut group = c.benchmark_group("attention");
-    for (model, n, kv, tokens) in [("smollm2", 9, 3, 400), ("smollm2", 9, 3, 2048), ("llama-1b", 32, 8, 1024)] {
+    for (model, n, kv, tokens) in
+        [("smollm2", 9, 3, 400), ("smollm2", 9, 3, 2048), ("llama-1b", 32, 8, 1024), ("one-head", 1, 1, 2048)]
+    {
         // a prompt of half the tokens and two answers
         let (prompt, answer) = (tokens / 2, tokens / 4);
         let spans = [(0..prompt, 0..0), (prompt..prompt + answer, 0..prompt), (prompt + answer..tokens, 0..prompt)]

@@ -2,9 +2,10 @@
 //!
 //! A [`Span`] is a run of queries that sees a prefix of keys whole (the shared prompt) and its own keys causally. A
 //! block of queries at a time meets the keys that one of its queries sees, piece by piece, so the scores held are
-//! `block × piece`; the backward pass computes them again from the logarithm of each row's sum (Dao et al. 2022). There
-//! are at least as many tasks as query heads, both ways: few key heads keep all cores busy.
+//! `block × piece`; the backward pass computes them again from the logarithm of each row's sum (Dao et al. 2022). Both
+//! ways there are tasks for blocks of queries, not for heads alone: few heads keep all cores busy.
 
+mod blocks;
 mod cpu;
 mod plain;
 
@@ -60,17 +61,6 @@ impl Span {
     fn met(&self, block: &Range<usize>, window: Option<usize>) -> Range<usize> {
         self.visible(block.start, window).start..self.visible(block.end - 1, window).end
     }
-
-    /// Where keys counted in that way lie: rows of the prefix and of own, each with its first one's place among `met`.
-    fn parts(&self, met: &Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> + use<> {
-        let cut = self.prefix.len();
-        let in_prefix = met.start.min(cut)..met.end.min(cut);
-        let in_own = met.start.max(cut)..met.end.max(cut);
-        let prefix = self.prefix.start + in_prefix.start..self.prefix.start + in_prefix.end;
-        let own = self.own.start + in_own.start - cut..self.own.start + in_own.end - cut;
-        let parts = [(prefix, 0), (own, in_own.start - met.start)];
-        parts.into_iter().filter(|(rows, _)| !rows.is_empty())
-    }
 }
 
 /// What the forward pass gives: the mixed values `[queries, n · dim]`, and for every query and head the logarithm of
@@ -101,7 +91,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Head
 
 /// The gradients `(dq, dk, dv)` from the gradient `d_values` of the mixed values.
 ///
-/// `groups` cuts the spans into runs that share no keys, so that runs can be worked on at once.
+/// `groups` cuts the spans into runs that share no keys, so that runs can be worked on at once. Keys that spans of a
+/// group share are the whole prefix, or own keys, of each.
 pub fn attention_backward(
     [q, k, v]: [&Tensor; 3],
     out: &Attended,

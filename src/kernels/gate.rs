@@ -9,9 +9,8 @@ use super::{
     host::{filled, floats, matrix},
     profile::{Part, Timed},
     simd::multiversion,
+    special::exp,
 };
-
-pub(super) use super::special::exp;
 
 /// Elements that a task takes at once.
 const BLOCK: usize = 1 << 13;

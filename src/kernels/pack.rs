@@ -1,7 +1,7 @@
 //! Panels as the micro-kernels read them: for one step of k after another, a word of each row (or column) of the panel.
 //!
-//! What lies with k running along its rows is transposed sixteen by sixteen, in registers on AVX-512, and decoded or
-//! rounded on the way. What lies across is copied, with pairs of rows interleaved for bf16.
+//! What lies with k running along its rows is transposed in registers, sixteen by sixteen on AVX-512 and eight by eight
+//! on AVX2, and decoded or rounded on the way. What lies across is copied, with pairs of rows interleaved for bf16.
 
 #[cfg(target_arch = "x86_64")]
 use super::compute::Compute;
@@ -32,6 +32,18 @@ pub trait Rows: Copy {
     /// what rounds).
     #[cfg(target_arch = "x86_64")]
     unsafe fn words(&self, row: usize, step: usize) -> std::arch::x86_64::__m512i;
+
+    /// Words `step..step + 8` of row `row`.
+    ///
+    /// # Safety
+    /// The data hold them, and the processor has AVX2.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn eight(&self, row: usize, step: usize) -> std::arch::x86_64::__m256i {
+        let words: [u32; 8] = std::array::from_fn(|i| self.word(row, step + i));
+        // SAFETY: both types are 32 bytes of bits.
+        unsafe { std::mem::transmute(words) }
+    }
 
     /// Where word `step` of row `row` lies, if there is such a row: to be fetched ahead.
     fn at(&self, row: usize, step: usize) -> *const u8;
@@ -95,6 +107,17 @@ impl Rows for Floats<'_> {
             let at = self.data.as_ptr().add(row * self.stride + step);
             let floats = _mm512_maskz_loadu_ps(first(self.k - step), at);
             _mm512_castps_si512(_mm512_mul_ps(floats, _mm512_set1_ps(self.alpha)))
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn eight(&self, row: usize, step: usize) -> std::arch::x86_64::__m256i {
+        use std::arch::x86_64::*;
+        // SAFETY: the caller vouches for the words.
+        unsafe {
+            let floats = _mm256_loadu_ps(self.data.as_ptr().add(row * self.stride + step));
+            _mm256_castps_si256(_mm256_mul_ps(floats, _mm256_set1_ps(self.alpha)))
         }
     }
 }
@@ -171,6 +194,14 @@ impl Rows for Widened<'_> {
         // SAFETY: the mask holds the load within the row.
         unsafe { _mm512_maskz_loadu_epi16(mask, self.bytes.as_ptr().add(2 * (row * self.stride + step)).cast()) }
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn eight(&self, row: usize, step: usize) -> std::arch::x86_64::__m256i {
+        use std::arch::x86_64::*;
+        // SAFETY: the caller vouches for the words, two bytes each.
+        unsafe { _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(self.at(row, step).cast()))) }
+    }
 }
 
 impl Rows for Pairs<'_> {
@@ -223,14 +254,18 @@ pub fn rounded(x: f32) -> u16 {
 pub fn transpose<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
     assert!(count <= width && rows.holds(count) && out.len() == rows.steps() * width, "the panel does not fit");
     #[cfg(target_arch = "x86_64")]
-    if R::WIDENS && !width.is_multiple_of(16) {
-        // no kernel of a processor with AVX-512 wants it so
-    } else if Compute::bf16_or_f32() == Compute::Bf16 {
-        // SAFETY: the data hold the rows, `out` the panel, and the processor has the features.
-        return unsafe { x86::with_bf16(rows, count, width, out) };
-    } else if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && !R::ROUNDS {
-        // SAFETY: as above; what rounds does not come here.
-        return unsafe { x86::without_bf16(rows, count, width, out) };
+    {
+        // AVX-512 widens for no other kernels
+        let wide = !R::WIDENS || width.is_multiple_of(16);
+        let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+        // SAFETY, of each: the data hold the rows, `out` the panel, and the processor has the features.
+        if wide && Compute::bf16_or_f32() == Compute::Bf16 {
+            return unsafe { avx512::with_bf16(rows, count, width, out) };
+        } else if wide && avx512 && !R::ROUNDS {
+            return unsafe { avx512::without_bf16(rows, count, width, out) };
+        } else if is_x86_feature_detected!("avx2") {
+            return unsafe { avx2::transpose(rows, count, width, out) };
+        }
     }
     plain(rows, count, width, out);
 }
@@ -253,7 +288,9 @@ fn plain<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) mod x86;
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512;
 
 /// Where a step's words go in panels of `nr` columns that lie `size` words apart.
 #[derive(Clone, Copy)]

@@ -10,20 +10,20 @@ use std::{cell::RefCell, ops::Range};
 
 use rayon::prelude::*;
 
-use super::{Heads, Span};
+use super::{
+    Heads, Span,
+    blocks::{Block, KEYS, Piece, Task},
+};
 use crate::kernels::{
-    gate::exp,
     gemm::{Lhs, Out},
     host::dot,
     loose::{columns, product},
     pack::{Floats, transpose},
     simd::{Cache, fetch_at, multiversion},
     soft_cap::{capped, slope_at},
+    special::exp,
     words::{Words, bits},
 };
-
-/// Keys that a block meets at once: their scores take 24 KiB.
-const KEYS: usize = 192;
 
 /// f32 numbers that a thread holds while it works on heads of so many coordinates.
 pub fn scratch(dim: usize, backward: bool) -> usize {
@@ -78,85 +78,12 @@ pub struct Grads {
     pub dv: Shared,
 }
 
-/// Queries of the heads that one key head serves, as many as a panel has columns: first all heads of the first query.
-pub struct Block<'a> {
-    span: &'a Span,
-    /// Columns: head `c % group` of the key head's at query `c / group` of the span.
-    columns: Range<usize>,
-    /// The key head.
-    kv: usize,
-    heads: Heads,
-}
-
-/// Keys that a block meets at once.
-struct Piece {
-    /// Rows of keys.
-    rows: Range<usize>,
-    /// The place of the first among the span's.
-    first: usize,
-}
-
 /// The three inputs as slices, whose rows the spans name.
 pub struct Side<'a> {
     pub q: &'a [f32],
     pub k: &'a [f32],
     pub v: &'a [f32],
     pub heads: Heads,
-}
-
-impl<'a> Block<'a> {
-    /// The blocks that meet a key head.
-    pub fn all(span: &'a Span, kv: usize, heads: Heads) -> impl Iterator<Item = Self> {
-        let n = span.queries.len() * heads.group();
-        let block = move |start: usize| Self { span, columns: start..n.min(start + columns()), kv, heads };
-        (0..n).step_by(columns()).map(block)
-    }
-
-    /// The row of each column's query, and its head.
-    fn queries(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (first, kv, group) = (self.span.queries.start, self.kv, self.heads.group());
-        self.columns.clone().map(move |c| (first + c / group, kv * group + c % group))
-    }
-
-    /// Where each column's part starts in rows of all heads.
-    fn places(&self) -> impl Iterator<Item = usize> + use<> {
-        let heads = self.heads;
-        self.queries().map(move |(row, head)| row * heads.width() + head * heads.dim)
-    }
-
-    /// Where a piece's first key or value starts.
-    fn key(&self, piece: &Piece) -> usize {
-        piece.rows.start * self.heads.kv_width() + self.kv * self.heads.dim
-    }
-
-    /// The keys that some query of it sees.
-    fn pieces(&self) -> impl Iterator<Item = Piece> + use<> {
-        let group = self.heads.group();
-        let queries = self.columns.start / group..self.columns.end.div_ceil(group);
-        let met = self.span.met(&queries, self.heads.window);
-        self.span.parts(&met).flat_map(move |(part, at)| {
-            let piece = move |start: usize| Piece {
-                rows: start..part.end.min(start + KEYS),
-                first: met.start + at + start - part.start,
-            };
-            part.clone().step_by(KEYS).map(piece)
-        })
-    }
-
-    /// Writes `hidden` over the scores of keys that a query does not see.
-    fn hide(&self, piece: &Piece, scores: &mut [f32], hidden: f32) {
-        // the span's first query sees the keys before `end`, and each further one a key more
-        let end = self.span.visible(0, None).end;
-        let column =
-            |query: usize| (query * self.heads.group()).saturating_sub(self.columns.start).min(self.columns.len());
-        for (key, scores) in (piece.first..).zip(scores.chunks_exact_mut(columns())) {
-            scores[..column((key + 1).saturating_sub(end))].fill(hidden);
-            if let Some(window) = self.heads.window {
-                let last = column((key + 1 + window).saturating_sub(end));
-                scores[last..self.columns.len()].fill(hidden);
-            }
-        }
-    }
 }
 
 impl Side<'_> {
@@ -181,22 +108,20 @@ impl Side<'_> {
         groups: &[Range<usize>],
     ) -> [Vec<f32>; 3] {
         let heads = &self.heads;
-        // as many tasks as query heads share the blocks; each has shares of dk and dv of its own, which are added in
-        // their order: which thread came first does not show
+        // each share of dk and dv is summed in one order, and shares are added in theirs: neither which thread came
+        // first nor how many there are shows
         let [mut dq, mut dk, mut dv] = [queries, keys, keys].map(|rows| vec![0f32; rows * heads.width()]);
         let [of_q, of_k, of_v] = [&mut dq, &mut dk, &mut dv].map(|buffer| Shared(buffer.as_mut_ptr()));
         let grads = Grads { dq: of_q, dk: of_k, dv: of_v };
-        let tasks: Vec<_> =
-            groups.iter().flat_map(|group| (0..heads.n).map(move |share| (group.clone(), share))).collect();
-        tasks.into_par_iter().with_max_len(1).for_each(|(group, share)| {
-            let (kv, first) = (share / heads.group(), share % heads.group());
-            let blocks = spans[group].iter().flat_map(|span| Block::all(span, kv, *heads));
-            for block in blocks.skip(first).step_by(heads.group()) {
-                // SAFETY: spans do not share queries nor groups keys, so that a block's queries and its share of keys
-                // are one task's; the buffers hold them.
-                unsafe { self.block_backward(&block, share, attended, &grads) };
-            }
-        });
+        for tasks in Task::rounds(spans, groups, *heads) {
+            tasks.into_par_iter().with_max_len(1).for_each(|task| {
+                for block in task.blocks() {
+                    // SAFETY: spans do not share queries nor groups keys, and tasks of a round differ in share, or in
+                    // both blocks and cells; the buffers hold them.
+                    unsafe { self.block_backward(&block, task.share, &task.cells, attended, &grads) };
+                }
+            });
+        }
         let [dk, dv] = [dk, dv].map(|shares| match heads.group() {
             1 => shares,
             group => {
@@ -241,7 +166,7 @@ impl Side<'_> {
         });
     }
 
-    /// Writes the `dq` of a block, and adds to a share of the `dk` and `dv` of its keys.
+    /// Adds to the `dq` of a block, and to a share of the `dk` and `dv` of its keys, for keys of these cells.
     ///
     /// With `P = exp(S − lse)`, `D = Σ values · d_values` a query: `dS = P · (d_values · Vᵀ − D)`, times the cap's
     /// derivative where scores are capped.
@@ -253,9 +178,14 @@ impl Side<'_> {
         &self,
         block: &Block,
         share: usize,
+        cells: &Range<usize>,
         [values, lse, d_values]: [&[f32]; 3],
         grads: &Grads,
     ) {
+        let mut pieces = block.pieces().filter(|piece| cells.contains(&piece.cell)).peekable();
+        if pieces.peek().is_none() {
+            return;
+        }
         let (heads, dim, n) = (&self.heads, self.heads.dim, block.columns.len());
         with_scratch(backward_sizes(dim), |scratch| {
             let [rows, queries, query_rows, above, above_rows, weights, slopes, dq, log_sums, deltas] = scratch;
@@ -277,7 +207,7 @@ impl Side<'_> {
             {
                 (*lanes.0, *lanes.1) = (lse[row * heads.n + head], dot(&values[at..at + dim], above));
             }
-            for piece in block.pieces() {
+            for piece in pieces {
                 let keys = piece.rows.len();
                 let to = piece.rows.start * heads.width() + share * dim;
                 // sums that were last touched a block ago
@@ -309,7 +239,7 @@ impl Side<'_> {
             }
             for (at, row) in block.places().zip(as_rows(dq, n, dim, rows).chunks_exact(dim)) {
                 // SAFETY: the caller vouches for the rows of queries.
-                unsafe { grads.dq.get().add(at).copy_from_nonoverlapping(row.as_ptr(), dim) };
+                row.iter().enumerate().for_each(|(i, dq)| unsafe { *grads.dq.get().add(at + i) += dq });
             }
         });
     }

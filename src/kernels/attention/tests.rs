@@ -3,7 +3,8 @@
 use candle_core::{D, Device};
 
 use super::{
-    cpu::{Block, Grads, Shared, Side},
+    blocks::Block,
+    cpu::{Grads, Shared, Side},
     *,
 };
 use crate::kernels::oracle::{gradients_hold, random};
@@ -15,9 +16,10 @@ fn close(a: &Tensor, b: &Tensor, tolerance: f32) {
 
 #[test]
 fn kernel_equals_plain_tensors_forward_and_backward() {
-    // pairs: prompt, chosen, rejected; the second with a prompt of one token and an answer of one, the third long
+    // pairs: prompt, chosen, rejected; the second with a prompt of one token and an answer of one, the third of so
+    // many keys that they are cut into ranges
     let of_two = [(0..70, 0..0), (70..130, 0..70), (130..133, 0..70), (133..134, 0..0), (134..135, 133..134)];
-    let long = [(135..535, 0..0), (535..760, 135..535), (760..773, 135..535)];
+    let long = [(135..935, 0..0), (935..1460, 135..935), (1460..1473, 135..935)];
     let spans: Vec<_> =
         of_two.into_iter().chain(long).map(|(own, prefix)| Span { queries: own.clone(), prefix, own }).collect();
     let groups = [0..3, 3..5, 5..8];
@@ -25,7 +27,7 @@ fn kernel_equals_plain_tensors_forward_and_backward() {
         [(4, 2, None, None), (3, 3, Some(5), None), (6, 1, Some(64), Some(1.5)), (9, 3, Some(300), None)]
     {
         let heads = Heads { n, kv, dim: 8, scale: 0.35, window, cap, compute: Compute::F32 };
-        let random = |width: usize| Tensor::randn(0f32, 1.0, (773, width), &Device::Cpu).unwrap();
+        let random = |width: usize| Tensor::randn(0f32, 1.0, (1473, width), &Device::Cpu).unwrap();
         let (q, k, v, d) = (random(n * 8), random(kv * 8), random(kv * 8), random(n * 8));
         let ours = attention(&q, &k, &v, &spans, heads).unwrap();
         let theirs = plain::attention(&q, &k, &v, &spans, heads).unwrap();
@@ -36,6 +38,31 @@ fn kernel_equals_plain_tensors_forward_and_backward() {
         for (ours, theirs) in ours.iter().zip(&theirs) {
             close(ours, theirs, 2e-5);
         }
+    }
+}
+
+/// One head of a long pair has tasks for several threads, whose number does not show.
+#[test]
+fn one_head_gives_the_same_bits_at_any_number_of_threads() {
+    let spans = [(0..900, 0..0), (900..1300, 0..900), (1300..1650, 0..900)].map(|(own, prefix)| Span {
+        queries: own.clone(),
+        prefix,
+        own,
+    });
+    for window in [None, Some(250)] {
+        let heads = Heads { n: 1, kv: 1, dim: 4, scale: 0.5, window, cap: None, compute: Compute::F32 };
+        let tensors = [1, 2, 3, 4].map(|seed| random((1650, 4), seed));
+        let bits = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let [q, k, v, d] = &tensors;
+                let out = attention(q, k, v, &spans, heads).unwrap();
+                let grads = attention_backward([q, k, v], &out, d, &spans, std::slice::from_ref(&(0..3)), heads);
+                grads.unwrap().map(|grad| grad.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+            })
+        };
+        let [one, five] = [1, 5].map(bits);
+        assert_eq!(one, five, "{window:?}");
     }
 }
 
@@ -60,7 +87,7 @@ fn heads_side_by_side_touch_their_own_numbers_alone() {
                 // SAFETY: these rows of this head are this thread's alone.
                 unsafe {
                     side.attend(&block, &out);
-                    side.block_backward(&block, head, [&values, &lse, &d_values], &grads);
+                    side.block_backward(&block, head, &(0..6), [&values, &lse, &d_values], &grads);
                 }
             }
         };

@@ -9,6 +9,7 @@ use crate::kernels::{
     compute::Compute,
     micro::{MAX_TILE, Micro},
     pack::{Floats, Rounded, pair, rounded, transpose},
+    simd::{Cache, fetch_at},
     words::Words,
 };
 
@@ -191,6 +192,8 @@ fn tile(
     unsafe {
         let c = out.data.add(i * out.ld + j);
         if rows == computed && columns == nr {
+            // what is written comes while it is summed up
+            (0..rows).for_each(|row| fetch_at(c.wrapping_add(row * out.ld), columns, Cache::First));
             return tile(steps, left.as_ptr(), right.as_ptr(), c, out.ld, add);
         }
         let mut whole = [0f32; MAX_TILE];

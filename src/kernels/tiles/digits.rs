@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 
 use super::super::{
     amx::{self, REGISTER, SIDE, Sums, Terms},
-    pack::x86::transpose16,
+    pack::avx512::transpose16,
     simd::first,
 };
 use super::{pack::Rows, panel, panel_of};

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 use super::super::{
     amx::{self, REGISTER, SIDE, Terms},
-    pack::x86::transpose16,
+    pack::avx512::transpose16,
     simd::first,
 };
 

@@ -258,12 +258,14 @@ pub fn transpose<R: Rows>(rows: R, count: usize, width: usize, out: &mut [u32]) 
         // AVX-512 widens for no other kernels
         let wide = !R::WIDENS || width.is_multiple_of(16);
         let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
-        // SAFETY, of each: the data hold the rows, `out` the panel, and the processor has the features.
         if wide && Compute::bf16_or_f32() == Compute::Bf16 {
+            // SAFETY: the data hold the rows, `out` the panel, and the processor has the features.
             return unsafe { avx512::with_bf16(rows, count, width, out) };
         } else if wide && avx512 && !R::ROUNDS {
+            // SAFETY: as above; what rounds does not come here.
             return unsafe { avx512::without_bf16(rows, count, width, out) };
         } else if is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
             return unsafe { avx2::transpose(rows, count, width, out) };
         }
     }

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernels, Place, Wide};
+use crate::kernels::simd;
 
 /// A register of floats.
 ///
@@ -40,6 +41,17 @@ pub unsafe trait Vector: Copy {
     unsafe fn eight(self) -> __m256;
 }
 
+/// Methods of [`Vector`] that are a few instructions each.
+macro_rules! instructions {
+    ($(fn $name:ident($($arg:ident: $of:ty),*) $(-> $result:ty)? = $body:expr;)+) => {$(
+        #[inline(always)]
+        unsafe fn $name($($arg: $of),*) $(-> $result)? {
+            // SAFETY: the processor has them, and memory holds what they touch: the trait's promise.
+            unsafe { $body }
+        }
+    )+};
+}
+
 // SAFETY: the instructions are those of AVX-512 F.
 unsafe impl Vector for __m512 {
     const LANES: usize = 16;
@@ -48,45 +60,20 @@ unsafe impl Vector for __m512 {
 
     #[inline(always)]
     unsafe fn first(n: usize) -> u16 {
-        crate::kernels::simd::first(n)
+        simd::first(n)
     }
 
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        unsafe { _mm512_setzero_ps() }
-    }
-
-    #[inline(always)]
-    unsafe fn repeat(x: f32) -> Self {
-        unsafe { _mm512_set1_ps(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn load(at: *const f32) -> Self {
-        unsafe { _mm512_loadu_ps(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_first(at: *const f32, mask: u16) -> Self {
-        unsafe { _mm512_maskz_loadu_ps(mask, at) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_first(self, at: *mut f32, n: usize) {
-        unsafe { _mm512_mask_storeu_ps(at, Self::first(n), self) }
-    }
-
-    #[inline(always)]
-    unsafe fn add_product(self, a: Self, b: Self) -> Self {
-        unsafe { _mm512_fmadd_ps(a, b, self) }
-    }
-
-    #[inline(always)]
-    unsafe fn eight(self) -> __m256 {
-        unsafe {
+    instructions! {
+        fn zero() -> Self = _mm512_setzero_ps();
+        fn repeat(x: f32) -> Self = _mm512_set1_ps(x);
+        fn load(at: *const f32) -> Self = _mm512_loadu_ps(at);
+        fn load_first(at: *const f32, mask: u16) -> Self = _mm512_maskz_loadu_ps(mask, at);
+        fn store_first(self: Self, at: *mut f32, n: usize) = _mm512_mask_storeu_ps(at, Self::first(n), self);
+        fn add_product(self: Self, a: Self, b: Self) -> Self = _mm512_fmadd_ps(a, b, self);
+        fn eight(self: Self) -> __m256 = {
             let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self)));
             _mm256_add_ps(_mm512_castps512_ps256(self), upper)
-        }
+        };
     }
 }
 
@@ -96,46 +83,20 @@ unsafe impl Vector for __m256 {
 
     type Mask = __m256i;
 
-    #[inline(always)]
-    unsafe fn first(n: usize) -> __m256i {
-        unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(n.min(8) as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
-    }
-
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        unsafe { _mm256_setzero_ps() }
-    }
-
-    #[inline(always)]
-    unsafe fn repeat(x: f32) -> Self {
-        unsafe { _mm256_set1_ps(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn load(at: *const f32) -> Self {
-        unsafe { _mm256_loadu_ps(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_first(at: *const f32, mask: __m256i) -> Self {
-        unsafe { _mm256_maskload_ps(at, mask) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_first(self, at: *mut f32, n: usize) {
-        // a masked store is slow on older processors
-        unsafe {
-            match n {
-                0 => {}
-                8.. => _mm256_storeu_ps(at, self),
-                _ => _mm256_maskstore_ps(at, Self::first(n), self),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn add_product(self, a: Self, b: Self) -> Self {
-        unsafe { _mm256_fmadd_ps(a, b, self) }
+    instructions! {
+        fn first(n: usize) -> __m256i =
+            _mm256_cmpgt_epi32(_mm256_set1_epi32(n.min(8) as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+        fn zero() -> Self = _mm256_setzero_ps();
+        fn repeat(x: f32) -> Self = _mm256_set1_ps(x);
+        fn load(at: *const f32) -> Self = _mm256_loadu_ps(at);
+        fn load_first(at: *const f32, mask: __m256i) -> Self = _mm256_maskload_ps(at, mask);
+        // a masked store is slow on some processors
+        fn store_first(self: Self, at: *mut f32, n: usize) = match n {
+            0 => {}
+            8.. => _mm256_storeu_ps(at, self),
+            _ => _mm256_maskstore_ps(at, Self::first(n), self),
+        };
+        fn add_product(self: Self, a: Self, b: Self) -> Self = _mm256_fmadd_ps(a, b, self);
     }
 
     #[inline(always)]

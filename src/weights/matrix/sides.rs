@@ -121,7 +121,7 @@ impl Rhs for Straight<'_> {
         // formats decode whole blocks of columns: the run is widened to their borders
         let columns = n.start / ALIGN * ALIGN..n.end.next_multiple_of(ALIGN).min(self.inputs);
         let (cut, width) = (n.start - columns.start..n.end - columns.start, columns.len());
-        // blocks of k start at multiples of ALIGN: a stored matrix that is turned decodes whole blocks too
+        // blocks of k start at multiples of ALIGN: a stored matrix that is transposed decodes whole blocks too
         with_decoded(ALIGN * width, |decoded| {
             for first in k.clone().step_by(ALIGN) {
                 let rows = first..k.end.min(first + ALIGN);

@@ -24,7 +24,7 @@ use crate::{
     Error, Result,
     data::TokenizedPair,
     engine::{pass::Engine, plan::Plan, within_pool},
-    export::AdapterConfig,
+    export::{AdapterConfig, Training},
     heap,
     model::{linear::Through, lora::Adapter},
     objective::{
@@ -282,8 +282,9 @@ impl Run<'_> {
             made_of: self.made_of.clone(),
         };
         let output = &self.recipe.run.output;
+        let training = Training { recipe: self.recipe, steps: Some(done as u64) };
         checkpoint::save(output, &state, |folder| {
-            adapters::to_folder(&self.config, &self.adapter)?.write(folder, Some(self.recipe))?;
+            adapters::to_folder(&self.config, &self.adapter)?.write(folder, Some(training))?;
             self.optimizer.save(&folder.join(checkpoint::OPTIMIZER))
         })?;
         checkpoint::prune(output, self.recipe.train.keep_checkpoints.max(1))

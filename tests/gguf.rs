@@ -210,7 +210,7 @@ fn what_quantize_writes_is_read_by_us_and_by_llama_cpp() {
     let place = tempfile::tempdir().unwrap();
     for name in NAMES {
         let (folder, file) = (fixture(name).0, place.path().join(format!("{name}.gguf")));
-        quantize::quantize(&folder, quantize::To::Q8_0, &file, &mut |_| Ok(())).unwrap();
+        quantize::quantize(&folder, quantize::To::Q8_0, &file, &mut |_| Ok(()), &|| Ok(())).unwrap();
         if name != "mistral" {
             assert_eq!(Config::read(&file).unwrap(), Config::read(&folder).unwrap(), "{name}");
         }
@@ -242,7 +242,8 @@ fn what_a_file_has_no_key_for_is_not_written() {
         ("llama-yarn", "its rope scaling"),
         ("gpt2", "models of this family are not written as GGUF"),
     ] {
-        let refused = quantize::quantize(&numbers::fixture(name), quantize::To::Q8_0, &out, &mut |_| Ok(()));
+        let refused =
+            quantize::quantize(&numbers::fixture(name), quantize::To::Q8_0, &out, &mut |_| Ok(()), &|| Ok(()));
         let said = refused.unwrap_err().to_string();
         assert!(said.contains(says) && said.contains("choose --to nf4"), "{name}: {said}");
         assert!(!out.exists());
@@ -264,7 +265,7 @@ fn a_tokenizer_whose_spaces_llama_cpp_would_put_otherwise_is_not_written() {
             "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false,
         });
         fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-        let said = quantize::quantize(&folder, quantize::To::Q8_0, &out, &mut |_| Ok(()));
+        let said = quantize::quantize(&folder, quantize::To::Q8_0, &out, &mut |_| Ok(()), &|| Ok(()));
         assert_eq!(said.is_ok(), written, "{scheme}");
         if let Err(said) = said {
             let said = said.to_string();
@@ -291,7 +292,7 @@ fn special_tokens_of_a_phi_3_take_the_spaces_after_them() {
     let mut tokenizer: Value = serde_json::from_str(&text.replace("<pad>", "<|endoftext|>")).unwrap();
     let write = |tokenizer: &Value| {
         fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-        quantize::quantize(&folder, quantize::To::Q8_0, &out, &mut |_| Ok(()))
+        quantize::quantize(&folder, quantize::To::Q8_0, &out, &mut |_| Ok(()), &|| Ok(()))
     };
     let [begin, end] = ["<s>", "</s>"].map(|name| {
         let added = tokenizer["added_tokens"].as_array().unwrap();
@@ -452,7 +453,7 @@ fn transformers_reads_what_is_merged_from_a_file() {
         let ((folder, file), merged) = (fixture(name), place.path().join(format!("merged-{name}")));
         let model = open(&file);
         let adapter = random_adapter(&place.path().join(name), &model);
-        merge(&ModelFolder::open(&file).unwrap(), &adapter, &merged, Some(DType::F32)).unwrap();
+        merge(&ModelFolder::open(&file).unwrap(), &adapter, &merged, Some(DType::F32), &|| Ok(())).unwrap();
         let expected: Value = json(&folder.join("expected.json"));
         jobs.push(serde_json::json!({"base": merged, "adapter": null, "pairs": expected["pairs"]}));
         let pairs: Expected = serde_json::from_value(expected).unwrap();

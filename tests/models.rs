@@ -108,7 +108,7 @@ fn exports(mut see: impl FnMut(&Path, [&Path; 2], &[TokenizedPair], Vec<[Vec<f32
         let pairs: Vec<TokenizedPair> = pairs.into_iter().map(TokenizedPair::from).collect();
 
         let base = ModelFolder::open(&folder).expect("weights");
-        merge(&base, &adapter, &merged, Some(DType::F32)).expect("a merged folder");
+        merge(&base, &adapter, &merged, Some(DType::F32), &|| Ok(())).expect("a merged folder");
         adapter.config.target_modules = TargetModules::Pattern("all-linear".into());
         fs::create_dir(&written).expect("a folder");
         adapter.write(&written, None).expect("an adapter's folder");

@@ -287,11 +287,11 @@ fn transformers_and_bitsandbytes_read_our_nf4_with_our_log_probs() {
         };
         python(&[&tools("tiny_model.py"), family, plain.to_str().unwrap()]);
         let mut written = 0;
-        quantize::quantize(&plain, quantize::To::Nf4, &small, &mut |tensor| {
+        let mut count = |tensor: &quantize::Written| {
             written += usize::from(tensor.format == "nf4");
             Ok(())
-        })
-        .unwrap();
+        };
+        quantize::quantize(&plain, quantize::To::Nf4, &small, &mut count, &|| Ok(())).unwrap();
         assert_eq!(written, if family == "gpt2" { 8 } else { 14 }, "matrices in NF4");
         let told =
             python(&[&tools("check_nf4.py"), small.to_str().unwrap(), plain.to_str().unwrap(), file.to_str().unwrap()]);

@@ -14,7 +14,7 @@ use crate::{Result, hub};
 
 /// Reads the rows of a recipe as `train` would, and prints what became of them on standard output: a table, or one JSON
 /// object a set of rows. The tokens of the first pairs of a set follow, prompt, chosen and rejected told by colour (on
-/// a terminal, without `NO_COLOR`) or by brackets.
+/// a terminal, without `NO_COLOR`) or by brackets. Where nobody reads standard output any more, no further set is read.
 ///
 /// # Errors
 /// Those of [`Dataset::load`]; a length that the model does not take; a set without a usable row, once all are printed.
@@ -33,6 +33,9 @@ pub fn run(args: DataCheckArgs) -> Result<()> {
     }
     let (mut unusable, mut training) = (None, None::<Vec<TokenizedPair>>);
     for (name, files, options) in sets {
+        if !stdout::is_read() {
+            break;
+        }
         let dataset = Dataset::load(files, &tokenizer, template.as_ref(), &options)?;
         let held_out = if name == "train" && eval.is_empty() { recipe.data.eval_fraction } else { 0.0 };
         let split = (held_out > 0.0).then(|| split_eval(dataset.pairs.clone(), held_out, recipe.train.seed));

@@ -14,7 +14,9 @@ use crate::{
     objective::Means,
     recipe::Recipe,
     report::Progress,
-    train::{adapters, base::Base, device, folder, pairs, reference::Reference, rows, signals::Signals},
+    train::{
+        adapters, base::Base, device, folder, origin::Origin, pairs, reference::Reference, rows, signals::Signals,
+    },
 };
 
 /// Runs the command.
@@ -33,6 +35,11 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let device = device::choose(&recipe.run.device, &Progress::stderr())?;
     let compute = device::compute(recipe.memory.compute, !device.is_cpu());
     let base = Base::open(&recipe.model.base, &recipe.model.revision, &device, compute)?;
+    let origin = adapter.as_deref().map(Origin::of).transpose()?.flatten();
+    if let Some(origin) = &origin {
+        let named = !is_run || args.set.set.iter().any(|set| set.trim_start().starts_with("model."));
+        origin.check_base(&base, named, "--set model.base=MODEL")?;
+    }
     let adapter = adapter.map(|path| adapters::from_folder(&AdapterFolder::read(&path)?, &base)).transpose()?;
     let held_out = match args.data.is_empty() {
         true => rows::Rows::load(&recipe, &base)?.eval,
@@ -40,6 +47,12 @@ pub fn run(args: EvalArgs) -> Result<()> {
     };
     if held_out.is_empty() {
         return Err(Error::recipe("the recipe holds no rows out; name some with --data FILE"));
+    }
+    if is_run && args.data.is_empty() && origin.is_some_and(|origin| !origin.held_out(&held_out)) {
+        Progress::stderr().note(
+            "warning: these are not the rows that the run held out, or not their tokens: files, settings, tokenizer or \
+             chat template changed since; the figures are not comparable, and it may have been trained on some of them",
+        );
     }
     let reference = Reference::of(&recipe, &base)?;
     let means = evaluate(&recipe, &base, Through::of(adapter.as_ref()), reference, &held_out)?;

@@ -6,8 +6,9 @@ use candle_core::Device;
 
 use super::args::{ExportArgs, ExportDtype, ExportTo};
 use super::stdout;
+use crate::engine::pass::Poll;
 use crate::export::merge::refuse_taken;
-use crate::export::{AdapterFolder, gguf_adapter, merge};
+use crate::export::{AdapterFolder, Training, gguf_adapter, merge};
 use crate::hub;
 use crate::recipe::Recipe;
 use crate::store::Folder;
@@ -16,42 +17,57 @@ use crate::train::base::Base;
 use crate::train::device::Compute;
 use crate::train::difference::{self, Difference};
 use crate::train::folder::{RECIPE, adapter_of};
+use crate::train::origin::Origin;
+use crate::train::signals::Signals;
 use crate::weights::DType;
 use crate::{Error, Result};
 
 /// Runs the command.
 ///
 /// # Errors
-/// [`Error::Recipe`] where OUT exists, [`Error::Input`] where the adapter is broken or does not fit its base.
+/// [`Error::Recipe`] where OUT exists or the base is not the adapter's, [`Error::Input`] where the adapter is broken or
+/// does not fit its base, [`Error::Stopped`] after a signal: OUT is then absent, or whole where it was written before.
 pub fn run(args: ExportArgs) -> Result<()> {
+    let signals = Signals::install()?;
     refuse_taken(&args.out)?;
     let source = adapter_of(&args.source)?;
     let mut adapter = AdapterFolder::read(&source)?;
+    let named = args.base.is_some();
     if let Some(base) = args.base {
         adapter.config.base_model_name_or_path = Some(base);
         // it is a commit of the other base
         adapter.config.revision = None;
     }
     let revision = adapter.config.revision.as_deref().unwrap_or("main");
-    let recipe = recipe_of(&source)?;
+    let (recipe, origin) = (recipe_of(&source)?, Origin::of(&source)?);
     match args.to {
         ExportTo::Peft => {
-            to_peft(&adapter, recipe.as_ref(), &args.out)?;
-            stdout::line(format!("PEFT adapter in {}", args.out.display()))
+            signals.hold();
+            let steps = origin.as_ref().map(Origin::steps);
+            to_peft(&adapter, recipe.as_ref().map(|recipe| Training { recipe, steps }), &args.out)?;
+            stdout::line(format!("PEFT adapter in {}", args.out.display()))?;
         }
         ExportTo::GgufAdapter => {
             let base = hub::model(&base_of(&adapter, &source)?, revision)?;
+            signals.hold();
             gguf_adapter::write(&adapter, &base, &args.out)?;
-            stdout::line(format!("GGUF adapter in {}", args.out.display()))
+            stdout::line(format!("GGUF adapter in {}", args.out.display()))?;
         }
         ExportTo::Merged => {
             let base = base_of(&adapter, &source)?;
             let base = Base::open(&base, revision, &Device::Cpu, Compute::F32)?;
-            merge(&base.folder, &adapter, &args.out, args.dtype.map(dtype))?;
+            if let Some(origin) = &origin {
+                origin.check_base(&base, named, "--base MODEL")?;
+            }
+            signals.hold();
+            let poll = || signals.stopped();
+            merge(&base.folder, &adapter, &args.out, args.dtype.map(dtype), &poll)?;
             stdout::line(format!("Merged model in {}", args.out.display()))?;
-            report_difference(&base, &adapter, &args.out, recipe.as_ref())
+            report_difference(&base, &adapter, &args.out, recipe.as_ref(), &poll)?;
         }
     }
+    // one that came as the last file was written
+    signals.stopped()
 }
 
 /// The name of the adapter's base. Where no revision says that it is the hub's, a folder of that name goes first, as in
@@ -65,7 +81,13 @@ fn base_of(adapter: &AdapterFolder, source: &Path) -> Result<String> {
 
 /// Opens the merged model and says how far it is from base and adapter, on what the adapter writes to the recipe's
 /// prompts, or to nothing.
-fn report_difference(base: &Base, adapter: &AdapterFolder, out: &Path, recipe: Option<&Recipe>) -> Result<()> {
+fn report_difference(
+    base: &Base,
+    adapter: &AdapterFolder,
+    out: &Path,
+    recipe: Option<&Recipe>,
+    poll: Poll,
+) -> Result<()> {
     let merged = Base::open(&hub::folder_or_name(&out.display().to_string())?, "main", &Device::Cpu, Compute::F32)?;
     let texts = recipe.map_or(&[][..], |recipe| &recipe.samples.prompts);
     let mut prompts = texts.iter().map(|text| base.tokenizer.encode(text, true)).collect::<Result<Vec<_>>>()?;
@@ -74,7 +96,7 @@ fn report_difference(base: &Base, adapter: &AdapterFolder, out: &Path, recipe: O
         prompts.push(vec![base.tokenizer.eos_id()]);
     }
     let adapter = adapters::from_folder(adapter, base)?;
-    let Difference { tokens, max, mean } = difference::measure(base, &adapter, &merged, &prompts)?;
+    let Difference { tokens, max, mean } = difference::measure(base, &adapter, &merged, &prompts, poll)?;
     stdout::line(format!(
         "Log-probs of {tokens} tokens that the adapter wrote: merged and adapter differ by {mean:.1e} on average, \
          {max:.1e} at most."
@@ -87,10 +109,10 @@ fn recipe_of(adapter: &Path) -> Result<Option<Recipe>> {
     run.map(|run| Recipe::load_run(run, &[])).transpose()
 }
 
-/// Writes the adapter with a model card that tells of its recipe.
-fn to_peft(adapter: &AdapterFolder, recipe: Option<&Recipe>, out: &Path) -> Result<()> {
+/// Writes the adapter with a model card that tells of its training.
+fn to_peft(adapter: &AdapterFolder, training: Option<Training>, out: &Path) -> Result<()> {
     let folder = Folder::create_atomic(out)?;
-    adapter.write(folder.path(), recipe)?;
+    adapter.write(folder.path(), training)?;
     folder.finish()
 }
 

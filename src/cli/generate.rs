@@ -54,6 +54,9 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         base.check_room(ids.len(), args.max_new_tokens)?;
         for (model, through) in &models {
             for first in (0..args.count).step_by(AT_ONCE) {
+                if !stdout::is_read() {
+                    return Ok(());
+                }
                 let sampling = Sampling {
                     per_prompt: AT_ONCE.min(args.count - first),
                     max_new_tokens: args.max_new_tokens,

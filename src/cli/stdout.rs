@@ -18,6 +18,24 @@ pub fn write(bytes: &[u8]) -> Result<()> {
     }
 }
 
+/// Whether somebody may still read stdout: where printing is all that a command does, it need not go on for nobody. A
+/// reader that goes away is seen before the next write.
+pub fn is_read() -> bool {
+    #[cfg(unix)]
+    {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let stdout = std::io::stdout();
+        let mut looks = [PollFd::new(&stdout, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let gone = PollFlags::ERR | PollFlags::HUP;
+        poll(&mut looks, Some(&now)).is_err() || !looks[0].revents().intersects(gone)
+    }
+    #[cfg(not(unix))]
+    {
+        true
+    }
+}
+
 /// Writes one line to stdout, as [`fn@write`] does.
 ///
 /// # Errors

@@ -6,14 +6,24 @@ use serde_json::Value;
 use super::adapter_config::AdapterConfig;
 use crate::recipe::Recipe;
 
+/// How an adapter was trained.
+#[derive(Debug, Clone, Copy)]
+pub struct Training<'a> {
+    /// The recipe of its run.
+    pub recipe: &'a Recipe,
+    /// Steps of the run behind it, those left out included, where that is known: a checkpoint has fewer of them than
+    /// its recipe names.
+    pub steps: Option<u64>,
+}
+
 /// A model card with the front matter of the Hugging Face hub.
-pub fn model_card(config: &AdapterConfig, recipe: Option<&Recipe>) -> String {
+pub fn model_card(config: &AdapterConfig, training: Option<Training>) -> String {
     let base = config.base_model_name_or_path.as_deref().unwrap_or("unknown");
     // A JSON string is a YAML and a Python string, whatever a path holds.
     let quoted = Value::from(base).to_string();
     let revision = config.revision.as_deref().filter(|revision| *revision != "main");
     let revision = revision.map(|revision| format!(", revision={}", Value::from(revision))).unwrap_or_default();
-    let training = recipe.map(training).unwrap_or_default();
+    let training = training.map(section).unwrap_or_default();
     format!(
         "---
 base_model: {quoted}
@@ -45,13 +55,14 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base{revi
     )
 }
 
-/// What the recipe did, as a section.
-fn training(recipe: &Recipe) -> String {
+/// What the run did, as a section.
+fn section(Training { recipe, steps }: Training) -> String {
     let (objective, train) = (&recipe.objective, &recipe.train);
     let length = match train.max_steps {
         0 => format!("{} epochs", train.epochs),
         steps => format!("{steps} steps"),
     };
+    let taken = steps.map(|steps| ("steps taken", steps.to_string()));
     let rows = [
         ("loss", name(&objective.loss)),
         ("beta", objective.beta.to_string()),
@@ -63,10 +74,10 @@ fn training(recipe: &Recipe) -> String {
             format!("{:e}, {}, {} warm-up steps", train.learning_rate, name(&train.lr_schedule), train.warmup_steps),
         ),
         ("pairs an optimizer step", train.batch_size.to_string()),
-        ("length", length),
+        ("planned length", length),
         ("longest prompt and answer", format!("{} tokens", recipe.data.max_length)),
     ];
-    let rows: String = rows.iter().map(|(what, value)| format!("| {what} | {value} |\n")).collect();
+    let rows: String = rows.iter().chain(&taken).map(|(what, value)| format!("| {what} | {value} |\n")).collect();
     format!(
         "
 ## Training

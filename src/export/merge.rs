@@ -14,7 +14,7 @@ use super::peft::{AdapterFolder, AdapterMatrix};
 use crate::keys::object_file;
 use crate::model::Config;
 use crate::outside;
-use crate::store::{Folder, write_atomic, write_text};
+use crate::store::{Folder, disk, space, write_atomic, write_text};
 use crate::weights::gguf::{self, GgufFile};
 use crate::weights::safetensors::Stored;
 use crate::weights::{
@@ -39,6 +39,9 @@ const AUTO_MAP: &str = "auto_map";
 /// Elements worked on at a time: 4 MiB in f32.
 const BLOCK: usize = 1 << 20;
 
+/// Bytes copied between two looks for signals.
+const COPIED: usize = 64 << 20;
+
 /// What a model folder holds beside its weights and its config.
 const COMPANIONS: [&str; 11] = [
     TOOL_USE_TEMPLATE,
@@ -56,14 +59,21 @@ const COMPANIONS: [&str; 11] = [
 
 /// Writes the merged model to `out`, which must not exist yet. Without `dtype` every tensor keeps its own, which a
 /// quantised one cannot: an update does not survive in four bits. What is in a format that weights are not read from,
-/// and the masks of older checkpoints, are copied as they lie, whatever `dtype` says.
+/// and the masks of older checkpoints, are copied as they lie, whatever `dtype` says. `poll` is asked between blocks
+/// whether to stop.
 ///
 /// # Errors
 /// [`Error::Recipe`] where `out` is taken, or the base is quantised and no `dtype` is named; [`Error::Input`] where the
-/// adapter does not fit the base or a value does not fit the number format; [`Error::Run`] or [`Error::Resource`] where
-/// writing fails. `out` is then left absent.
-pub fn merge(base: &ModelFolder, adapter: &AdapterFolder, out: &Path, dtype: Option<DType>) -> Result<()> {
-    merge_in_shards(base, adapter, out, dtype, MAX_SHARD)
+/// adapter does not fit the base or a value does not fit the number format; [`Error::Resource`] where the disk has too
+/// little room; [`Error::Run`] where writing fails; what `poll` says. `out` is then left absent.
+pub fn merge(
+    base: &ModelFolder,
+    adapter: &AdapterFolder,
+    out: &Path,
+    dtype: Option<DType>,
+    poll: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    merge_in_shards(base, adapter, out, dtype, MAX_SHARD, poll)
 }
 
 /// An export replaces nothing.
@@ -72,6 +82,11 @@ pub(crate) fn refuse_taken(out: &Path) -> Result<()> {
         true => Err(Error::recipe(format!("{}: it exists already; name a folder that does not", out.display()))),
         false => Ok(()),
     }
+}
+
+/// Asks for the room of an export before its first byte is written.
+pub(super) fn require_room(out: &Path, bytes: u64) -> Result<()> {
+    space::require(out, bytes, "the export", "make room, or name a place on another disk")
 }
 
 /// The values of a quantised base lie on a grid that updated ones do not lie on.
@@ -96,6 +111,7 @@ fn merge_in_shards(
     out: &Path,
     dtype: Option<DType>,
     max_shard: u64,
+    poll: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
     refuse_taken(out)?;
     if dtype.is_none() {
@@ -122,8 +138,10 @@ fn merge_in_shards(
         Ok(if to_transpose.contains(name) { tensor.transposed() } else { tensor })
     };
 
-    let folder = Folder::create_atomic(out)?;
     let shards = plan_shards(base, tensor, dtype, max_shard)?;
+    let total: u64 = shards.iter().flatten().map(|(_, stored, shape)| bytes_of(*stored, shape)).sum();
+    require_room(out, total + companion_bytes(base.path()))?;
+    let folder = Folder::create_atomic(out)?;
     let file_name = |number: usize| match shards.len() {
         1 => "model.safetensors".to_string(),
         count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
@@ -149,15 +167,19 @@ fn merge_in_shards(
         for (name, stored, _) in shard {
             let matrix = matrices.get(name);
             if let Some(raw) = base.raw(name).filter(|raw| matrix.is_none() && raw.stored == *stored) {
-                writer.write(name, raw.bytes)?;
+                for bytes in raw.bytes.chunks(COPIED) {
+                    poll()?;
+                    writer.write(name, bytes)?;
+                }
             } else if let Stored::Float(dtype) = *stored {
                 let tensor = tensor(name)?;
                 match matrix {
-                    None => write_blocks(&mut writer, name, &tensor, dtype, |_, _| {})?,
+                    None => write_blocks(&mut writer, name, &tensor, dtype, poll, |_, _| {})?,
                     Some(matrix) => {
                         let scale = adapter.config.scale_of(&matrix.module)? as f32;
                         let add = if transposed(matrix) { add_transposed } else { add };
-                        write_blocks(&mut writer, name, &tensor, dtype, |row, rows| add(matrix, scale, row, rows))?;
+                        let change = |row, rows: &mut [f32]| add(matrix, scale, row, rows);
+                        write_blocks(&mut writer, name, &tensor, dtype, poll, change)?;
                     }
                 }
             }
@@ -166,7 +188,6 @@ fn merge_in_shards(
     }
     if shards.len() > 1 {
         let tensors = || shards.iter().enumerate().flat_map(|(number, shard)| shard.iter().map(move |t| (number, t)));
-        let total: u64 = tensors().map(|(_, (_, stored, shape))| bytes_of(*stored, shape)).sum();
         let map: BTreeMap<&str, String> = tensors().map(|(n, (name, ..))| (name.as_str(), file_name(n))).collect();
         let index = json!({"metadata": {"total_size": total}, "weight_map": map});
         write_json(&folder.path().join("model.safetensors.index.json"), &index)?;
@@ -217,7 +238,7 @@ fn is_constant(name: &str) -> bool {
     CONSTANTS.iter().any(|ending| name.ends_with(ending))
 }
 
-fn bytes_of(stored: Stored, shape: &[usize]) -> u64 {
+pub(super) fn bytes_of(stored: Stored, shape: &[usize]) -> u64 {
     shape.iter().product::<usize>() as u64 * stored.name_and_size().1 as u64
 }
 
@@ -227,6 +248,7 @@ fn write_blocks(
     name: &str,
     tensor: &StoredTensor,
     dtype: DType,
+    poll: &dyn Fn() -> Result<()>,
     change: impl Fn(usize, &mut [f32]),
 ) -> Result<()> {
     let (width, height) = (tensor.columns(), tensor.rows());
@@ -237,6 +259,7 @@ fn write_blocks(
     let block = (BLOCK / width).clamp(1, height);
     let (mut values, mut source, mut bytes) = (vec![0.0; block * width], Vec::new(), Vec::new());
     for first in (0..height).step_by(block) {
+        poll()?;
         let rows = first..height.min(first + block);
         let values = &mut values[..rows.len() * width];
         tensor.decode(rows, 0..width, values);
@@ -318,8 +341,13 @@ pub(super) fn copy_companions(from: &Path, to: &Path, dtype: Option<DType>) -> R
     write_json(&to.join("config.json"), &Value::Object(config))
 }
 
+/// Bytes that [`copy_companions`] copies from a folder; what it makes of a GGUF file's metadata is not known before.
+pub(super) fn companion_bytes(from: &Path) -> u64 {
+    COMPANIONS.iter().filter_map(|name| fs::metadata(from.join(name)).ok()).map(|found| found.len()).sum()
+}
+
 fn make_folder_of(file: &Path) -> Result<()> {
-    file.parent().map_or(Ok(()), fs::create_dir_all).map_err(|e| Error::writing(file, e))
+    file.parent().map_or(Ok(()), disk::create_dir_all).map_err(|e| Error::writing(file, e))
 }
 
 /// Takes the names of Python files out of a copy of `tokenizer_config.json`.

@@ -82,7 +82,7 @@ fn the_adapted_matrices_change_and_nothing_else() {
     let out = tempfile::tempdir().unwrap();
     let out = out.path().join("merged");
     let adapter = adapter();
-    merge(&base, &adapter, &out, None).unwrap();
+    merge(&base, &adapter, &out, None, &|| Ok(())).unwrap();
     let merged = ModelFolder::open(&out).unwrap();
     assert!(merged.names().eq(base.names()));
     for name in base.names() {
@@ -100,7 +100,7 @@ fn the_adapted_matrices_change_and_nothing_else() {
     assert_eq!(files, [templates, "config.json", "manifest.json", "model.safetensors", "tokenizer.json"]);
     assert_eq!(fs::read_to_string(out.join(COMPANIONS[0])).unwrap(), "for tools");
     assert!(fs::read_to_string(out.join("config.json")).unwrap().contains("\"dtype\": \"bfloat16\""));
-    let said = merge(&base, &adapter, &out, None).unwrap_err();
+    let said = merge(&base, &adapter, &out, None, &|| Ok(())).unwrap_err();
     assert!(said.to_string().contains("exists already") && said.exit_code() == 2);
 }
 
@@ -109,8 +109,8 @@ fn shards_hold_the_same_tensors() {
     let (_folder, base) = base();
     let place = tempfile::tempdir().unwrap();
     let (one, many) = (place.path().join("one"), place.path().join("many"));
-    merge(&base, &adapter(), &one, Some(DType::F32)).unwrap();
-    merge_in_shards(&base, &adapter(), &many, Some(DType::F32), 200).unwrap();
+    merge(&base, &adapter(), &one, Some(DType::F32), &|| Ok(())).unwrap();
+    merge_in_shards(&base, &adapter(), &many, Some(DType::F32), 200, &|| Ok(())).unwrap();
     assert!(many.join("model-00003-of-00003.safetensors").exists());
     let (one, many) = (ModelFolder::open(&one).unwrap(), ModelFolder::open(&many).unwrap());
     assert!(one.names().eq(many.names()));
@@ -133,7 +133,7 @@ fn what_is_no_weight_is_copied_whatever_the_type() {
     let place = tempfile::tempdir().unwrap();
     for (name, dtype) in [("own", None), ("f32", Some(DType::F32))] {
         let out = place.path().join(name);
-        merge_in_shards(&base, &adapter(), &out, dtype, 100).unwrap();
+        merge_in_shards(&base, &adapter(), &out, dtype, 100, &|| Ok(())).unwrap();
         let merged = ModelFolder::open(&out).unwrap();
         assert!(merged.names().eq(base.names()));
         for name in &types {
@@ -153,7 +153,7 @@ fn what_is_written_names_no_python_files() {
     fs::write(folder.path().join("tokenizer_config.json"), tokenizer).unwrap();
     let place = tempfile::tempdir().unwrap();
     let out = place.path().join("merged");
-    merge(&base, &adapter(), &out, None).unwrap();
+    merge(&base, &adapter(), &out, None, &|| Ok(())).unwrap();
     let written = |name: &str| object_file(&out.join(name)).unwrap();
     assert!(!written("config.json").contains_key(AUTO_MAP));
     assert_eq!(Value::Object(written("tokenizer_config.json")), json!({"eos_token": "</s>"}));
@@ -167,7 +167,7 @@ fn a_tensor_without_rows_stays_without() {
     let place = tempfile::tempdir().unwrap();
     for dtype in [DType::F32, DType::BF16] {
         let out = place.path().join(dtype.to_string());
-        merge(&base, &adapter(), &out, Some(dtype)).unwrap();
+        merge(&base, &adapter(), &out, Some(dtype), &|| Ok(())).unwrap();
         let merged = ModelFolder::open(&out).unwrap();
         for (name, shape) in &shapes {
             assert_eq!(merged.raw(name).unwrap().shape, shape);
@@ -181,7 +181,7 @@ fn what_cannot_be_merged_leaves_nothing() {
     let place = tempfile::tempdir().unwrap();
     let out = place.path().join("merged");
     let said = |adapter: &AdapterFolder, dtype| {
-        let error = merge(&base, adapter, &out, dtype).unwrap_err();
+        let error = merge(&base, adapter, &out, dtype, &|| Ok(())).unwrap_err();
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "{error}");
         assert_eq!(error.exit_code(), 3);
         error.to_string()

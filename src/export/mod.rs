@@ -13,6 +13,7 @@ pub mod quantize;
 pub mod targets;
 
 pub use adapter_config::AdapterConfig;
+pub use card::Training;
 pub use merge::merge;
 pub use peft::{AdapterFolder, AdapterMatrix};
 pub use targets::select;

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::adapter_config::{self, AdapterConfig};
-use super::card::model_card;
+use super::card::{Training, model_card};
 use super::targets::{ALL_LINEAR, last_part};
-use crate::recipe::{Recipe, TargetModules};
+use crate::recipe::TargetModules;
 use crate::store::write_text;
 use crate::weights::safetensors::Stored;
 use crate::weights::{DType, SafetensorsFile, SafetensorsWriter};
@@ -68,18 +68,18 @@ impl AdapterFolder {
         Ok(Self { config, matrices })
     }
 
-    /// Writes an adapter into an existing folder: config, matrices in f32, and a model card that tells of the recipe
-    /// where there is one. Equal adapters give equal bytes.
+    /// Writes an adapter into an existing folder: config, matrices in f32, and a model card that tells of its
+    /// training where that is known. Equal adapters give equal bytes.
     ///
     /// # Errors
     /// [`Error::Run`] where a value is not finite or a file cannot be written; [`Error::Resource`] on a full disk.
-    pub fn write(&self, folder: &Path, recipe: Option<&Recipe>) -> Result<()> {
+    pub fn write(&self, folder: &Path, training: Option<Training>) -> Result<()> {
         let mut config = self.config.clone();
         if let TargetModules::Pattern(pattern) = &config.target_modules {
             config.target_modules = TargetModules::List(self.spelled_out(pattern));
         }
         write_text(&folder.join(adapter_config::FILE), &config.to_text())?;
-        write_text(&folder.join("README.md"), &model_card(&config, recipe))?;
+        write_text(&folder.join("README.md"), &model_card(&config, training))?;
 
         let entries: Vec<_> = self.matrices.iter().flat_map(AdapterMatrix::entries).collect();
         let path = folder.join(WEIGHTS);

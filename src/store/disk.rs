@@ -1,5 +1,5 @@
-//! The calls by which a run, a PEFT export or a merge changes what is on a disk, in one place, so that a test can let
-//! each of them fail.
+//! The calls by which runs and exports change what is on a disk, in one place, so that a test can let each of them
+//! fail.
 //!
 //! In a release build these are the standard library's calls and nothing else. Builds with debug assertions, in which
 //! the tests run, ask [`faults`] first.
@@ -21,6 +21,12 @@ impl File {
     pub fn create(path: &Path) -> io::Result<Self> {
         check("create", path)?;
         Ok(Self::of(fs::File::create(path)?, path))
+    }
+
+    /// Makes a file that is not there.
+    pub fn create_new(path: &Path) -> io::Result<Self> {
+        check("create", path)?;
+        Ok(Self::of(fs::File::create_new(path)?, path))
     }
 
     /// Opens a file to read and to write, and makes it where there is none. What it holds stays.

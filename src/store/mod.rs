@@ -1,12 +1,13 @@
 //! Writing so that a file or a folder is either whole or absent, whenever the power goes.
 //!
-//! A thing is written under a hidden name beside its place, synced, and renamed into place. A folder also gets
-//! `manifest.json`, the size and SHA-256 of each file, written last, by which [`verify`] knows it again. A crash
+//! A thing is written under a hidden name beside its place (`part.rs`), synced, and renamed into place. A folder also
+//! gets `manifest.json`, the size and SHA-256 of each file, written last, by which [`verify`] knows it again. A crash
 //! between the two renames by which a folder takes another's place is made up for by [`recover`].
 //!
 //! Every change goes through [`disk`], where tests let each call fail in turn; [`space`] knows how much room there is.
 
 pub mod disk;
+mod part;
 pub mod space;
 
 use std::collections::BTreeMap;
@@ -19,28 +20,68 @@ use sha2::{Digest, Sha256};
 
 use crate::outside::{self, MAX_JSON};
 use crate::{Error, Result, sha256};
+use part::Part;
 
 /// The name of a folder's list of files.
 pub const MANIFEST: &str = "manifest.json";
 
+/// A file in the making, without a buffer. Dropped before [`NewFile::finish`], it leaves nothing.
+#[derive(Debug)]
+pub struct NewFile {
+    target: PathBuf,
+    part: Part,
+    file: disk::File,
+}
+
+impl NewFile {
+    /// Begins a file that will stand at `path`, in place of what stands there. What an earlier attempt left is removed.
+    ///
+    /// # Errors
+    /// [`Error::Run`], also where another process is writing it; [`Error::Resource`] on a full disk.
+    pub fn create_atomic(path: &Path) -> Result<Self> {
+        let part = hidden(path, "incomplete")?;
+        let create = || {
+            let part = Part::create(part, |part| disk::File::create_new(part).map(drop))?;
+            let file = disk::File::open(part.path())?;
+            Ok(Self { target: path.to_path_buf(), part, file })
+        };
+        create().map_err(|e: io::Error| Error::writing(path, e))
+    }
+
+    /// Brings the bytes to the disk and puts the file into its place.
+    ///
+    /// # Errors
+    /// As [`NewFile::create_atomic`]; nothing is left behind.
+    pub fn finish(self) -> Result<()> {
+        let Self { target, mut part, file } = self;
+        let mut finish = || {
+            file.sync()?;
+            part.rename(&target)?;
+            disk::sync_dir(parent(&target))
+        };
+        finish().map_err(|e| Error::writing(&target, e))
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// Writes a file through `fill`; until that has returned and the bytes are on disk, `path` is as it was.
 ///
 /// # Errors
-/// [`Error::Run`], or [`Error::Resource`] on a full disk; nothing is left behind.
-pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<disk::File>) -> io::Result<()>) -> Result<()> {
-    let part = hidden(path, "incomplete")?;
-    let write = || {
-        let mut file = BufWriter::new(disk::File::create(&part)?);
-        fill(&mut file)?;
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync()?;
-        disk::rename(&part, path)?;
-        disk::sync_dir(parent(path))
-    };
-    write().map_err(|e| {
-        // Best effort: the error that matters is the first one.
-        let _ = disk::remove_file(&part);
-        Error::writing(path, e)
-    })
+/// As [`NewFile::create_atomic`]; nothing is left behind.
+pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut BufWriter<NewFile>) -> io::Result<()>) -> Result<()> {
+    let writing = |e| Error::writing(path, e);
+    let mut file = BufWriter::new(NewFile::create_atomic(path)?);
+    fill(&mut file).map_err(writing)?;
+    file.into_inner().map_err(|e| writing(e.into_error()))?.finish()
 }
 
 /// Writes a text, as [`write_atomic`] does.
@@ -55,7 +96,7 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
 #[derive(Debug)]
 pub struct Folder {
     target: PathBuf,
-    part: PathBuf,
+    part: Part,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,62 +116,58 @@ struct Stamp {
 impl Folder {
     /// Begins a folder that will stand at `path`, in place of what stands there. Parents are made; what an earlier
     /// attempt left is removed.
+    ///
+    /// # Errors
+    /// [`Error::Run`], also where another process is writing it; [`Error::Resource`] on a full disk.
     pub fn create_atomic(path: &Path) -> Result<Self> {
         let part = hidden(path, "incomplete")?;
+        let writing = |e| Error::writing(path, e);
+        disk::create_dir_all(parent(path)).map_err(writing)?;
+        let left = part::leftover(&part).map_err(writing)?;
         recover(path)?;
-        let create = || {
-            disk::create_dir_all(parent(path))?;
-            disk::remove_dir_all(&part)?;
-            disk::create_dir(&part)
-        };
-        create().map_err(|e| Error::writing(path, e))?;
+        drop(left);
+        let part = Part::create(part, disk::create_dir).map_err(writing)?;
         Ok(Self { target: path.to_path_buf(), part })
     }
 
     /// Where the files are to be written.
     pub fn path(&self) -> &Path {
-        &self.part
+        self.part.path()
     }
 
     /// Syncs every file, writes the manifest, and puts the folder into its place.
     pub fn finish(self) -> Result<()> {
-        let old = hidden(&self.target, "replaced")?;
-        let finish = || {
+        let Self { target, mut part } = self;
+        let old = hidden(&target, "replaced")?;
+        let mut finish = || {
             let mut files = BTreeMap::new();
-            for name in list(&self.part)? {
-                let path = self.part.join(&name);
+            for name in list(part.path())? {
+                let path = part.path().join(&name);
                 disk::sync_file(&path)?;
                 files.insert(name, stamp(&path)?);
             }
             let text = serde_json::to_string_pretty(&Manifest { files })? + "\n";
-            let mut manifest = disk::File::create(&self.part.join(MANIFEST))?;
+            let mut manifest = disk::File::create(&part.path().join(MANIFEST))?;
             manifest.write_all(text.as_bytes())?;
             manifest.sync()?;
-            disk::sync_dir(&self.part)?;
+            disk::sync_dir(part.path())?;
             // A folder cannot be renamed over another one: the old one steps aside first.
-            let replaces = self.target.exists();
+            let replaces = target.exists();
             if replaces {
                 disk::remove_dir_all(&old)?;
-                disk::rename(&self.target, &old)?;
+                disk::rename(&target, &old)?;
             }
-            if let Err(failed) = disk::rename(&self.part, &self.target) {
+            if let Err(failed) = part.rename(&target) {
                 if replaces {
                     // Best effort: where this fails too, `recover` does it.
-                    let _ = disk::rename(&old, &self.target);
+                    let _ = disk::rename(&old, &target);
                 }
                 return Err(failed);
             }
-            disk::sync_dir(parent(&self.target))?;
+            disk::sync_dir(parent(&target))?;
             disk::remove_dir_all(&old)
         };
-        finish().map_err(|e| Error::writing(&self.target, e))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // After `finish` there is nothing at this path; a failure only leaves the hidden folder behind.
-        let _ = disk::remove_dir_all(&self.part);
+        finish().map_err(|e| Error::writing(&target, e))
     }
 }
 

@@ -145,6 +145,11 @@ pub fn save(run: &Path, state: &State, fill: impl FnOnce(&Path) -> Result<()>) -
 /// Reads the state of the checkpoint in `folder`, every file of which must be as it was written.
 pub fn open(folder: &Path) -> Result<State> {
     store::verify(folder)?;
+    read(folder)
+}
+
+/// Reads the state of the checkpoint in `folder`, whatever became of its other files.
+pub fn read(folder: &Path) -> Result<State> {
     let file = folder.join(STATE);
     outside::json(&outside::read(&file, MAX_JSON)?)
         .map_err(|error| Error::input(format!("{}: not a checkpoint's state: {error}", file.display())))
@@ -189,6 +194,11 @@ pub fn rewind(run: &Path, step: u64) -> Result<()> {
         disk::remove_dir_all(&leftover).map_err(|error| Error::writing(&leftover, error))?;
     }
     found.checkpoints.iter().filter(|(later, _)| *later > step).try_for_each(|(_, path)| store::remove_folder(path))
+}
+
+/// The newest state that can be read in a run's folder, in which nothing is touched; none where no checkpoint is there.
+pub fn newest(run: &Path) -> Result<Option<State>> {
+    Ok(list(run)?.checkpoints.iter().find_map(|(_, path)| read(path).ok()))
 }
 
 /// The steps of the checkpoints in a run's folder, in order.

@@ -6,7 +6,7 @@ use crate::{
     engine::{
         generate::{Sampling, generate},
         pack::{Tree, pack},
-        pass::forward,
+        pass::{Poll, forward},
     },
     model::{linear::Through, lora::Adapter},
 };
@@ -26,8 +26,9 @@ pub struct Difference {
     pub mean: f64,
 }
 
-/// Compares base and adapter with the merged model, on texts that follow `prompts` (each at least one token).
-pub fn measure(base: &Base, adapter: &Adapter, merged: &Base, prompts: &[Vec<u32>]) -> Result<Difference> {
+/// Compares base and adapter with the merged model, on texts that follow `prompts` (each at least one token); `poll` is
+/// asked on the way whether to stop.
+pub fn measure(base: &Base, adapter: &Adapter, merged: &Base, prompts: &[Vec<u32>], poll: Poll) -> Result<Difference> {
     let tuned = Through::of(Some(adapter));
     let new = TOKENS.min(base.positions() / 2).max(1);
     let stop = base.tokenizer.stop_ids().to_vec();
@@ -36,7 +37,7 @@ pub fn measure(base: &Base, adapter: &Adapter, merged: &Base, prompts: &[Vec<u32
     for prompt in prompts {
         // of a long prompt the end, so that the model has positions left for the texts
         let prompt = &prompt[prompt.len().saturating_sub(base.positions().saturating_sub(new).max(1))..];
-        let texts = generate(&base.model, &[prompt], tuned, &sampling, &|| Ok(()))?;
+        let texts = generate(&base.model, &[prompt], tuned, &sampling, poll)?;
         let tree = || Tree { prompt, answers: texts.iter().map(Vec::as_slice).collect() };
         let ours = forward(&base.model, &pack(&[tree()], &base.model.rotary, &base.model.device)?, tuned)?;
         let packed = pack(&[tree()], &merged.model.rotary, &merged.model.device)?;

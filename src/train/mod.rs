@@ -5,7 +5,8 @@
 //! batch's log-probs and gradients), [`mod@reference`] (what the policy is held to), [`samples`], [`steps`] (which
 //! pairs a step takes), [`budget`] (what the run holds, and the plan that keeps it), and on [`folder`], [`mod@lock`],
 //! [`identity`], [`checkpoint`], [`signals`] and [`watch`], which make a stopped run resumable. [`device`] chooses
-//! where it computes, [`difference`] measures what a merge changes.
+//! where it computes, [`difference`] measures what a merge changes, [`origin`] says of an adapter what it was trained
+//! on.
 
 pub mod adapters;
 pub mod base;
@@ -18,6 +19,7 @@ pub mod identity;
 mod leave;
 pub mod lock;
 pub mod open;
+pub mod origin;
 pub mod pairs;
 pub mod reference;
 pub mod rows;

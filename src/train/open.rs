@@ -14,6 +14,7 @@ use super::{
     run::Run,
     samples,
     signals::Signals,
+    steps,
     watch::Watch,
 };
 use crate::{
@@ -83,8 +84,22 @@ impl<'a> Run<'a> {
         watch.unchanged()?;
         signals.hold();
         let output = &recipe.run.output;
+        let moments: usize = optimizer.state().1.iter().map(|(_, moment)| moment.elem_count()).sum();
+        let writes = Writes {
+            checkpoint: 4 * (adapter.values.elem_count() + moments) as u64 + folder::SMALL_FILES,
+            adapter: 4 * adapter.values.elem_count() as u64 + folder::SMALL_FILES,
+            cache: if recipe.memory.reference_cache {
+                (rows.train.len() + rows.eval.len()) as u64 * RECORD as u64
+            } else {
+                0
+            },
+            scratch: planned.plan.file_bytes,
+        };
+        let total = steps::total(recipe, rows.train.len());
         let (lock, metrics, at) = match from {
             StartAt::Start => {
+                // before an earlier run is moved aside
+                writes.require(recipe, total, 0)?;
                 let (lock, aside) = folder::begin(output)?;
                 if let Some(aside) = aside {
                     progress.note(&format!("{} holds an earlier run; it is {} now", output.display(), aside.display()));
@@ -133,7 +148,6 @@ impl<'a> Run<'a> {
             memory,
             host,
         };
-        let total = run.total_steps();
         if first > total {
             return Err(Error::recipe(format!(
                 "{}: its checkpoint is after step {first}, and the recipe has {total} steps; name more steps, or go on \
@@ -146,10 +160,10 @@ impl<'a> Run<'a> {
                 "--extend: the run has {then} steps, and the recipe has {total} steps; name more steps, not fewer"
             )));
         }
-        store::space::require(output, run.bytes_to_write(first, total)?, "the run")?;
-        // what may be refused has been, before the first file changes
         if *from != StartAt::Start {
-            // before the checkpoints of that end: without it a run is one that can be gone on with, however far it is
+            writes.require(recipe, total - first, checkpoint::steps_of(output)?.len())?;
+            // What may be refused has been, before the first file changes. What an end left goes before the checkpoints
+            // of that end: without it a run is one that can be gone on with, however far it is.
             if first < total {
                 folder::reopen(output)?;
             }
@@ -173,27 +187,31 @@ impl<'a> Run<'a> {
         self.metrics.rewind()?;
         write_recipe(self.recipe)
     }
+}
 
-    /// At most so many bytes come to stand in the run's folder besides what is there, among them for a while the
-    /// layers' inputs that wait in a file.
-    fn bytes_to_write(&self, first: usize, total: usize) -> Result<u64> {
-        let recipe = &self.recipe.train;
-        let moments: usize = self.optimizer.state().1.iter().map(|(_, moment)| moment.elem_count()).sum();
-        let learning = self.adapter.values.elem_count();
-        let checkpoint = 4 * (learning + moments) as u64 + folder::SMALL_FILES;
-        let saves = (total - first).checked_div(recipe.save_every).unwrap_or(0) + 1;
+/// Bytes of what a run writes.
+struct Writes {
+    checkpoint: u64,
+    adapter: u64,
+    cache: u64,
+    /// The layers' inputs that wait in a file for a while.
+    scratch: u64,
+}
+
+impl Writes {
+    /// Asks for the room of all that `steps` more steps write into the run's folder besides what is there, of which so
+    /// many are checkpoints.
+    fn require(&self, recipe: &Recipe, steps: usize, checkpoints: usize) -> Result<()> {
+        let train = &recipe.train;
+        let saves = steps.checked_div(train.save_every).unwrap_or(0) + 1;
         // a new one is whole before an old one goes
-        let there = checkpoint::steps_of(&self.recipe.run.output)?.len();
-        let kept = recipe.keep_checkpoints.max(1).min(there + saves);
-        let new = (kept + 1).saturating_sub(there).max(1) as u64;
-        let evaluations = (total - first).checked_div(recipe.eval_every).unwrap_or(0) + 2;
-        let rows = (total - first + evaluations) as u64 * folder::METRICS_ROW;
-        let adapter = 4 * learning as u64 + folder::SMALL_FILES;
-        let cache = match self.recipe.memory.reference_cache {
-            true => (self.rows.train.len() + self.rows.eval.len()) as u64 * RECORD as u64,
-            false => 0,
-        };
-        Ok(new.saturating_mul(checkpoint).saturating_add(adapter + rows + cache + self.plan.file_bytes))
+        let kept = train.keep_checkpoints.max(1).min(checkpoints + saves);
+        let new = (kept + 1).saturating_sub(checkpoints).max(1) as u64;
+        let evaluations = steps.checked_div(train.eval_every).unwrap_or(0) + 2;
+        let rows = (steps + evaluations) as u64 * folder::METRICS_ROW;
+        let bytes = new.saturating_mul(self.checkpoint).saturating_add(self.adapter + rows + self.cache + self.scratch);
+        let remedy = "make room, write to another disk, or keep fewer checkpoints (train.keep_checkpoints)";
+        store::space::require(&recipe.run.output, bytes, "the run", remedy)
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Error, Result,
     engine::{pass::Engine, plan::Plan, within_pool},
-    export::AdapterConfig,
+    export::{AdapterConfig, Training},
     heap,
     model::{linear::Through, lora::Adapter},
     objective::{
@@ -274,8 +274,9 @@ impl Run<'_> {
             made_of: self.made_of.clone(),
         };
         let output = &self.recipe.run.output;
+        let training = Training { recipe: self.recipe, steps: Some(done as u64) };
         checkpoint::save(output, &state, |folder| {
-            adapters::to_folder(&self.config, &self.adapter)?.write(folder, Some(self.recipe))?;
+            adapters::to_folder(&self.config, &self.adapter)?.write(folder, Some(training))?;
             self.optimizer.save(&folder.join(checkpoint::OPTIMIZER))
         })?;
         checkpoint::prune(output, self.recipe.train.keep_checkpoints.max(1))

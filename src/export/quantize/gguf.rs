@@ -1,16 +1,17 @@
 //! One GGUF file with config, tokenizer and chat template in it, as llama.cpp's converter writes them.
 
-use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
 use super::{To, Written, each_block, gguf_keys, gguf_tokenizer};
+use crate::export::merge::require_room;
 use crate::model::Config;
+use crate::store::NewFile;
 use crate::weights::gguf::GgmlType;
 use crate::weights::gguf::encode::encode;
 use crate::weights::gguf::matrix::row_of_halves;
 use crate::weights::gguf::names::{Architecture, Change, layer_of};
-use crate::weights::gguf::writer::{Entry, GgufWriter, Keys};
+use crate::weights::gguf::writer::{Entry, GgufWriter, Keys, data_bytes};
 use crate::weights::{DType, ModelFolder, is_gguf};
 use crate::{Error, Result};
 
@@ -20,6 +21,7 @@ pub fn write(
     to: To,
     out: &Path,
     told: &mut dyn FnMut(&Written) -> Result<()>,
+    poll: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
     let refuse = |reason: &str| Error::input(format!("{}: {reason}", model.path().display()));
     if is_gguf(model.path()) {
@@ -60,17 +62,33 @@ pub fn write(
         let entry = (gguf_name, format(&shape, to, inner), shape);
         planned.push((Source::Tensor(folder_name.to_string(), change), entry));
     }
-    let part = out.with_file_name(format!(
-        ".{}.incomplete",
-        out.file_name().map(|name| name.to_string_lossy()).unwrap_or_default()
-    ));
-    let written = write_tensors(model, config.head_dim, &keys, &planned, &part, told);
-    let renamed = written.and_then(|()| std::fs::rename(&part, out).map_err(|e| Error::writing(out, e)));
-    if renamed.is_err() {
-        // best effort: the error that matters is the first one
-        let _ = std::fs::remove_file(&part);
+    let (sources, entries): (Vec<Source>, Vec<Entry>) = planned.into_iter().unzip();
+    require_room(out, data_bytes(&entries) as u64)?;
+    let writing = |e| Error::writing(out, e);
+    let mut file = BufWriter::with_capacity(1 << 20, NewFile::create_atomic(out)?);
+    let mut writer = GgufWriter::begin(&mut file, &keys, &entries).map_err(writing)?;
+    for (source, (_, kind, _)) in sources.iter().zip(&entries) {
+        match source {
+            Source::Tensor(name, change) => {
+                let order = |place: usize| match change {
+                    Change::HeadRows => row_of_halves(place, config.head_dim),
+                    Change::None | Change::OneAdded => place,
+                };
+                let mut bytes = 0;
+                let error = each_block(&model.tensor(name)?, poll, order, row(*kind, *change), |row| {
+                    bytes += row.len() as u64;
+                    writer.write(row).map_err(writing)
+                })?;
+                told(&Written { name: name.clone(), format: kind.to_string(), bytes, error })?;
+            }
+            Source::Numbers(numbers) => {
+                let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+                writer.write(&bytes).map_err(writing)?;
+            }
+        }
+        writer.end_tensor().map_err(writing)?;
     }
-    renamed
+    file.into_inner().map_err(|e| writing(e.into_error()))?.finish()
 }
 
 /// The format of a tensor: small ones stay whole, the embedding and the head keep eight bits.
@@ -91,51 +109,18 @@ enum Source {
     Numbers(Vec<f32>),
 }
 
-fn write_tensors(
-    model: &ModelFolder,
-    head_dim: usize,
-    keys: &Keys,
-    planned: &[(Source, Entry)],
-    part: &Path,
-    told: &mut dyn FnMut(&Written) -> Result<()>,
-) -> Result<()> {
-    let entries: Vec<Entry> = planned.iter().map(|(_, entry)| entry.clone()).collect();
-    let writing = |e| Error::writing(part, e);
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(part).map_err(writing)?);
-    let mut writer = GgufWriter::begin(&mut file, keys, &entries).map_err(writing)?;
-    for (source, (_, kind, _)) in planned {
-        let (source, change) = match source {
-            Source::Tensor(source, change) => (source, change),
-            Source::Numbers(numbers) => {
-                let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-                writer.write(&bytes).and_then(|()| writer.end_tensor()).map_err(writing)?;
-                continue;
-            }
-        };
-        let tensor = model.tensor(source)?;
-        let order = |place: usize| match change {
-            Change::HeadRows => row_of_halves(place, head_dim),
-            Change::None | Change::OneAdded => place,
-        };
-        let added = if *change == Change::OneAdded { 1.0 } else { 0.0 };
-        let row = |row: &[f32], bytes: &mut Vec<u8>, back: &mut [f32]| {
-            match *change {
-                Change::OneAdded => encode(*kind, &row.iter().map(|x| x + added).collect::<Vec<_>>(), bytes),
-                Change::None | Change::HeadRows => encode(*kind, row, bytes),
-            }
-            match kind {
-                GgmlType::F32 => DType::F32.decode(bytes, back),
-                _ => kind.decode(bytes, 0, back),
-            }
-            back.iter_mut().for_each(|x| *x -= added);
-        };
-        let mut size = 0;
-        let error = each_block(&tensor, order, row, |bytes| {
-            size += bytes.len() as u64;
-            writer.write(bytes).map_err(writing)
-        })?;
-        writer.end_tensor().map_err(writing)?;
-        told(&Written { name: source.clone(), format: kind.to_string(), bytes: size, error })?;
+/// The bytes of a row in the file, and the numbers that are read back from them.
+fn row(kind: GgmlType, change: Change) -> impl Fn(&[f32], &mut Vec<u8>, &mut [f32]) {
+    let added = if change == Change::OneAdded { 1.0 } else { 0.0 };
+    move |row, bytes, back| {
+        match change {
+            Change::OneAdded => encode(kind, &row.iter().map(|x| x + added).collect::<Vec<_>>(), bytes),
+            Change::None | Change::HeadRows => encode(kind, row, bytes),
+        }
+        match kind {
+            GgmlType::F32 => DType::F32.decode(bytes, back),
+            _ => kind.decode(bytes, 0, back),
+        }
+        back.iter_mut().for_each(|x| *x -= added);
     }
-    file.into_inner().map_err(|e| writing(e.into_error()))?.sync_all().map_err(writing)
 }

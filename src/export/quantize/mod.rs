@@ -76,13 +76,20 @@ impl Loss {
     }
 }
 
-/// Writes the model at `path` to `out`, which must not exist yet; calls `told` for each tensor written.
+/// Writes the model at `path` to `out`, which must not exist yet; calls `told` for each tensor written, and asks `poll`
+/// between blocks whether to stop.
 ///
 /// # Errors
 /// [`Error::Recipe`] where `out` is taken; [`Error::Input`] where the model is not one that can be written so, or its
-/// weights are not those of its config; [`Error::Run`] or [`Error::Resource`] where writing fails. `out` is then left
-/// absent.
-pub fn quantize(path: &Path, to: To, out: &Path, told: &mut dyn FnMut(&Written) -> Result<()>) -> Result<()> {
+/// weights are not those of its config; [`Error::Resource`] where the disk has too little room; [`Error::Run`] where
+/// writing fails; what `told` and `poll` say. `out` is then left absent.
+pub fn quantize(
+    path: &Path,
+    to: To,
+    out: &Path,
+    told: &mut dyn FnMut(&Written) -> Result<()>,
+    poll: &dyn Fn() -> Result<()>,
+) -> Result<()> {
     super::merge::refuse_taken(out)?;
     let model = ModelFolder::open(path)?;
     if !model.quantised().is_empty() {
@@ -95,8 +102,8 @@ pub fn quantize(path: &Path, to: To, out: &Path, told: &mut dyn FnMut(&Written) 
     let config = Config::read(path)?;
     Decoder::check(&model, &config)?;
     match to {
-        To::Nf4 => nf4::write(&model, &config, out, told),
-        To::Q8_0 | To::Q4K => gguf::write(&model, &config, to, out, told),
+        To::Nf4 => nf4::write(&model, &config, out, told, poll),
+        To::Q8_0 | To::Q4K => gguf::write(&model, &config, to, out, told, poll),
     }
 }
 
@@ -107,6 +114,7 @@ const BLOCK: usize = 1 << 20;
 /// the numbers that it reads back from them. `order` says which row of the tensor stands in a place.
 fn each_block(
     tensor: &StoredTensor,
+    poll: &dyn Fn() -> Result<()>,
     order: impl Fn(usize) -> usize + Sync,
     encode: impl Fn(&[f32], &mut Vec<u8>, &mut [f32]) + Sync,
     mut take: impl FnMut(&[u8]) -> Result<()>,
@@ -118,6 +126,7 @@ fn each_block(
     }
     let step = (BLOCK / columns).max(1);
     for first in (0..rows).step_by(step) {
+        poll()?;
         let one = |place: usize| {
             let (mut row, mut back, mut bytes) = (vec![0f32; columns], vec![0f32; columns], Vec::new());
             let at = order(place);

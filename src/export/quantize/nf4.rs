@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{Loss, Written, each_block};
-use crate::export::merge::{copy_companions, write_json};
+use crate::export::merge::{bytes_of, companion_bytes, copy_companions, require_room, write_json};
 use crate::model::{Config, config::LinearShape};
 use crate::store::Folder;
 use crate::weights::quantised::{NF4, NF4_BLOCK};
@@ -22,6 +22,7 @@ pub fn write(
     config: &Config,
     out: &Path,
     told: &mut dyn FnMut(&Written) -> Result<()>,
+    poll: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
     // transformers quantises a `Conv1D` as the linear layer that it is
     let tensor = |name: &str| -> Result<StoredTensor> {
@@ -49,12 +50,15 @@ pub fn write(
     // What bitsandbytes rounds the numbers to again: the model's own type.
     let dtype = matrices.keys().find_map(|name| model.plain(name)).map_or(DType::BF16, |plain| plain.dtype);
 
-    let folder = Folder::create_atomic(out)?;
     let states: BTreeMap<&str, Vec<u8>> = matrices.iter().map(|(name, shape)| (&**name, state(shape, dtype))).collect();
     let entries = entries(model, &matrices, &states)?;
+    let bytes: u64 = entries.iter().map(|(_, stored, shape)| bytes_of(*stored, shape)).sum();
+    require_room(out, bytes + companion_bytes(model.path()))?;
+    let folder = Folder::create_atomic(out)?;
     let mut writer = SafetensorsWriter::create(&folder.path().join(SHARD), &entries, &[("format", "pt")])?;
     let mut losses = BTreeMap::new();
     for (name, ..) in &entries {
+        poll()?;
         if let Some(raw) = model.raw(name).filter(|_| !matrices.contains_key(name)) {
             writer.write(name, raw.bytes)?;
             let format = raw.stored.name_and_size().0.to_lowercase();
@@ -68,7 +72,7 @@ pub fn write(
             let row = |row: &[f32], bytes: &mut Vec<u8>, _: &mut [f32]| {
                 bytes.extend(row.chunks(NF4_BLOCK).flat_map(|block| absmax(block).to_le_bytes()));
             };
-            each_block(&tensor(matrix)?, |row| row, row, |bytes| writer.write(name, bytes))?;
+            each_block(&tensor(matrix)?, poll, |row| row, row, |bytes| writer.write(name, bytes))?;
         } else if let Some(matrix) = name.strip_suffix(".quant_map") {
             debug_assert!(matrices.contains_key(matrix));
             writer.write(name, &NF4.iter().flat_map(|code| code.to_le_bytes()).collect::<Vec<_>>())?;
@@ -76,7 +80,7 @@ pub fn write(
             writer.write(name, state)?;
         } else {
             let row = |row: &[f32], bytes: &mut Vec<u8>, back: &mut [f32]| encode(row, dtype, bytes, back);
-            let loss = each_block(&tensor(name)?, |row| row, row, |bytes| writer.write(name, bytes))?;
+            let loss = each_block(&tensor(name)?, poll, |row| row, row, |bytes| writer.write(name, bytes))?;
             losses.insert(name.clone(), loss);
             let elements: usize = matrices[name].iter().product();
             let bytes = (elements / 2 + elements / NF4_BLOCK * 4) as u64;

@@ -75,6 +75,17 @@ fn text(bytes: &mut Vec<u8>, value: &str) {
 /// A tensor that is to come: its name, its format, its shape (outermost first).
 pub type Entry = (String, GgmlType, Vec<usize>);
 
+/// Bytes that the tensors take in the file.
+pub fn data_bytes(entries: &[Entry]) -> usize {
+    entries.iter().map(|(_, kind, shape)| padded(*kind, shape)).sum()
+}
+
+/// A tensor's bytes with those that follow up to the next one.
+fn padded(kind: GgmlType, shape: &[usize]) -> usize {
+    let (block, size) = kind.block();
+    (shape.iter().product::<usize>() / block * size).next_multiple_of(ALIGNMENT)
+}
+
 /// Writes one file into `out`.
 #[derive(Debug)]
 pub struct GgufWriter<W> {
@@ -101,8 +112,7 @@ impl<W: Write> GgufWriter<W> {
             header.extend(shape.iter().rev().flat_map(|dim| (*dim as u64).to_le_bytes()));
             header.extend(kind.number().to_le_bytes());
             header.extend((offset as u64).to_le_bytes());
-            let (block, size) = kind.block();
-            offset = (offset + shape.iter().product::<usize>() / block * size).next_multiple_of(ALIGNMENT);
+            offset += padded(*kind, shape);
         }
         header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
         out.write_all(&header)?;

@@ -181,13 +181,13 @@ fn a_gguf_file_is_whole_or_absent() {
     let names: Vec<&str> = calls.iter().map(|(call, _)| *call).collect();
     // the file before its name, its name before the folder
     assert!(names.ends_with(&["write", "sync", "rename", "sync"]), "{calls:?}");
-    for at in 0..calls.len() {
+    for (at, call) in calls.iter().enumerate() {
         for fault in [Fault::Error(std::io::ErrorKind::Other), Fault::Torn, Fault::Crash] {
             remove_out(&tiny);
             faults::plan(at, fault);
             let outcome = write();
             faults::end_without_power();
-            let place = format!("{fault:?} at call {at}, {:?}: {outcome:?}", calls[at]);
+            let place = format!("{fault:?} at call {at}, {call:?}: {outcome:?}");
             assert!(outcome.is_err(), "{place}");
             if !matches!(fault, Fault::Crash) {
                 assert!(!tiny.path(".out.incomplete").exists(), "{place}");

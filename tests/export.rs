@@ -126,7 +126,7 @@ fn what_no_model_reads_or_is_infinite_already_is_no_reason_to_refuse_a_type() {
 
     all.get_mut("model.norm.weight").unwrap().1[0] = 1e6;
     tiny::write_weights(&tiny.path("base/model.safetensors"), &all);
-    let refused = tiny.run(&["export", "runs/run", "--to", "merged", "out", "--dtype", "f16"]);
+    let refused = tiny.run(&["export", "runs/run", "--to", "merged", "out", "--dtype", "f16", "--base", "base"]);
     let said = tiny::stderr(&refused);
     assert!(refused.status.code() == Some(3) && said.contains("the value 1000000 does not fit f16"), "{said}");
 }
@@ -181,6 +181,26 @@ fn peft_and_transformers_read_the_exports_with_our_log_probs() {
         let train = ["train", recipe, "--max-steps", "1", "--output", name, "--set", &set, "--set", "samples.count=2"];
         run(&[&train[..], &short].concat(), place.path());
         theirs(&[Path::new("adapter"), Path::new(BASE), &place.path().join(name).join("adapter")]);
+    }
+}
+
+/// A checkpoint in the middle of a run has not taken the steps that the recipe names.
+#[test]
+fn a_card_says_how_many_steps_were_taken() {
+    let tiny = Tiny::new();
+    tiny.train("a", &["train.max_steps=3", "train.save_every=2"]);
+    let export = |from: &str, out: &str| {
+        tiny.ok(&["export", from, "--to", "peft", out]);
+        tiny.read(&format!("{out}/README.md"))
+    };
+    for (steps, card) in [
+        (2, tiny.read("runs/a/checkpoint-2/README.md")),
+        (2, export("runs/a/checkpoint-2", "early")),
+        (3, tiny.read("runs/a/adapter/README.md")),
+        (3, export("runs/a", "last")),
+    ] {
+        assert!(card.contains("| planned length | 3 steps |\n"), "{card}");
+        assert!(card.contains(&format!("| steps taken | {steps} |\n")), "{card}");
     }
 }
 

@@ -169,6 +169,22 @@ fn an_earlier_run_is_moved_aside() {
     assert_eq!(tiny.names("runs/notes"), ["mine.txt", "recipe.toml"]);
 }
 
+/// A run that is refused for want of room has not touched the one before.
+#[test]
+fn without_room_no_earlier_run_is_moved_aside() {
+    let tiny = Tiny::new();
+    tiny.train("a", &["train.max_steps=1"]);
+    let before = tiny.names("runs/a");
+    let much = ["train.max_steps=1000000000", "train.save_every=1", "train.keep_checkpoints=1000000000"];
+    for name in ["a", "new"] {
+        let output = tiny.run(&arguments(name, &much, &[]));
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        assert!(said.contains(&format!("runs/{name}: the run needs ")) && said.contains("keep fewer"), "{said}");
+    }
+    assert_eq!((tiny.names("runs"), tiny.names("runs/a")), (vec!["a".to_string()], before));
+}
+
 #[test]
 fn what_a_run_reads_is_not_moved_aside_by_it() {
     let tiny = Tiny::new();

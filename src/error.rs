@@ -28,7 +28,7 @@ pub enum Error {
         /// Whether a file from outside is at fault.
         outside: bool,
     },
-    /// Stopped by a signal (2 or 15) after saving: exit 128 + signal.
+    /// Stopped by a signal (1, 2 or 15), with nothing half-written left: exit 128 + signal.
     #[error("stopped by signal {0}")]
     Stopped(i32),
     /// A tensor operation failed: exit 1.

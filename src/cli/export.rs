@@ -39,11 +39,11 @@ pub fn run(args: ExportArgs) -> Result<()> {
         adapter.config.revision = None;
     }
     let revision = adapter.config.revision.as_deref().unwrap_or("main");
-    let (recipe, origin) = (recipe_of(&source)?, Origin::of(&source)?);
+    let recipe = recipe_of(&source)?;
     match args.to {
         ExportTo::Peft => {
             signals.hold();
-            let steps = origin.as_ref().map(Origin::steps);
+            let steps = Origin::of(&source)?.and_then(|origin| origin.steps());
             to_peft(&adapter, recipe.as_ref().map(|recipe| Training { recipe, steps }), &args.out)?;
             stdout::line(format!("PEFT adapter in {}", args.out.display()))?;
         }
@@ -56,7 +56,7 @@ pub fn run(args: ExportArgs) -> Result<()> {
         ExportTo::Merged => {
             let base = base_of(&adapter, &source)?;
             let base = Base::open(&base, revision, &Device::Cpu, Compute::F32)?;
-            if let Some(origin) = &origin {
+            if let Some(origin) = Origin::of(&source)? {
                 origin.check_base(&base, named, "--base MODEL")?;
             }
             signals.hold();

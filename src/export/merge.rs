@@ -40,7 +40,7 @@ const AUTO_MAP: &str = "auto_map";
 const BLOCK: usize = 1 << 20;
 
 /// Bytes copied between two looks for signals.
-const COPIED: usize = 64 << 20;
+pub(super) const COPIED: usize = 64 << 20;
 
 /// What a model folder holds beside its weights and its config.
 const COMPANIONS: [&str; 11] = [
@@ -87,6 +87,16 @@ pub(crate) fn refuse_taken(out: &Path) -> Result<()> {
 /// Asks for the room of an export before its first byte is written.
 pub(super) fn require_room(out: &Path, bytes: u64) -> Result<()> {
     space::require(out, bytes, "the export", "make room, or name a place on another disk")
+}
+
+/// Begins the folder `out`, which will take so many bytes, where there is room for them: what a dead export left has
+/// gone by then.
+pub(super) fn begin(out: &Path, bytes: u64) -> Result<Folder> {
+    let folder = Folder::create_atomic(out)?;
+    // another export may have ended meanwhile
+    refuse_taken(out)?;
+    require_room(out, bytes)?;
+    Ok(folder)
 }
 
 /// The values of a quantised base lie on a grid that updated ones do not lie on.
@@ -140,8 +150,7 @@ fn merge_in_shards(
 
     let shards = plan_shards(base, tensor, dtype, max_shard)?;
     let total: u64 = shards.iter().flatten().map(|(_, stored, shape)| bytes_of(*stored, shape)).sum();
-    require_room(out, total + companion_bytes(base.path()))?;
-    let folder = Folder::create_atomic(out)?;
+    let folder = begin(out, total + companion_bytes(base.path()))?;
     let file_name = |number: usize| match shards.len() {
         1 => "model.safetensors".to_string(),
         count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),

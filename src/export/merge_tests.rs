@@ -214,3 +214,12 @@ fn rows_are_added_whatever_the_block() {
     let expected = (1..3).flat_map(|input| (0..7).map(move |output| output * 3 + input));
     assert!(transposed.iter().copied().eq(expected.map(|at| whole[at])));
 }
+
+#[test]
+fn what_a_dead_export_left_goes_before_room_is_asked_for() {
+    let place = tempfile::tempdir().unwrap();
+    let (out, left) = (place.path().join("out"), place.path().join(".out.incomplete"));
+    fs::create_dir(&left).unwrap();
+    assert_eq!(begin(&out, 1 << 60).unwrap_err().exit_code(), 4);
+    assert!(!left.exists() && !out.exists());
+}

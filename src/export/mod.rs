@@ -1,4 +1,4 @@
-//! How a trained adapter leaves: PEFT folders and merged weights; quantised bases.
+//! What is written for others: adapters as PEFT or llama.cpp reads them, merged models, quantised bases.
 //!
 //! [`adapter_config`] is PEFT's `adapter_config.json`, [`targets`] its way of naming layers, [`peft`] the folder with
 //! the matrices, [`card`] the README in it, [`gguf_adapter`] the same for llama.cpp, [`mod@merge`] a model folder with

@@ -385,6 +385,14 @@ mod tests {
             transpose(rows, count, width, &mut ours);
             plain(rows, count, width, &mut expected);
             assert_eq!(ours, expected, "{count} rows in {width}");
+            // which a processor with AVX-512 does not choose
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx2") {
+                ours.fill(0xdead_beef);
+                // SAFETY: the data hold the rows, `ours` the panel, and the processor has AVX2.
+                unsafe { avx2::transpose(rows, count, width, &mut ours) };
+                assert_eq!(ours, expected, "{count} rows in {width}, by eight");
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The general product packs its left-hand side, which costs as much as a few columns do. Here nothing of the wide
 //! matrix is packed: [`rows`] takes dot products along its rows, [`columns`] sums over its rows, [`outer`] makes it of
-//! two thin ones. All are for AVX-512; elsewhere the general product serves.
+//! two thin ones. All are for AVX-512 and AVX2; elsewhere the general product serves.
 //!
 //! An element is one sum in an order that depends on its length alone, so a row's result depends on the row alone.
 
@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 /// Most rows of a thin matrix for which [`rows`] pays: with more, packing is paid for. Products of 400 rows of 576 on
 /// one core of a Sapphire Rapids, GFLOP/s of the general product and of this: 41 and 162 at 8 rows, 85 and 129 at 16,
-/// 128 and 107 at 32.
+/// 128 and 107 at 32. AVX2 goes by the same limits, unmeasured.
 pub const THIN_ROWS: usize = 16;
 
 /// The same of a thin matrix's columns for [`columns`]: 60 and 198 at 8, 134 and 191 at 32, 156 and 192 at 64, 181 and
@@ -174,5 +174,61 @@ unsafe impl Sync for Shared {}
 impl Shared {
     fn get(&self) -> *mut f32 {
         self.0
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    /// Numbers that are added up exactly, in any order.
+    fn numbers(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7 + seed) % 5) as f32 - 2.0).collect()
+    }
+
+    /// The kernels of every register that this processor has, not of the widest alone.
+    #[test]
+    fn kernels_of_each_register_sum_what_the_shapes_name() {
+        let narrow = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let all = [(narrow, &x86::AVX2), (is_x86_feature_detected!("avx512f"), &x86::AVX512)];
+        for kernels in all.into_iter().filter_map(|(there, kernels)| there.then_some(kernels)) {
+            for (m, n, k) in [(1, 1, 1), (7, 3, 5), (4, 8, 16), (13, 9, 37), (6, 16, 70)] {
+                let (a, b) = (numbers(m * (k + 3), 1), numbers(n * (k + 1), 2));
+                let x = Wide { data: &a, rows: m, stride: k + 3, width: k };
+                let thin = Wide { data: &b, rows: n, stride: k + 1, width: k };
+                let mut out = vec![1.0; m * n];
+                // SAFETY: the matrices hold their rows, the results every place, and the processor has the features.
+                unsafe { (kernels.rows)(2.0, x, thin, &mut out, true) };
+                for (at, sum) in out.into_iter().enumerate() {
+                    let terms = (0..k).map(|p| a[at / n * (k + 3) + p] * b[at % n * (k + 1) + p]);
+                    assert_eq!(sum, 1.0 + 2.0 * terms.sum::<f32>());
+                }
+
+                let c = numbers(k * (n + 2), 3);
+                let right = Wide { data: &c, rows: k, stride: n + 2, width: n };
+                let mut out = vec![1.0; m * n];
+                // SAFETY: as above.
+                unsafe { (kernels.outer)(2.0, x, right, &mut out, true) };
+                for (at, sum) in out.into_iter().enumerate() {
+                    let terms = (0..k).map(|p| a[at / n * (k + 3) + p] * c[p * (n + 2) + at % n]);
+                    assert_eq!(sum, 1.0 + 2.0 * terms.sum::<f32>());
+                }
+
+                // sums over rows: m columns of the thin side, n of the wide one
+                let d = numbers(k * (m + 1), 4);
+                let thin = Wide { data: &d, rows: k, stride: m + 1, width: m };
+                for place in [Place { thin: n, wide: 1 }, Place { thin: 1, wide: m }] {
+                    let mut out = vec![1.0; m * n];
+                    for at in (0..n).step_by(kernels.strip) {
+                        // SAFETY: as above.
+                        unsafe { (kernels.columns)(2.0, thin, right, at, (out.as_mut_ptr(), place), true) };
+                    }
+                    for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                        let terms = (0..k).map(|p| d[p * (m + 1) + i] * c[p * (n + 2) + j]);
+                        assert_eq!(out[i * place.thin + j * place.wide], 1.0 + 2.0 * terms.sum::<f32>());
+                    }
+                }
+            }
+        }
     }
 }

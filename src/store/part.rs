@@ -31,7 +31,9 @@ impl Part {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(held()),
             made => made?,
         }
-        let lock = lock(&path)?;
+        // another one that began may have taken it for a dead one's
+        let gone = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { held() } else { error };
+        let lock = lock(&path).map_err(gone)?;
         drop(left);
         Ok(Self { path, renamed: false, _lock: lock })
     }

@@ -151,8 +151,9 @@ pub fn open(folder: &Path) -> Result<State> {
 /// Reads the state of the checkpoint in `folder`, whatever became of its other files.
 pub fn read(folder: &Path) -> Result<State> {
     let file = folder.join(STATE);
-    outside::json(&outside::read(&file, MAX_JSON)?)
-        .map_err(|error| Error::input(format!("{}: not a checkpoint's state: {error}", file.display())))
+    outside::json(&outside::read(&file, MAX_JSON)?).map_err(|error| {
+        Error::input(format!("{}: not a checkpoint's state: {error}; name another checkpoint", file.display()))
+    })
 }
 
 /// What [`latest`] finds.

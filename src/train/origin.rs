@@ -19,6 +19,8 @@ use crate::{
 pub struct Origin {
     adapter: PathBuf,
     state: State,
+    /// Whether the state is the adapter's own, or that of a checkpoint before it.
+    exact: bool,
 }
 
 impl Origin {
@@ -28,19 +30,23 @@ impl Origin {
     /// # Errors
     /// [`Error::Input`] where the checkpoint's state cannot be read.
     pub fn of(adapter: &Path) -> Result<Option<Self>> {
-        let state = match adapter.join(STATE).exists() {
-            true => Some(checkpoint::read(adapter)?),
-            false => match adapter.canonicalize().ok().as_deref().and_then(run_of) {
-                Some(run) => checkpoint::newest(run)?,
-                None => None,
-            },
+        let origin = |state, exact| Self { adapter: adapter.to_path_buf(), state, exact };
+        if adapter.join(STATE).exists() {
+            return Ok(Some(origin(checkpoint::read(adapter)?, true)));
+        }
+        let Some(run) = adapter.canonicalize().ok().as_deref().and_then(run_of).map(Path::to_path_buf) else {
+            return Ok(None);
         };
-        Ok(state.map(|state| Self { adapter: adapter.to_path_buf(), state }))
+        let last = checkpoint::steps_of(&run)?.pop();
+        Ok(checkpoint::newest(&run)?.map(|state| {
+            let exact = Some(state.step) == last;
+            origin(state, exact)
+        }))
     }
 
-    /// Steps of the run behind the adapter, those left out included.
-    pub fn steps(&self) -> u64 {
-        self.state.step
+    /// Steps of the run behind the adapter, those left out included; none where the last checkpoint cannot be read.
+    pub fn steps(&self) -> Option<u64> {
+        self.exact.then_some(self.state.step)
     }
 
     /// Refuses a base that is not the one that the adapter was trained on, as `--resume` does; where it was `named` on

@@ -4,7 +4,7 @@ use std::io::BufWriter;
 use std::path::Path;
 
 use super::{To, Written, each_block, gguf_keys, gguf_tokenizer};
-use crate::export::merge::require_room;
+use crate::export::merge::{refuse_taken, require_room};
 use crate::model::Config;
 use crate::store::NewFile;
 use crate::weights::gguf::GgmlType;
@@ -63,9 +63,11 @@ pub fn write(
         planned.push((Source::Tensor(folder_name.to_string(), change), entry));
     }
     let (sources, entries): (Vec<Source>, Vec<Entry>) = planned.into_iter().unzip();
-    require_room(out, data_bytes(&entries) as u64)?;
     let writing = |e| Error::writing(out, e);
     let mut file = BufWriter::with_capacity(1 << 20, NewFile::create_atomic(out)?);
+    // what a dead one left has gone, and another one may have ended meanwhile
+    refuse_taken(out)?;
+    require_room(out, data_bytes(&entries) as u64)?;
     let mut writer = GgufWriter::begin(&mut file, &keys, &entries).map_err(writing)?;
     for (source, (_, kind, _)) in sources.iter().zip(&entries) {
         match source {

@@ -6,9 +6,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{Loss, Written, each_block};
-use crate::export::merge::{bytes_of, companion_bytes, copy_companions, require_room, write_json};
+use crate::export::merge::{COPIED, begin, bytes_of, companion_bytes, copy_companions, write_json};
 use crate::model::{Config, config::LinearShape};
-use crate::store::Folder;
 use crate::weights::quantised::{NF4, NF4_BLOCK};
 use crate::weights::safetensors::Stored;
 use crate::weights::{DType, ModelFolder, SafetensorsWriter, StoredTensor};
@@ -53,14 +52,16 @@ pub fn write(
     let states: BTreeMap<&str, Vec<u8>> = matrices.iter().map(|(name, shape)| (&**name, state(shape, dtype))).collect();
     let entries = entries(model, &matrices, &states)?;
     let bytes: u64 = entries.iter().map(|(_, stored, shape)| bytes_of(*stored, shape)).sum();
-    require_room(out, bytes + companion_bytes(model.path()))?;
-    let folder = Folder::create_atomic(out)?;
+    let folder = begin(out, bytes + companion_bytes(model.path()))?;
     let mut writer = SafetensorsWriter::create(&folder.path().join(SHARD), &entries, &[("format", "pt")])?;
     let mut losses = BTreeMap::new();
     for (name, ..) in &entries {
         poll()?;
         if let Some(raw) = model.raw(name).filter(|_| !matrices.contains_key(name)) {
-            writer.write(name, raw.bytes)?;
+            for bytes in raw.bytes.chunks(COPIED) {
+                poll()?;
+                writer.write(name, bytes)?;
+            }
             let format = raw.stored.name_and_size().0.to_lowercase();
             told(&Written { name: name.clone(), format, bytes: raw.bytes.len() as u64, error: Loss::default() })?;
         } else if model.has(name) && !matrices.contains_key(name) {

@@ -137,3 +137,47 @@ impl<'a> Task<'a> {
         blocks.skip(first + self.turn * group).step_by(group * self.turns)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::kernels::compute::Compute;
+
+    /// What the `unsafe` of the backward pass rests on.
+    #[test]
+    fn tasks_of_a_round_share_nothing_and_all_rounds_meet_every_key_once() {
+        let spans =
+            [(0..900, 0..0), (900..1300, 0..900), (1300..1650, 0..900), (1650..1700, 0..0), (1700..1730, 1650..1700)]
+                .map(|(own, prefix)| Span { queries: own.clone(), prefix, own });
+        for (n, kv, window) in [(1, 1, None), (6, 2, None), (2, 2, Some(250))] {
+            let heads = Heads { n, kv, dim: 4, scale: 0.5, window, cap: None, compute: Compute::F32 };
+            let mut met = BTreeSet::new();
+            for tasks in Task::rounds(&spans, &[0..3, 3..5], heads) {
+                let (mut queries, mut keys) = (BTreeSet::new(), BTreeSet::new());
+                for (number, task) in tasks.iter().enumerate() {
+                    for block in task.blocks() {
+                        let pieces = block.pieces().filter(|piece| task.cells.contains(&piece.cell));
+                        let rows: Vec<_> = pieces.flat_map(|piece| piece.rows).collect();
+                        for place in block.places() {
+                            queries.insert((place, number));
+                            rows.iter().for_each(|row| assert!(met.insert((place, *row)), "met twice"));
+                        }
+                        keys.extend(rows.iter().map(|row| (*row, task.share, number)));
+                    }
+                }
+                let places: BTreeSet<_> = queries.iter().map(|(place, _)| place).collect();
+                assert_eq!(places.len(), queries.len(), "a query of two tasks");
+                let shares: BTreeSet<_> = keys.iter().map(|(row, share, _)| (row, share)).collect();
+                assert_eq!(shares.len(), keys.len(), "a share of a key of two tasks");
+            }
+            let blocks = || spans.iter().flat_map(|span| (0..kv).flat_map(move |kv| Block::all(span, kv, heads)));
+            let pairs = |block: Block| {
+                let keys: usize = block.pieces().map(|piece| piece.rows.len()).sum();
+                block.columns.len() * keys
+            };
+            assert_eq!(met.len(), blocks().map(pairs).sum::<usize>());
+        }
+    }
+}

@@ -21,17 +21,13 @@ use crate::{
 /// Samples shown on the terminal.
 const SHOWN: usize = 3;
 
-/// Bytes by which a peak may differ however small it is: the most that a plan allows, beside a 64th, for what it does
-/// not count one by one (small blocks, ends of pages, stacks; `engine::demand`).
-const UNCOUNTED: u64 = 2 << 20;
-
 /// In what the plan's promise was broken by a peak, all in bytes. `whole`: of a run from its first step to its last.
 fn broken(peak: u64, predicted: u64, budget: u64, whole: bool) -> Option<String> {
     if peak > budget {
         return Some(format!("the peak was {}, above the budget of {}", Mib::up(peak), Mib(budget)));
     }
     let comparable = whole || peak > predicted;
-    let off = comparable && predicted.abs_diff(peak) > UNCOUNTED.max(predicted / 10);
+    let off = comparable && predicted.abs_diff(peak) > predicted / 10;
     off.then(|| format!("the peak was {}, {} were predicted", Mib(peak), Mib(predicted)))
 }
 
@@ -170,10 +166,6 @@ mod tests {
         assert_eq!(told(291, 288, 290, false).as_deref(), Some("the peak was 291 MiB, above the budget of 290 MiB"));
         assert_eq!(told(200, 288, 290, true).as_deref(), Some("the peak was 200 MiB, 288 MiB were predicted"));
         assert_eq!(told(200, 288, 290, false), None);
-        // of a few MiB a tenth says nothing; a budget is kept to the byte
-        assert_eq!((told(2, 4, 8, true), told(6, 4, 8, true)), (None, None));
-        assert_eq!(told(1, 4, 8, true).as_deref(), Some("the peak was 1.0 MiB, 4.0 MiB were predicted"));
-        assert_eq!(told(5, 4, 4, true).as_deref(), Some("the peak was 5.0 MiB, above the budget of 4.0 MiB"));
         assert_eq!(told(400, 288, 500, false).as_deref(), Some("the peak was 400 MiB, 288 MiB were predicted"));
     }
 }

@@ -23,7 +23,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Catches the signals from now on, for the life of the process, and lets them end it. Call it once.
+    /// Catches the signals from now on, for the life of the process, and lets them end it. Once is enough.
     pub fn install() -> Result<Self> {
         let caught = Arc::new(AtomicUsize::new(0));
         let at_once = Arc::new(AtomicBool::new(true));

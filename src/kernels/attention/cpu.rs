@@ -310,31 +310,29 @@ multiversion! {
         let vectors = max.len() / LANES;
         let all = max.as_chunks_mut::<LANES>().0.iter_mut().zip(sums.as_chunks_mut::<LANES>().0).enumerate();
         for (v, (max, sums)) in all {
-            let before = *max;
+            // in arrays of their own, which stay in registers
+            let (before, mut top, mut added) = (*max, *max, [0f32; LANES]);
             for scores in scores.as_chunks::<LANES>().0.iter().skip(v).step_by(vectors) {
-                for (max, score) in max.iter_mut().zip(scores) {
-                    *max = if *score > *max { *score } else { *max };
+                for (top, score) in top.iter_mut().zip(scores) {
+                    *top = if *score > *top { *score } else { *top };
                 }
             }
-            let mut added = [0f32; LANES];
             for scores in scores.as_chunks_mut::<LANES>().0.iter_mut().skip(v).step_by(vectors) {
-                for ((added, score), max) in added.iter_mut().zip(scores).zip(&*max) {
-                    *score = exp(*score - max);
+                for ((added, score), top) in added.iter_mut().zip(scores).zip(&top) {
+                    *score = exp(*score - top);
                     *added += *score;
                 }
             }
-            let mut factors = [0f32; LANES];
-            for (((factor, before), max), (sum, added)) in
-                factors.iter_mut().zip(before).zip(&*max).zip(sums.iter_mut().zip(added))
-            {
-                *factor = exp(before - max);
-                *sum = *sum * *factor + added;
+            let factors = std::array::from_fn::<_, LANES, _>(|i| exp(before[i] - top[i]));
+            for ((sum, factor), added) in sums.iter_mut().zip(&factors).zip(added) {
+                *sum = *sum * factor + added;
             }
-            if before != *max {
+            if before != top {
                 for mixed in mixed.as_chunks_mut::<LANES>().0.iter_mut().skip(v).step_by(vectors) {
                     mixed.iter_mut().zip(&factors).for_each(|(mixed, factor)| *mixed *= factor);
                 }
             }
+            *max = top;
         }
     }
 

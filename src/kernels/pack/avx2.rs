@@ -11,24 +11,65 @@ pub unsafe fn transpose<R: Rows>(rows: R, count: usize, width: usize, out: &mut 
     let steps = rows.steps();
     for first in (0..width).step_by(8) {
         let (there, lanes) = (count.saturating_sub(first).min(8), (width - first).min(8));
-        for start in (0..steps).step_by(8) {
-            let mut v = [_mm256_setzero_si256(); 8];
-            // SAFETY: only rows that are there are read; steps and lanes written are those of the panel.
-            unsafe {
-                for (i, v) in v.iter_mut().enumerate().take(there) {
-                    // the panel that comes next: too many streams for the processor to foresee them all
-                    _mm_prefetch::<_MM_HINT_T0>(rows.at(first + i + width, start).cast());
-                    *v = match start + 8 <= steps {
-                        true => rows.eight(first + i, start),
-                        false => few(rows, first + i, start),
-                    };
-                }
-                transpose8(&mut v);
-                let to = out.as_mut_ptr().add(start * width + first);
-                for (i, v) in v.iter().enumerate().take(steps - start) {
-                    store(to.add(i * width), *v, lanes);
+        let whole = match (there, lanes) {
+            (8, 8) | (6, 6) => steps / 8 * 8,
+            _ => 0,
+        };
+        // SAFETY: only rows that are there are read; steps and lanes written are those of the panel.
+        unsafe {
+            let to = out.as_mut_ptr().add(first);
+            for start in (0..whole).step_by(8) {
+                let to = to.add(start * width);
+                match lanes {
+                    8 => tile::<R, 8>(rows, first, start, to, width),
+                    _ => tile::<R, 6>(rows, first, start, to, width),
                 }
             }
+            for start in (whole..steps).step_by(8) {
+                edge(rows, [first, there], start, to.add(start * width), [width, lanes]);
+            }
+        }
+    }
+}
+
+/// Eight steps of as many rows as lanes, in a loop without ends, which stays in registers.
+///
+/// # Safety
+/// `rows` holds rows and steps, `to` has room for eight steps `width` words apart.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn tile<R: Rows, const LANES: usize>(rows: R, first: usize, start: usize, to: *mut u32, width: usize) {
+    let mut v = [_mm256_setzero_si256(); 8];
+    // SAFETY: the caller vouches for rows, steps and lanes.
+    unsafe {
+        for (i, v) in v[..LANES].iter_mut().enumerate() {
+            // the panel that comes next: too many streams for the processor to foresee them all
+            _mm_prefetch::<_MM_HINT_T0>(rows.at(first + i + width, start).cast());
+            *v = rows.eight(first + i, start);
+        }
+        transpose8(&mut v);
+        for (i, v) in v.iter().enumerate() {
+            store(to.add(i * width), *v, LANES);
+        }
+    }
+}
+
+/// At most eight steps of the `there` rows from `first` on.
+///
+/// # Safety
+/// As for [`tile`], of the steps and lanes that are left.
+#[target_feature(enable = "avx2")]
+unsafe fn edge<R: Rows>(rows: R, [first, there]: [usize; 2], start: usize, to: *mut u32, [width, lanes]: [usize; 2]) {
+    let mut v = [_mm256_setzero_si256(); 8];
+    let left = rows.steps() - start;
+    // SAFETY: the caller vouches for rows, steps and lanes.
+    unsafe {
+        for (i, v) in v.iter_mut().enumerate().take(there) {
+            *v = if left >= 8 { rows.eight(first + i, start) } else { few(rows, first + i, start) };
+        }
+        transpose8(&mut v);
+        for (i, v) in v.iter().enumerate().take(left) {
+            store(to.add(i * width), *v, lanes);
         }
     }
 }

@@ -11,7 +11,7 @@ use dpo_lora::{
         demand::{Demand, DeviceWeights, PairSize, SampleSize},
         plan::{self, Limits, Loads, Plan},
     },
-    kernels::compute::Compute,
+    kernels::{compute::Compute, held::Depths},
     model::footprint::{HeadWidths, Widths},
 };
 use numbers::{fixture, fresh, open};
@@ -40,7 +40,7 @@ fn demand() -> (Demand, Loads, Limits) {
         compute: Compute::F32,
         rank: 4,
         heads: model.blocks[0].attention.heads,
-        widest: 128,
+        depths: Depths::of(&model.blocks),
         device: None,
     };
     let mut loads = Loads::default();
@@ -86,7 +86,7 @@ fn a_plan_keeps_to_its_budget_and_more_memory_is_never_slower() {
 #[test]
 fn every_budget_from_the_least_on_works() {
     let mut run = demand();
-    run.0.widest = 4_096;
+    run.0.depths = Depths { forward: vec![4_096], backward: vec![vec![4_096; 2]] };
     run.0.samples = Some(SampleSize { prompt: 40, per_prompt: 50, new: 900 });
     run.1.step(&[PairSize { tokens: 3_000, rows: 1_000, seen: 4_500_000 }]);
     let least = plan::least(&run.0, &run.1, &run.2).peak();

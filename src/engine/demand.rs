@@ -13,7 +13,7 @@ use crate::{
     kernels::{
         attention::{self, Heads},
         compute::Compute,
-        held::Products,
+        held::{Depths, Products},
     },
     model::footprint::{HeadWidths, Widths},
 };
@@ -144,8 +144,8 @@ pub struct Demand {
     pub compute: Compute,
     /// Of a layer's attention.
     pub heads: Heads,
-    /// Inputs or outputs of the widest linear layer.
-    pub widest: usize,
+    /// Of the products with the layers' matrices.
+    pub depths: Depths,
     /// The adapter's largest.
     pub rank: usize,
     /// On a device: its memory is what is planned, and the weights are a part of it.
@@ -239,10 +239,10 @@ impl Demand {
     fn buffers(&self, load: &Load, head_rows: Option<usize>) -> (&'static str, usize) {
         if let Some(weights) = self.device {
             let head = head_rows.unwrap_or(0) * self.head.vocabulary();
-            return ("a product's operand", (load.tokens * self.widest).max(head) * weights.operand);
+            return ("a product's operand", (load.tokens * self.depths.widest()).max(head) * weights.operand);
         }
         let backward = head_rows.map(|rows| [rows, self.head.vocabulary()]);
-        let products = Products { tokens: load.tokens, widest: self.widest, rank: self.rank, backward };
+        let products = Products { tokens: load.tokens, depths: &self.depths, rank: self.rank, backward };
         let attention = attention::scratch(self.heads.dim, backward.is_some()) * F32;
         ("threads' buffers", products.bytes(self.threads, self.compute) + self.threads * attention)
     }
@@ -279,9 +279,10 @@ impl Demand {
         let layer = ("a layer at work", load.tokens * widths.backward());
         let ends = if layer.1 > turn { layer } else { ("the head's gradient", turn) };
         [
-            phase("forward", true, saved(self.layers), 2 * state, kept - own, ("a layer at work", working)),
+            // what a layer at work reads is saved, and its gradients at both ends are its own
+            phase("forward", true, saved(self.layers), 2 * state - micro, kept - own, ("a layer at work", working)),
             phase("head", true, saved(self.layers), 2 * state, kept, ("logits and their gradient", logits + gradients)),
-            phase("backward", false, saved(self.layers), state, kept - own, ends),
+            phase("backward", false, saved(self.layers), state - micro, kept - own, ends),
         ]
     }
 

@@ -11,7 +11,7 @@ use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
 
 use super::{
     compute::Compute,
-    micro::{MAX_MR, Micro},
+    micro::Micro,
     pack::{Floats, transpose},
     words::One,
 };
@@ -26,7 +26,7 @@ pub(super) const PANELS: usize = 4;
 /// Most words of k in a block: a packed panel of 32 columns stays in the second-level cache.
 pub(super) const BLOCK: usize = 512;
 /// Words of the left-hand sides that are packed at once, where they hold more than one block of k.
-pub(super) const LEFT: usize = 1 << 19;
+const LEFT: usize = 1 << 19;
 /// Products under so many multiply-adds are not worth waking other threads for.
 pub const SERIAL: usize = 1 << 18;
 
@@ -221,28 +221,41 @@ pub fn products(m: usize, alpha: f32, lefts: &[(Lhs, usize)], rights: &[Right], 
     let mr = Micro::choose(m, columns, compute).mr;
     let blocks: Vec<_> = lefts.iter().enumerate().flat_map(|(left, (_, k))| blocks(left, *k, compute)).collect();
     let mut words = PACKED.take();
-    let (mut rest, mut add) = (&blocks[..], false);
-    while !rest.is_empty() {
-        let of = |blocks: usize| Sweep { m, mr, compute, blocks: &rest[..blocks] };
-        let most = (2..=rest.len()).take_while(|blocks| of(*blocks).words() <= LEFT).last().unwrap_or(1);
-        let sweep = of(most);
+    for (index, sweep) in (Sweep { m, mr, compute, blocks: &blocks }).parts().enumerate() {
         let packed = words.first(sweep.words());
         sweep.pack(alpha, lefts, packed, threads);
-        sweep.multiply(packed, rights, add, threads);
-        (rest, add) = (&rest[most..], true);
+        sweep.multiply(packed, rights, index > 0, threads);
     }
     PACKED.give_back(words);
 }
 
-/// Words that are packed at once of `m` rows on the left, at most `k` deep.
-pub(super) fn left_words(m: usize, k: usize) -> usize {
-    let m = m.next_multiple_of(MAX_MR);
-    (m * k).min(LEFT.max(m * k.min(BLOCK)))
+/// The most words that a product packs at once of left-hand sides of up to `m` rows, each so deep.
+pub(super) fn left_words(m: usize, depths: &[usize], compute: Compute) -> usize {
+    let m = m.next_multiple_of(Micro::choose(m, usize::MAX, compute).mr);
+    let steps: usize = depths.iter().map(|k| k.div_ceil(compute.per_step())).sum();
+    let block = depths.iter().map(|k| block_steps(*k, compute)).max().unwrap_or(0);
+    // where all rows take fewer blocks at once, fewer rows take more of them, up to LEFT
+    (m * steps).min(LEFT.max(m * block))
+}
+
+/// Steps of the deepest block of `k`.
+pub(super) fn block_steps(k: usize, compute: Compute) -> usize {
+    k.min(block(k, compute)).div_ceil(compute.per_step())
+}
+
+/// The most columns of a panel on the right.
+pub(super) fn panel(compute: Compute) -> usize {
+    Micro::choose(usize::MAX, usize::MAX, compute).nr
+}
+
+/// How deep a block of `k` is.
+fn block(k: usize, compute: Compute) -> usize {
+    let blocks = k.div_ceil(BLOCK * compute.per_step());
+    k.div_ceil(blocks.max(1)).next_multiple_of(32)
 }
 
 /// Nearly equal blocks in multiples of 32: block-quantised rows are cut between their blocks.
 fn blocks(left: usize, k: usize, compute: Compute) -> impl Iterator<Item = Block> {
-    let blocks = k.div_ceil(BLOCK * compute.per_step());
-    let step = k.div_ceil(blocks.max(1)).next_multiple_of(32);
+    let step = block(k, compute);
     (0..k).step_by(step.max(1)).map(move |start| Block { left, k: start..k.min(start + step) })
 }

@@ -38,4 +38,4 @@ pub mod sum;
 mod thin;
 #[cfg(target_arch = "x86_64")]
 pub mod tiles;
-mod words;
+pub(crate) mod words;

@@ -15,7 +15,7 @@ use super::{
     amx::{REGISTER, SIDE, Sums, Terms, Unit, multiply},
     compute::Compute,
     gemm::{Out, SERIAL, Threads},
-    held::Products,
+    held::Lefts,
     simd::first,
     words::{One, Words},
 };
@@ -67,33 +67,29 @@ pub fn transposed(from: Rows<f32>, rows: usize, terms: Terms, out: &mut [u32]) {
 }
 
 /// Bytes that so many threads hold for products.
-pub(super) fn held(products: &Products, threads: usize, compute: Compute) -> usize {
-    let Products { tokens, widest, backward, .. } = *products;
+pub(super) fn held<'a, I: Iterator<Item = Lefts<'a>>>(
+    products: impl Fn() -> I,
+    threads: usize,
+    compute: Compute,
+) -> usize {
     let of = |terms: Terms| {
-        // of one block, and all that are packed together
-        let left = |rows: usize, k: usize| {
-            let registers = k.div_ceil(terms.depth());
-            let blocks = registers.div_ceil(block(terms));
-            let one = rows.div_ceil(SIDE) * panel(terms, registers.div_ceil(blocks), terms.left(), 2);
-            (blocks * one).min(LEFT.max(one))
+        let registers = |k: usize| k.div_ceil(terms.depth());
+        let blocks = |k: usize| registers(k).div_ceil(block(terms));
+        // as in `gemm::left_words`: where all rows take fewer blocks at once, fewer rows take more of them, up to LEFT
+        let left = |(rows, depths): Lefts| {
+            let one =
+                |k: usize| rows.div_ceil(SIDE) * panel(terms, registers(k).div_ceil(blocks(k).max(1)), terms.left(), 2);
+            let all: usize = depths.iter().map(|k| blocks(*k) * one(*k)).sum();
+            all.min(LEFT.max(depths.iter().map(|k| one(*k)).max().unwrap_or(0)))
         };
-        let left = match backward {
-            // the gradients of a gate and of what it gates go back together
-            Some([rows, outputs]) => left(tokens, 2 * widest).max(left(rows, outputs)),
-            None => left(tokens, widest),
-        };
+        let left = products().map(left).max().unwrap_or(0);
+        let deepest = products().flat_map(|(_, depths)| depths).map(|k| registers(*k)).max().unwrap_or(0);
+        let k = deepest.min(block(terms)) * terms.depth();
         // decoded before it is packed: forward a block of k of a panel's rows; backward a task's columns of 32 rows, or
         // for digits some columns of a block
-        let right = |k: usize, n: usize| {
-            let k = (block(terms) * terms.depth()).min(k.next_multiple_of(terms.depth()));
-            let panels = PANELS.min(n.div_ceil(SIDE));
-            let n = panels * SIDE;
-            let decoded = if terms == Terms::Eight { k * DECODED_COLUMNS.min(n) } else { SIDE * k.max(n) };
-            panels * panel_of(k, terms) + decoded
-        };
-        let outputs = backward.map_or(widest, |[_, outputs]| outputs);
-        let right = right(widest, widest.max(outputs)).max(right(outputs, widest));
-        (left + threads * right) * size_of::<u32>()
+        let columns = PANELS * SIDE;
+        let decoded = if terms == Terms::Eight { k * DECODED_COLUMNS } else { SIDE * k.max(columns) };
+        (left + threads * (PANELS * panel_of(k, terms) + decoded)) * size_of::<u32>()
     };
     match compute {
         Compute::Bf16 => of(Terms::One),

@@ -3,12 +3,14 @@
 //! [`family`] is the table, [`config`] what a folder says of itself, [`decoder`] the whole. A layer is a [`block`] of
 //! two halves, [`attention`] and [`mlp`], made of [`norm`]s, [`parts`] of one input and a [`join`] with the residual;
 //! [`linear`] is a product in it, [`head`] what follows the last layer, [`lora`] what learns. [`footprint`] is what all
-//! of that holds. [`rope`] (read by `rope_keys`), [`rotary`] and [`tokens`] say where tokens stand.
+//! of that holds, `depths` what threads pack for it. [`rope`] (read by `rope_keys`), [`rotary`] and [`tokens`] say where
+//! tokens stand.
 
 pub mod attention;
 pub mod block;
 pub mod config;
 pub mod decoder;
+mod depths;
 pub mod family;
 pub mod footprint;
 pub mod head;

@@ -14,7 +14,7 @@ use crate::{
         within_pool,
     },
     heap,
-    kernels::{compute::Compute, dequantise::scratch},
+    kernels::{compute::Compute, dequantise::scratch, held::Depths},
     model::{
         block::Block,
         footprint::{HeadWidths, Widths},
@@ -158,7 +158,7 @@ fn demand(recipe: &Recipe, base: &Base, rows: &Rows, shapes: &[Shape], memory: M
         rate,
         compute: base.compute,
         heads,
-        widest: base.model.linears().map(|linear| linear.weight.inputs.max(linear.weight.outputs)).max().unwrap_or(0),
+        depths: Depths::of(&base.model.blocks),
     })
 }
 

@@ -66,3 +66,8 @@ pub fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let outcome = work();
     (outcome, PEAK.load(Ordering::Relaxed).saturating_sub(before))
 }
+
+/// Bytes that all threads hold.
+pub fn held() -> usize {
+    HELD.load(Ordering::Relaxed)
+}

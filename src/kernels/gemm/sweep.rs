@@ -4,7 +4,7 @@ use std::{cell::RefCell, ops::Range};
 
 use rayon::prelude::*;
 
-use super::{Lhs, Out, PANELS, Right, Threads};
+use super::{LEFT, Lhs, Out, PANELS, Right, Threads};
 use crate::kernels::{
     compute::Compute,
     micro::{MAX_TILE, Micro},
@@ -41,7 +41,19 @@ pub struct Sweep<'a> {
     pub blocks: &'a [Block],
 }
 
-impl Sweep<'_> {
+impl<'a> Sweep<'a> {
+    /// What is packed at once, one after the other: as many blocks as [`LEFT`] words hold, or one.
+    pub fn parts(self) -> impl Iterator<Item = Self> + use<'a> {
+        let mut rest = self.blocks;
+        std::iter::from_fn(move || {
+            let of = |blocks: usize| Self { blocks: &rest[..blocks], ..self };
+            let most = (2..=rest.len()).take_while(|blocks| of(*blocks).words() <= LEFT).last().unwrap_or(1);
+            let part = of(most.min(rest.len()));
+            rest = &rest[part.blocks.len()..];
+            (!part.blocks.is_empty()).then_some(part)
+        })
+    }
+
     fn steps_of(&self, block: &Block) -> usize {
         block.k.len().div_ceil(self.compute.per_step())
     }

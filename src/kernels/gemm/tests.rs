@@ -107,6 +107,29 @@ fn sums_over_several_sides_are_those_of_one_after_another() {
     }
 }
 
+/// What is packed at once grows with the rows and falls again where all blocks are too many: whatever comes, so many
+/// words are enough, and not many more than some number of rows takes.
+#[test]
+fn no_number_of_rows_packs_more_than_is_said() {
+    let computes: &[_] =
+        if Compute::bf16_or_f32() == Compute::Bf16 { &[Compute::F32, Compute::Bf16] } else { &[Compute::F32] };
+    let sides: [&[usize]; 7] = [&[24], &[384, 384], &[576, 192, 192], &[1760], &[1536, 1536], &[33, 9000], &[49_152]];
+    for (&compute, depths) in computes.iter().flat_map(|compute| sides.map(|depths| (compute, depths))) {
+        let blocks: Vec<_> = depths.iter().flat_map(|k| blocks(0, *k, compute)).collect();
+        let mut most = 0;
+        for m in 1..=1000 {
+            let sweep = Sweep { m, mr: Micro::choose(m, 64, compute).mr, compute, blocks: &blocks };
+            let parts: Vec<_> = sweep.parts().collect();
+            assert_eq!(parts.iter().map(|part| part.blocks.len()).sum::<usize>(), blocks.len());
+            most = parts.iter().map(Sweep::words).fold(most, usize::max);
+            let said = left_words(m, depths, compute);
+            assert!(most <= said && said - most <= said / 16, "{m} rows of {depths:?}: {most} of {said}");
+        }
+        let deepest = blocks.iter().map(|block| block.k.len().div_ceil(compute.per_step())).max();
+        assert_eq!(deepest, depths.iter().map(|k| block_steps(*k, compute)).max());
+    }
+}
+
 /// Packs slowly now and then, so that threads wait for one another.
 struct Slow<'a>(Dense<'a>);
 

@@ -11,23 +11,19 @@ use crate::{
         host::{operand, operand_mut},
         pack::{self, Floats, Pairs, Rounded, Step, Widened, transpose},
         simd::{self, Cache},
+        words::Words,
     },
     weights::mapped::{ALIGN, StoredMatrix},
 };
 
 thread_local! {
     /// Rows of a format that is decoded before it is packed.
-    static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static DECODED: RefCell<Words> = const { RefCell::new(Words::new()) };
 }
 
 /// Gives `work` scratch of `n` floats, whatever they hold.
 pub(super) fn with_decoded(n: usize, work: impl FnOnce(&mut [f32])) {
-    DECODED.with_borrow_mut(|decoded| {
-        if decoded.len() < n {
-            decoded.resize(n, 0.0);
-        }
-        work(&mut decoded[..n]);
-    });
+    DECODED.with_borrow_mut(|decoded| work(decoded.floats(n)));
 }
 
 /// Asks for columns of some rows, where they lie as bf16.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# All that docs/performance.md and docs/memory.md say of a CPU, in one go: timings first, then memory. About three hours on
-# two cores with nothing beside it, 45 GB of disk, 20 GiB of memory for TRL; the cap on the 8B runs wants root.
+# What docs/performance.md and docs/memory.md say of a CPU, in one go: timings first, then memory. It takes hours of two
+# cores with nothing beside it, tens of gigabytes of disk for the bases and 12 GiB of memory for TRL; the cap on the 8B
+# runs wants root. It has not been run whole yet.
 #
 #   DPO_LORA_HH=ROWS.jsonl benches/all.sh OUT           everything
 #   DPO_LORA_HH=ROWS.jsonl benches/all.sh OUT STEP...   some of it: `grep '^step' benches/all.sh` names the steps

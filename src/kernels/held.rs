@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Rows and columns that a format decodes together, whose borders a task's columns are widened to.
-const DECODED: usize = 32;
+pub const DECODED: usize = 32;
 
 /// How deep the left-hand sides are of the products with a model's layers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -18,12 +18,13 @@ use crate::{
     kernels::{
         compute::Compute,
         dequantise::{Form, Numbers},
+        held::DECODED,
         simd::{self, Cache},
     },
 };
 
 /// Columns in a decoded tile start at multiples of this; every quantised format's smallest block divides it or is it.
-pub const ALIGN: usize = 32;
+pub const ALIGN: usize = DECODED;
 
 /// A file, mapped and open: its bytes are read where they lie, or copied by the system.
 #[derive(Debug)]

@@ -21,10 +21,11 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
-/// Panels of the right-hand side that a task packs at once (4 × 32 columns × 512 words: 256 KiB).
+/// Panels of the right-hand side that a task packs at once (4 × 32 columns × 768 words: 384 KiB, half of it on AVX2).
 pub(super) const PANELS: usize = 4;
-/// Most words of k in a block: a packed panel of 32 columns stays in the second-level cache.
-pub(super) const BLOCK: usize = 512;
+/// Most words of k in a block: packed panels stay in the second-level cache, and a tile is summed up so long that what
+/// it takes to begin and to end one hardly counts.
+pub(super) const BLOCK: usize = 768;
 /// Words of the left-hand sides that are packed at once, where they hold more than one block of k.
 const LEFT: usize = 1 << 19;
 /// Products under so many multiply-adds are not worth waking other threads for.

@@ -50,7 +50,7 @@ mod tests {
     #[test]
     fn strides_and_ends_make_no_difference() {
         let nr = columns();
-        for (m, n, k) in [(1, 1, 1), (3, nr, 5), (12, nr + 3, 2), (29, 2 * nr, 7), (11, nr - 1, 40)] {
+        for (m, n, k) in [(1, 1, 1), (3, nr, 5), (12, nr + 3, 2), (29, 2 * nr, 7), (8, nr, 4), (10, nr - 1, 40)] {
             let (a, b) = (
                 |i: usize, p: usize| ((i * 5 + p * 3) % 7) as f32 - 3.0,
                 |p: usize, j: usize| ((p + j * 3) % 5) as f32 - 2.0,

@@ -287,12 +287,16 @@ mod x86 {
     avx2!(avx2_6x16(), [packed, 6], [0, 1, 2, 3, 4, 5], [0, 1]);
     avx2!(avx2_6x8(), [packed, 6], [0, 1, 2, 3, 4, 5], [0]);
     avx2!(avx2_6(strides), [rows_apart(strides[0]), strides[1]], [0, 1, 2, 3, 4, 5], [0, 1]);
+    avx2!(avx2_5(strides), [rows_apart(strides[0]), strides[1]], [0, 1, 2, 3, 4], [0, 1]);
     avx2!(avx2_4(strides), [rows_apart(strides[0]), strides[1]], [0, 1, 2, 3], [0, 1]);
+    avx2!(avx2_3(strides), [rows_apart(strides[0]), strides[1]], [0, 1, 2], [0, 1]);
+    avx2!(avx2_2(strides), [rows_apart(strides[0]), strides[1]], [0, 1], [0, 1]);
     avx2!(avx2_1(strides), [rows_apart(strides[0]), strides[1]], [0], [0, 1]);
     /// On panels of 32 columns, the most rows first.
     pub const AVX512_LOOSE: &[(usize, Loose)] = &[(12, avx512_12), (8, avx512_8), (4, avx512_4), (1, avx512_1)];
     /// On panels of 16 columns.
-    pub const AVX2_LOOSE: &[(usize, Loose)] = &[(6, avx2_6), (4, avx2_4), (1, avx2_1)];
+    pub const AVX2_LOOSE: &[(usize, Loose)] =
+        &[(6, avx2_6), (5, avx2_5), (4, avx2_4), (3, avx2_3), (2, avx2_2), (1, avx2_1)];
 
     /// Where a row of a packed panel starts.
     #[inline(always)]

@@ -1,8 +1,8 @@
 //! Loops compiled once more for the vector units that the processor turns out to have.
 //!
 //! A crate is compiled for the oldest processor of its target. [`multiversion!`] writes a function's body out for newer
-//! ones as well and picks at run time. The arithmetic is the same in each (a multiplication and an addition are never
-//! fused behind our back), so results do not depend on what was picked.
+//! ones as well and picks at run time. The arithmetic is the same in each (a multiplication and an addition are fused
+//! where `mul_add` is written and nowhere else), so results do not depend on what was picked.
 
 /// The mask of the first `n` lanes of sixteen.
 #[cfg(target_arch = "x86_64")]
@@ -61,7 +61,7 @@ macro_rules! multiversion {
                 fn avx512($($arg: $ty),*) $(-> $ret)? {
                     body($($arg),*)
                 }
-                #[target_feature(enable = "avx2")]
+                #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
                     body($($arg),*)
                 }
@@ -73,8 +73,8 @@ macro_rules! multiversion {
                     // SAFETY: the processor has the features.
                     return unsafe { avx512($($arg),*) };
                 }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the processor has the feature.
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: the processor has the features.
                     return unsafe { avx2($($arg),*) };
                 }
             }

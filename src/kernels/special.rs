@@ -3,6 +3,9 @@
 
 /// e^x to within two units in the last place, in a form that vectorises: a power of two times a polynomial on
 /// `[-ln 2 / 2, ln 2 / 2]`. The standard library's is a scalar call.
+///
+/// Multiply-adds are fused, which every processor with AVX2 or NEON has; to an older x86 they are slow calls, but the
+/// same numbers.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // beyond these f32 overflows or vanishes
@@ -10,13 +13,13 @@ pub fn exp(x: f32) -> f32 {
     // 1.5 · 2^23 leaves no bits for a fraction: the sum is rounded, and its last bits are the whole number itself. A
     // conversion would be checked, and not vectorise.
     const SHIFT: f32 = 12_582_912.0;
-    let shifted = x * std::f32::consts::LOG2_E + SHIFT;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, SHIFT);
     let n = shifted - SHIFT;
     // ln 2 in two parts, the first exact in few bits, so that the remainder loses nothing
-    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
     let mut p = 1.987_569_1e-4f32;
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0] {
-        p = p * r + c;
+        p = p.mul_add(r, c);
     }
     p * f32::from_bits(shifted.to_bits().wrapping_sub(SHIFT.to_bits()).wrapping_add(127) << 23)
 }

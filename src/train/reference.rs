@@ -17,7 +17,7 @@ use crate::{
 
 /// Of the arithmetic that log-probs in a cache depend on, as are the kind of device and the type of the products:
 /// raised when results change by a bit.
-const VERSION: &str = " 7";
+const VERSION: &str = " 8";
 
 /// What the policy is held to.
 #[derive(Debug)]

@@ -26,6 +26,10 @@ pub(super) fn with_decoded(n: usize, work: impl FnOnce(&mut [f32])) {
     DECODED.with_borrow_mut(|decoded| work(decoded.floats(n)));
 }
 
+/// Rows before one that is packed in which its part is asked for once more: many have left the near caches since
+/// [`Rhs::fetch`], and short parts of rows are no run that a processor would foresee.
+const AHEAD: usize = 8;
+
 /// Asks for columns of some rows, where they lie as bf16.
 fn fetch(w: &dyn StoredMatrix, inputs: usize, rows: impl Iterator<Item = usize>, columns: &Range<usize>) {
     if let Some(bytes) = w.bf16() {
@@ -105,6 +109,8 @@ impl Rhs for Straight<'_> {
             let nothing = vec![[0; 2]; if k.len().is_multiple_of(2) { 0 } else { n.len() }];
             let row = |p: usize| &elements[p * self.inputs + n.start..][..n.len()];
             for (step, p) in steps {
+                let ahead = (p + AHEAD..k.end).take(self.compute.per_step());
+                ahead.for_each(|p| simd::fetch(row(p).as_flattened(), Cache::First));
                 let to = Step { nr, size, step };
                 match self.compute {
                     Compute::F32 => pack::widen(row(p), to, out),

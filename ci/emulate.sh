@@ -84,7 +84,7 @@ if [[ ! -x $kept/bochs ]]; then
     ./configure --with-nogui --enable-cpu-level=6 --enable-x86-64 --enable-avx --enable-evex --enable-amx \
       --enable-all-optimizations --enable-memtype --enable-vmx=2 --enable-protection-keys --enable-uintr \
       --enable-cet --enable-pci --disable-docbook CFLAGS=-O2 CXXFLAGS=-O2
-    make "-j${EMULATE_JOBS:-$(nproc)}" bochs
+    make "-j$(nproc)" bochs
   ) >"$kept/build.log" 2>&1
   mv "$here/bochs-3.0/bochs" "$kept/bochs"
 fi
@@ -153,7 +153,7 @@ LD_LIBRARY_PATH=$tools/lib/x86_64-linux-gnu "$tools/bin/xorriso" -as mkisofs -qu
 # la57: Bochs cannot return from system management mode with it, and a kernel enters that mode once.
 cat >"$here/bochsrc" <<END
 cpu: model=sapphire_rapids, ips=100000000, reset_on_triple_fault=0, exclude_features="la57"
-memory: guest=${EMULATE_MEGABYTES:-512}, host=${EMULATE_MEGABYTES:-512}
+memory: guest=512, host=512
 romimage: file=$kept/tools/usr/share/bochs/BIOS-bochs-latest
 vgaromimage: file=$(realpath "$kept/tools/usr/share/vgabios/vgabios.bin")
 ata0-master: type=cdrom, path=$here/disc.iso, status=inserted

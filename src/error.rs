@@ -33,8 +33,26 @@ pub enum Error {
     Stopped(i32),
     /// A tensor operation failed: exit 1.
     #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
 }
+
+/// A tensor operation that failed. Where a device has no memory left that is [`Error::Resource`], with the remedy.
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        let said = error.to_string();
+        match OUT_OF_MEMORY.iter().find(|name| said.contains(**name)) {
+            Some(name) => Self::Resource(format!(
+                "the device has no memory left ({name}): other programs may hold some of it; lower memory.budget, which \
+                 bounds what a run takes there, or take another device"
+            )),
+            None => Self::Tensor(error),
+        }
+    }
+}
+
+/// What CUDA's driver, cuBLAS and candle's Metal call a device without memory.
+const OUT_OF_MEMORY: [&str; 3] =
+    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED", "Failed to create metal resource: Buffer"];
 
 /// Most characters of a message. Bad files are quoted in it, and a name or a value in one may have any length.
 const MAX_MESSAGE: usize = 4000;
@@ -123,6 +141,15 @@ mod tests {
     fn what_a_bad_file_says_does_not_reach_the_terminal_raw() {
         let said = Error::input("a\u{1b}[2J\u{202e}b\tc\nd").to_string();
         assert_eq!(said, "a\\u{1b}[2J\\u{202e}b\tc\nd");
+    }
+
+    #[test]
+    fn a_device_without_memory_is_a_lack_of_resources() {
+        let error = |text: &str| Error::from(candle_core::Error::Msg(text.into()));
+        let full = error("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+        assert_eq!(full.exit_code(), 4);
+        assert!(full.to_string().contains("no memory left (CUDA_ERROR_OUT_OF_MEMORY)"), "{full}");
+        assert_eq!(error("shape mismatch").exit_code(), 1);
     }
 
     #[test]

@@ -253,7 +253,7 @@ fn device_limits(budget: Budget, free: Option<u64>, base: Limits) -> (Limits, St
             )
         }
     };
-    (Limits { budget: bytes, ..base }, said)
+    (Limits { budget: bytes, machine: free.unwrap_or(u64::MAX), ..base }, said)
 }
 
 fn device_weights(base: &Base, card: bool) -> DeviceWeights {

@@ -198,7 +198,7 @@ mod tests {
         }
     }
 
-    /// A card, or what stands for one (`ci/cuda-streams.sh`).
+    /// A card, or what stands for one (`ci/made-up-card.sh`).
     fn card() -> Option<(Device, CudaDevice)> {
         match device::open(0) {
             Ok(Device::Cuda(card)) => Some((Device::Cuda(card.clone()), card)),

@@ -1,5 +1,5 @@
 // What a made-up card (made_up_driver.c) computes: our kernels, which stand before this in the file that is compiled
-// (ci/cuda-made-up.sh), candle's own as far as we use them, written again by their names and arguments, and cuBLAS's
+// (ci/made-up-card.sh), candle's own as far as we use them, written again by their names and arguments, and cuBLAS's
 // product.
 #include <algorithm>
 #include <memory>

@@ -21,7 +21,7 @@ pub(crate) struct Limits {
     pub memory: usize,
     /// Bytes of address space for its stack, used only as far as they are touched.
     pub stack: usize,
-    /// By the clock.
+    /// By the clock, while the process runs.
     pub time: Duration,
 }
 
@@ -128,6 +128,9 @@ unsafe impl<Inner: GlobalAlloc> GlobalAlloc for Allocator<Inner> {
     }
 }
 
+/// What counts of the time between two looks at the clock, at most: beyond it the process was stopped (Ctrl-Z).
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Runs `work` within `limits`. What it is given and what it returns may be of any size.
 pub(crate) fn run<T: Send + 'static>(
     limits: Limits,
@@ -135,7 +138,7 @@ pub(crate) fn run<T: Send + 'static>(
 ) -> std::result::Result<T, Broken> {
     let alarm = Arc::new(Alarm { state: AtomicU8::new(RUNNING), waiting: thread::current() });
     let result = Arc::new(Mutex::new(None));
-    let until = Instant::now() + limits.time;
+    let (mut left, mut looked) = (limits.time, Instant::now());
     let spawned = thread::Builder::new().stack_size(limits.stack).spawn({
         let (alarm, result) = (alarm.clone(), result.clone());
         move || {
@@ -160,10 +163,12 @@ pub(crate) fn run<T: Send + 'static>(
                 return outcome.and_then(Result::ok).ok_or(Broken::Panic);
             }
         }
-        match until.checked_duration_since(Instant::now()) {
-            Some(left) => thread::park_timeout(left),
-            None => return Err(Broken::Time),
+        left = left.saturating_sub(looked.elapsed().min(LOOK));
+        if left.is_zero() {
+            return Err(Broken::Time);
         }
+        looked = Instant::now();
+        thread::park_timeout(left.min(LOOK));
     }
 }
 
